@@ -1,0 +1,31 @@
+/* Chat templates of the common families, recognised by the text of the model's own (Jinja) template:
+ * ChatML, Llama-2, Llama-3, Mistral, Gemma, Zephyr; plain ("User: ...\nAssistant:") for a model that has none. A template that is not
+ * recognised is not guessed at: chat requests get ERR_UNSUPPORTED that says so. */
+#pragma once
+
+#include "base/buf.h"
+#include "base/error.h"
+#include "model/tokenizer.h"
+
+enum chat_family { CHAT_PLAIN, CHAT_CHATML, CHAT_LLAMA2, CHAT_LLAMA3, CHAT_MISTRAL, CHAT_GEMMA,
+                   CHAT_ZEPHYR, CHAT_UNKNOWN };
+
+struct chat_template {
+    enum chat_family family;
+    bool adds_default_system;   /* some ChatML templates begin with a system message of their own */
+    char default_system[512];
+};
+
+struct chat_message { const char *role; const char *content; size_t n_content; };
+
+/* Looks at the tokenizer's template (NULL: plain). Cannot fail: an unknown one is CHAT_UNKNOWN. */
+void chat_template_init(struct chat_template *ct, const char *jinja);
+const char *chat_family_name(enum chat_family f);
+
+/* The prompt's ids for the messages, ending where the assistant's reply begins. Template markers become special tokens;
+ * the same text inside a message's content stays text. */
+bool chat_encode(const struct chat_template *ct, const struct tokenizer *t,
+                 const struct chat_message *messages, size_t n, size_t max_ids,
+                 struct token_ids *out, struct error *err) MUST_CHECK;
+/* Extra stop ids or strings that the family implies ("\nUser:" for plain). Returns NULL or a string. */
+const char *chat_stop_string(const struct chat_template *ct);

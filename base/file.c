@@ -1,0 +1,95 @@
+/* Files: see file.h. */
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Opens a regular file for reading; the size goes to *size. -1 with `err` set on failure. */
+static int open_regular(const char *path, size_t *size, struct error *err)
+{
+    /* O_NONBLOCK: a FIFO by this name must not hang the loader. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        error_errno(err, "cannot open %s", path);
+        return -1;
+    }
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        error_errno(err, "cannot stat %s", path);
+    } else if (!S_ISREG(st.st_mode)) {
+        error_set(err, ERR_FORMAT, NULL, "%s is not a regular file", path);
+    } else {
+        *size = (size_t)st.st_size;
+        return fd;
+    }
+    close(fd);
+    return -1;
+}
+
+bool file_map_open(const char *path, struct file_map *out, struct error *err)
+{
+    size_t size;
+    int fd = open_regular(path, &size, err);
+    if (fd < 0) return false;
+    struct file_map map = {.size = size};
+    if (size > 0) {
+        void *p = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) {
+            error_errno(err, "cannot map %s (%zu bytes)", path, size);
+            close(fd);
+            return false;
+        }
+        map.data = p;
+    }
+    close(fd);
+    *out = map;
+    return true;
+}
+
+void file_map_close(struct file_map *map)
+{
+    if (map->data) munmap((void *)map->data, map->size);
+    *map = (struct file_map){0};
+}
+
+bool file_read(const char *path, struct buf *out, struct error *err)
+{
+    size_t size;
+    int fd = open_regular(path, &size, err);
+    if (fd < 0) return false;
+    char chunk[64 * 1024];
+    for (;;) {
+        ssize_t n = read(fd, chunk, sizeof chunk);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            error_errno(err, "cannot read %s", path);
+            close(fd);
+            return false;
+        }
+        if (n == 0) break;
+        buf_append(out, chunk, (size_t)n);
+        if (out->failed) break;
+    }
+    close(fd);
+    return buf_check(out, path, err);
+}
+
+bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+bool file_is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+bool path_join(char *out, size_t size, const char *dir, const char *name, struct error *err)
+{
+    int n = snprintf(out, size, "%s/%s", dir, name);
+    if (n >= 0 && (size_t)n < size) return true;
+    return error_set(err, ERR_TOO_LARGE, NULL, "the path %.80s.../%s is over %zu bytes", dir, name,
+                     size);
+}

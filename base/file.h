@@ -1,0 +1,26 @@
+/* Files: read-only maps and bounded reads. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/error.h"
+
+struct file_map {
+    const uint8_t *data; /* NULL for an empty file */
+    size_t size;
+};
+
+/* Maps a regular file read-only. Directories, devices and pipes are refused. */
+bool file_map_open(const char *path, struct file_map *out, struct error *err) MUST_CHECK;
+void file_map_close(struct file_map *map); /* NULL-safe for a zeroed struct */
+
+/* Appends the whole file to `out`, whose limit bounds it. */
+bool file_read(const char *path, struct buf *out, struct error *err) MUST_CHECK;
+
+bool file_exists(const char *path);  /* anything by that name */
+bool file_is_dir(const char *path);
+/* "dir/name" into out; ERR_TOO_LARGE when it does not fit. */
+bool path_join(char *out, size_t size, const char *dir, const char *name, struct error *err)
+    MUST_CHECK;

@@ -1,0 +1,175 @@
+/* What a device does for the model: memory, and a moderate number of moderately fused operations.
+ * The only header that cpu/ and cuda/ share with the rest. Compiles as C and C++.
+ *
+ * Rules of every device:
+ *  - One thread (the engine's, or the trainer's) calls all operations of a device, in order.
+ *    Operations return nothing; a failure sticks and device_sync reports it.
+ *  - All pointers in tensors, matrices and batches are device memory from device_alloc
+ *    (on the CPU that is plain memory).
+ *  - Nothing is allocated by an operation: what it needs beside its operands comes from the
+ *    workspace given at open (device_workspace_bytes says how much).
+ *  - **The bits of an output row depend on that row's inputs only**: never on the number of rows
+ *    in the call, their order, the thread count, or how a sequence was cut into calls. Reductions
+ *    over k run in an order fixed by k alone; attention runs over keys in an order fixed by their
+ *    positions alone.
+ *
+ * Element types: f32 everywhere, or bf16 ("activation type"): weights are bf16, operands of matrix
+ * products are rounded to bf16 (nearest even), sums are f32; the residual stream, norms,
+ * softmax and logits stay f32; the KV cache has the activation type.
+ *
+ * Shape letters: see model/config.h. R rows (tokens of this step), S spans (sequences of it). */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "model/dtype.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { KV_PAGE_TOKENS = 16 }; /* P */
+enum { DEVICE_ALIGN = 256 };  /* every tensor begins at a multiple */
+
+/* An activation: [rows, cols], row-major, contiguous. */
+struct tensor {
+    void *data;
+    enum dtype dtype; /* f32 or bf16 */
+    int64_t rows, cols;
+};
+
+/* A weight matrix [n_out, n_in] in the device's own packed layout. n_out and n_in are the true sizes;
+ * the layout pads as it likes (device_matrix_bytes). */
+struct matrix {
+    void *data;
+    enum dtype dtype;
+    int64_t n_out, n_in;
+};
+
+/* One sequence's part of a step: rows [row0, row0 + n_rows) are its positions
+ * [start, start + n_rows); its key and value of position p lie in page pages[p / P]. */
+struct span {
+    int32_t row0, n_rows;
+    int32_t start;
+    int32_t table; /* offset of this sequence's first entry in batch.pages */
+};
+
+/* The step's shape, in device memory except the counts. */
+struct batch {
+    int32_t n_rows, n_spans;
+    const int32_t *tokens;    /* [R] */
+    const int32_t *positions; /* [R] */
+    const int32_t *slots;     /* [R] where the row's key and value go: page * P + position % P */
+    const struct span *spans; /* [S], covering the rows in order */
+    const int32_t *pages;     /* page tables, found by span.table */
+};
+
+/* The KV cache of all layers: page p of layer l holds P tokens' keys and values of all G heads. Its inner
+ * layout belongs to the device. Bytes: n_layer * n_pages * device_kv_page_bytes. */
+struct kv_cache {
+    void *data;
+    enum dtype dtype;
+    int32_t n_layer, n_pages, n_kv_head, head_dim;
+};
+
+struct norm {
+    const float *weight; /* [cols] */
+    const float *bias;   /* [cols] or NULL */
+    float eps;
+    bool rms; /* RMSNorm, else LayerNorm */
+};
+
+enum epilogue {
+    EPILOGUE_NONE,
+    EPILOGUE_GELU_TANH, /* out = gelu(y), Hendrycks & Gimpel's tanh form */
+    EPILOGUE_GELU_EXACT,
+    EPILOGUE_ADD, /* out += y; out is the f32 residual stream */
+};
+
+/* RoPE and the heads of one attention layer. */
+struct attention {
+    int32_t n_head, n_kv_head, head_dim;
+    float scale;            /* of q.k: 1/sqrt(K) */
+    const float *rope;      /* [block_size, K/2, 2] cos and sin, or NULL (no rotation) */
+    const float *q_norm;    /* [K] RMSNorm weight of each query head before RoPE, or NULL */
+    const float *k_norm;    /* [K] */
+    float qk_norm_eps;
+};
+
+/* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the
+ * steps. All pointers are host memory that stays valid until the next device_sync. */
+struct sample_row;
+struct sample_out;
+
+/* The largest shapes that a run will pass: fixes the workspace. */
+struct workspace_shape {
+    enum dtype dtype;
+    int64_t max_rows;    /* R */
+    int64_t max_logit_rows;
+    int64_t n_embd, n_ff, n_head, n_kv_head, head_dim, vocab_size, block_size;
+};
+
+struct device;
+
+struct device_ops {
+    void (*close)(struct device *d);
+    const char *(*description)(const struct device *d); /* "cpu: 2 threads, AVX-512 BF16" */
+
+    /* Memory. alloc is called once per arena at start: zeroed, DEVICE_ALIGN-aligned. */
+    void *(*alloc)(struct device *d, size_t bytes, struct error *err);
+    void (*free)(struct device *d, void *p, size_t bytes);
+    void (*upload)(struct device *d, void *dst, const void *src, size_t bytes);
+    void (*download)(struct device *d, void *dst, const void *src, size_t bytes);
+    bool (*sync)(struct device *d, struct error *err);
+
+    /* Sizes, known without touching a model. */
+    int64_t (*matrix_bytes)(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
+    int64_t (*kv_page_bytes)(const struct device *d, enum dtype dtype, int32_t n_kv_head,
+                             int32_t head_dim); /* of one layer */
+    /* The scratch that any operation may need, given the largest shapes of the run. */
+    int64_t (*workspace_bytes)(const struct device *d, const struct workspace_shape *shape);
+    void (*set_workspace)(struct device *d, void *workspace, int64_t bytes);
+
+    /* Packs rows [row0, row0 + n_rows) of W from host f32, row-major [n_rows, n_in]. row0 is a
+     * multiple of 64; n_rows too unless it reaches n_out. */
+    void (*matrix_write)(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                         const float *rows);
+
+    /* out[r,:] = wte[tokens[r],:] (+ wpe[positions[r],:] unless wpe is NULL). out f32 [R, C];
+     * wte packed (it may be the tied lm_head), wpe f32 [block_size, C]. */
+    void (*embed)(struct device *d, struct tensor out, const struct batch *b,
+                  const struct matrix *wte, const float *wpe);
+    /* out = norm(x). x f32 [R, C]; out f32 or bf16. */
+    void (*norm)(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
+    /* y = x W^T + bias, then the epilogue. x [R, n_in] of W's type (f32 with f32, bf16 with bf16); out
+     * [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
+    void (*matmul)(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                   const float *bias, enum epilogue epilogue);
+    /* out = silu(gate) * up; gate_up f32 [R, 2F], gate first. out f32 or bf16 [R, F]. */
+    void (*swiglu)(struct device *d, struct tensor out, struct tensor gate_up);
+    /* qkv f32 [R, (H + 2G) K]: norms (if any) and rotates Q in place; norms and rotates K; writes K and V to
+     * their slots of `layer`. */
+    void (*kv_write)(struct device *d, struct tensor qkv, const struct batch *b,
+                     const struct attention *a, const struct kv_cache *kv, int32_t layer);
+    /* Causal attention of each row's query over its sequence's keys at positions 0..its own, through the
+     * page tables. Q is the first H K columns of qkv; out f32 or bf16 [R, H K]. */
+    void (*attention)(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                      const struct attention *a, const struct kv_cache *kv, int32_t layer);
+    /* out[i,:] = x[rows[i],:]; rows in device memory. f32. */
+    void (*gather)(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
+    /* One token (and what was asked about it) for each row of logits f32 [n, V]. */
+    void (*sample)(struct device *d, struct tensor logits, const struct sample_row *rows,
+                   struct sample_out *out);
+};
+
+struct device {
+    const struct device_ops *ops;
+    char name[16]; /* "cpu", "cuda:0" */
+};
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,68 @@
+/* How a row of logits becomes a token. The device's `sample` operation does it; this is the contract.
+ *
+ * Order: (1) the row's log-probabilities are those of the raw logits (temperature 1, no penalty):
+ * what `logprob` and `top` report, and what training computes. (2) repetition penalty over the prompt and the output
+ * (logit > 0 ? l / p : l * p; Keskar et al. 2019), then presence and frequency penalties over the output
+ * (OpenAI: l -= presence + count * frequency), then logit_bias. (3) temperature 0: the highest
+ * logit, the lower id on a tie. Else l / temperature; keep the top_k highest (ties: lower id first);
+ * softmax; keep those with p >= min_p * max p; keep the smallest set of the most probable whose sum reaches
+ * top_p (at least one); draw with a uniform number from a counter-based generator
+ * (Philox4x32-10, Salmon et al. 2011; key = seed and choice, counter = the token's position), so that a request's
+ * tokens do not depend on its neighbours.
+ *
+ * All arithmetic of a row runs in an order fixed by the row alone. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+enum { SAMPLE_MAX_TOP = 20, SAMPLE_MAX_BIAS = 1024 };
+
+struct token_bias { int32_t id; float bias; };
+
+struct sample_params {
+    float temperature; /* 0: greedy; 0..100 */
+    int32_t top_k;     /* 0: off */
+    float top_p;       /* (0, 1]; 1: off */
+    float min_p;       /* [0, 1]; 0: off */
+    float repetition_penalty; /* > 0; 1: off */
+    float presence_penalty, frequency_penalty; /* -2..2; 0: off */
+    uint64_t seed;
+    int32_t n_bias;
+    const struct token_bias *bias; /* distinct ids; borrowed */
+};
+
+/* temperature 1, everything else off. */
+void sample_params_init(struct sample_params *p);
+/* Ranges above, finite numbers, bias ids below vocab_size. Names the parameter at fault. */
+bool sample_params_check(const struct sample_params *p, int64_t vocab_size, struct error *err)
+    MUST_CHECK;
+
+struct sample_row {
+    const struct sample_params *params;
+    const int32_t *history; /* prompt, then output so far: n_history ids */
+    int32_t n_prompt, n_history;
+    int32_t choice;         /* which of n: part of the generator's key */
+    int32_t forced;         /* >= 0: take this token (prompt scoring); -1: sample */
+    int32_t n_top;          /* 0..SAMPLE_MAX_TOP alternatives to report */
+    bool ban_stops;         /* ignore_eos: ids in `stop_ids` cannot be drawn */
+    const int32_t *stop_ids;
+    int32_t n_stop_ids;
+};
+
+struct token_logprob { int32_t id; float logprob; };
+
+struct sample_out {
+    int32_t id;
+    float logprob; /* of id, under the raw logits */
+    int32_t rank;  /* of id among the raw logits, 1 = highest; 0 when n_top == 0 */
+    int32_t n_top;
+    struct token_logprob top[SAMPLE_MAX_TOP]; /* highest first; ties: lower id first */
+};
+
+/* Philox4x32-10: four 32-bit words from a counter and a key. */
+void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+/* Uniform in [0, 1) with 24 bits, for a choice's token at `position`. */
+float sample_uniform(uint64_t seed, int32_t choice, int64_t position);
