@@ -32,7 +32,8 @@ struct option {
 
 /* Parses argv[first..argc). Strings are borrowed from argv (or live as long as the process for the options file).
  * Positional arguments (not beginning with "--") go to positional[] up to max_positional; "--" ends
- * options. ERR_INVALID with err->param = the option. --help sets *help and returns true at once. */
+ * options. `--name value` and `--name=value` mean the same; given twice, the last one counts. ERR_INVALID with
+ * err->param = the option. --help and -h set *help and return true at once. */
 bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
                    const char **positional, int max_positional, int *n_positional, bool *help,
                    struct error *err) MUST_CHECK;

@@ -1,0 +1,271 @@
+/* Options: see options.h. One pass over argv; every error names the option as the user typed it. */
+#include "base/options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/checked.h"
+
+enum { HELP_COLUMN = 34, HELP_WIDTH = 100, MAX_CANDIDATES = 128 };
+
+/* ---- Values ---- */
+
+/* The multiplier that a size's suffix stands for; 0: unknown. */
+static int64_t bytes_unit(const char *suffix)
+{
+    static const struct { const char *suffix; int64_t unit; } units[] = {
+        {"", 1}, {"B", 1},
+        {"kB", 1000}, {"MB", 1000000}, {"GB", 1000000000}, {"TB", 1000000000000},
+        {"KiB", 1LL << 10}, {"MiB", 1LL << 20}, {"GiB", 1LL << 30}, {"TiB", 1LL << 40},
+    };
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (strcasecmp(suffix, units[i].suffix) == 0) return units[i].unit;
+    return 0;
+}
+
+bool options_parse_bytes(const char *text, int64_t *out)
+{
+    int64_t whole = 0;
+    const char *s = text;
+    if (*s < '0' || *s > '9') return false;
+    for (; *s >= '0' && *s <= '9'; s++)
+        if (!checked_mul(whole, 10, &whole) || !checked_add(whole, *s - '0', &whole)) return false;
+    double fraction = 0, place = 0.1;
+    bool has_fraction = *s == '.';
+    if (has_fraction) {
+        if (*++s < '0' || *s > '9') return false;
+        for (; *s >= '0' && *s <= '9'; s++, place /= 10) fraction += (*s - '0') * place;
+    }
+    int64_t unit = bytes_unit(s);
+    if (unit == 0 || (has_fraction && unit == 1)) return false; /* there is no half byte */
+    return checked_mul(whole, unit, &whole)
+           && checked_add(whole, (int64_t)(fraction * (double)unit), out);
+}
+
+static bool in_range(const struct option *o, double v)
+{
+    if (o->min == 0 && o->max == 0) return o->type != OPTION_BYTES || v >= 0;
+    return v >= o->min && v <= o->max;
+}
+
+/* "an integer from 1 to 64": what would be right, for messages. */
+static bool value_error(const struct option *o, const char *given, struct error *err)
+{
+    const char *kind = o->type == OPTION_INT      ? "an integer"
+                       : o->type == OPTION_DOUBLE ? "a number"
+                                                  : "a size such as 512MiB or 6GB";
+    char range[80] = "";
+    if (o->min != 0 || o->max != 0)
+        snprintf(range, sizeof range, " from %.15g to %.15g", o->min, o->max);
+    return error_set(err, ERR_INVALID, o->name, "--%s %s: must be %s%s", o->name, given, kind,
+                     range);
+}
+
+static bool set_value(const struct option *o, const char *text, struct error *err)
+{
+    char *end;
+    errno = 0;
+    switch (o->type) {
+    case OPTION_STRING:
+        *(const char **)o->value = text;
+        return true;
+    case OPTION_LIST: {
+        struct option_list *list = o->value;
+        if (list->n == (int32_t)(sizeof list->at / sizeof *list->at))
+            return error_set(err, ERR_INVALID, o->name, "--%s: may be given %d times at most",
+                             o->name, list->n);
+        list->at[list->n++] = text;
+        return true;
+    }
+    case OPTION_INT: {
+        long long v = strtoll(text, &end, 10);
+        if (end == text || *end || errno || !in_range(o, (double)v))
+            return value_error(o, text, err);
+        *(int64_t *)o->value = v;
+        return true;
+    }
+    case OPTION_DOUBLE: {
+        double v = strtod(text, &end);
+        if (end == text || *end || !isfinite(v) || !in_range(o, v)) return value_error(o, text, err);
+        *(double *)o->value = v;
+        return true;
+    }
+    case OPTION_BYTES: {
+        int64_t v;
+        if (!options_parse_bytes(text, &v) || !in_range(o, (double)v))
+            return value_error(o, text, err);
+        *(int64_t *)o->value = v;
+        return true;
+    }
+    case OPTION_FLAG: break;
+    }
+    ASSERT(!"a flag takes no value");
+    return false;
+}
+
+/* ---- The command line ---- */
+
+static const struct option *find_option(const struct option *table, size_t n, const char *name,
+                                        size_t len)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strlen(table[i].name) == len && memcmp(table[i].name, name, len) == 0)
+            return &table[i];
+    return NULL;
+}
+
+static bool unknown_option(const struct option *table, size_t n, const char *arg, size_t len,
+                           struct error *err)
+{
+    const char *candidates[MAX_CANDIDATES];
+    size_t count = 0;
+    candidates[count++] = "help";
+    for (size_t i = 0; i < n && count < MAX_CANDIDATES; i++) candidates[count++] = table[i].name;
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)(len < 60 ? len : 60), arg);
+    bool negated = strncmp(name, "no-", 3) == 0;
+    const char *nearest = nearest_name(name, candidates, count);
+    if (!nearest && negated) nearest = nearest_name(name + 3, candidates, count);
+    if (!nearest)
+        return error_set(err, ERR_INVALID, name, "there is no option --%s; see --help", name);
+    return error_set(err, ERR_INVALID, name, "there is no option --%s; did you mean --%s?", name,
+                     nearest);
+}
+
+/* One option at argv[*i], which begins with "--"; moves *i past a value taken from the next one. */
+static bool parse_option(const struct option *table, size_t n, int argc, char **argv, int *i,
+                         struct error *err)
+{
+    const char *arg = argv[*i] + 2;
+    const char *equals = strchr(arg, '=');
+    size_t len = equals ? (size_t)(equals - arg) : strlen(arg);
+    const struct option *o = find_option(table, n, arg, len);
+    bool on = true;
+    if (!o && len > 3 && memcmp(arg, "no-", 3) == 0) {
+        o = find_option(table, n, arg + 3, len - 3);
+        if (o && o->type != OPTION_FLAG) o = NULL;
+        on = false;
+    }
+    if (!o) return unknown_option(table, n, arg, len, err);
+    if (o->type == OPTION_FLAG) {
+        if (equals)
+            return error_set(err, ERR_INVALID, o->name, "--%s takes no value; use --%s or --no-%s",
+                             o->name, o->name, o->name);
+        *(bool *)o->value = on;
+        return true;
+    }
+    if (equals) return set_value(o, equals + 1, err);
+    if (*i + 1 >= argc)
+        return error_set(err, ERR_INVALID, o->name, "--%s needs a value: --%s %s", o->name, o->name,
+                         o->arg ? o->arg : "VALUE");
+    return set_value(o, argv[++*i], err);
+}
+
+bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
+                   const char **positional, int max_positional, int *n_positional, bool *help,
+                   struct error *err)
+{
+    bool options_ended = false;
+    *help = false;
+    if (n_positional) *n_positional = 0;
+    for (int i = first; i < argc; i++) {
+        const char *arg = argv[i];
+        if (!options_ended && strcmp(arg, "--") == 0) {
+            options_ended = true;
+        } else if (!options_ended && (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0)) {
+            *help = true;
+            return true;
+        } else if (!options_ended && strncmp(arg, "--", 2) == 0) {
+            if (!parse_option(table, n, argc, argv, &i, err)) return false;
+        } else if (n_positional && *n_positional < max_positional) {
+            positional[(*n_positional)++] = arg;
+        } else {
+            return error_set(err, ERR_INVALID, NULL, "\"%s\" is not expected here; see --help",
+                             arg);
+        }
+    }
+    return true;
+}
+
+/* ---- Help ---- */
+
+/* " (default 16)", or "" where the default is nothing, zero or off. */
+static void default_text(const struct option *o, char *out, size_t size)
+{
+    out[0] = 0;
+    switch (o->type) {
+    case OPTION_INT:
+        if (*(int64_t *)o->value)
+            snprintf(out, size, " (default %lld)", (long long)*(int64_t *)o->value);
+        break;
+    case OPTION_DOUBLE:
+        if (*(double *)o->value != 0) snprintf(out, size, " (default %g)", *(double *)o->value);
+        break;
+    case OPTION_STRING:
+        if (*(const char **)o->value && **(const char **)o->value)
+            snprintf(out, size, " (default %s)", *(const char **)o->value);
+        break;
+    case OPTION_BYTES: {
+        int64_t v = *(int64_t *)o->value;
+        if (v && v % (1 << 20) == 0)
+            snprintf(out, size, " (default %lldMiB)", (long long)(v >> 20));
+        else if (v && v % (1 << 10) == 0)
+            snprintf(out, size, " (default %lldKiB)", (long long)(v >> 10));
+        else if (v)
+            snprintf(out, size, " (default %lldB)", (long long)v);
+        break;
+    }
+    case OPTION_FLAG:
+    case OPTION_LIST: break;
+    }
+}
+
+/* Words of `text` wrapped between HELP_COLUMN and HELP_WIDTH; the cursor stands at `column`. */
+static void print_wrapped(FILE *to, const char *text, int column)
+{
+    while (*text) {
+        int word = (int)strcspn(text, " ");
+        if (column > HELP_COLUMN && column + 1 + word > HELP_WIDTH) {
+            fprintf(to, "\n%*s", HELP_COLUMN, "");
+            column = HELP_COLUMN;
+        } else if (column > HELP_COLUMN) {
+            fputc(' ', to);
+            column++;
+        }
+        fprintf(to, "%.*s", word, text);
+        column += word;
+        text += word;
+        while (*text == ' ') text++;
+    }
+    fputc('\n', to);
+}
+
+static void print_option(FILE *to, const struct option *o)
+{
+    char left[96], text[512], def[128];
+    bool off_by_default = o->type == OPTION_FLAG && !*(bool *)o->value;
+    if (o->type == OPTION_FLAG)
+        snprintf(left, sizeof left, "  --%s%s", off_by_default ? "" : "no-", o->name);
+    else
+        snprintf(left, sizeof left, "  --%s %s", o->name, o->arg ? o->arg : "VALUE");
+    default_text(o, def, sizeof def);
+    snprintf(text, sizeof text, "%s%s", o->help, def);
+    int n = fprintf(to, "%s", left);
+    if (n > HELP_COLUMN - 2) {
+        fputc('\n', to);
+        n = 0;
+    }
+    fprintf(to, "%*s", HELP_COLUMN - n, "");
+    print_wrapped(to, text, HELP_COLUMN);
+}
+
+void options_print_help(FILE *to, const char *usage, const char *summary,
+                        const struct option *table, size_t n)
+{
+    fprintf(to, "usage: %s\n\n%s\n\n", usage, summary);
+    for (size_t i = 0; i < n; i++) print_option(to, &table[i]);
+    fprintf(to, "  --help%*sThis text.\n", HELP_COLUMN - 8, "");
+}
