@@ -7,7 +7,7 @@
  * logit, the lower id on a tie. Else l / temperature; keep the top_k highest (ties: lower id first);
  * softmax; keep those with p >= min_p * max p; keep the smallest set of the most probable whose sum reaches
  * top_p (at least one); draw with a uniform number from a counter-based generator
- * (Philox4x32-10, Salmon et al. 2011; key = seed and choice, counter = the token's position), so that a request's
+ * (Philox4x32-10, Salmon et al. 2011; key = seed, counter = the token's position and the choice), so that a request's
  * tokens do not depend on its neighbours.
  *
  * All arithmetic of a row runs in an order fixed by the row alone. */
@@ -44,7 +44,7 @@ struct sample_row {
     const struct sample_params *params;
     const int32_t *history; /* prompt, then output so far: n_history ids */
     int32_t n_prompt, n_history;
-    int32_t choice;         /* which of n: part of the generator's key */
+    int32_t choice;         /* which of n: part of the generator's counter */
     int32_t forced;         /* >= 0: take this token (prompt scoring); -1: sample */
     int32_t n_top;          /* 0..SAMPLE_MAX_TOP alternatives to report */
     bool ban_stops;         /* ignore_eos: ids in `stop_ids` cannot be drawn */
