@@ -1,9 +1,13 @@
-# gptd: `make` builds build/gptd, `make run` serves the shipped model, `make test` proves it all.
+# gptd: `make` builds build/gptd, `make run` serves the shipped model, `make demo` asks it something
+# and ends, `make test` proves it all, `make bench` measures it.
 #
-# SAN=address (with undefined) or SAN=thread builds a second tree under build-asan/, build-tsan/.
+# SAN=address (with undefined), SAN=thread and SAN=fuzzer (clang) build trees of their own under
+# build/address/, build/thread/, build/fuzzer/.
 
 CC      ?= cc
 PYTHON  ?= python3
+MODEL   ?= models/shakespeare
+PORT    ?= 8080
 SAN     ?=
 BUILD   := build$(if $(SAN),/$(SAN))
 
@@ -16,25 +20,36 @@ CFLAGS  := -std=c17 -D_GNU_SOURCE -O2 -g -fno-strict-aliasing -ffp-contract=off 
 LDFLAGS := -pthread $(EXTRA_LDFLAGS)
 LIBS    := -lmicrohttpd -lcjson -lpcre2-8 -lcrypto -lm -ldl
 ifeq ($(SAN),address)
-CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-LDFLAGS += -fsanitize=address,undefined
+SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
 ifeq ($(SAN),thread)
-CFLAGS  += -fsanitize=thread -fno-omit-frame-pointer
-LDFLAGS += -fsanitize=thread
+SANFLAGS := -fsanitize=thread -fno-omit-frame-pointer
 endif
+ifeq ($(SAN),fuzzer)
+override CC := clang
+SANFLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+endif
+CFLAGS  += $(SANFLAGS)
+LDFLAGS += $(SANFLAGS)
 
 FOLDERS := base model cpu api server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
 OBJS    := $(SRCS:%.c=$(BUILD)/%.o)
 TESTS   := $(wildcard tests/*/test_*.c)
 TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
+# Where threads meet: what SAN=thread is for.
+THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool cpu/test_pool api/ server/,\
+                      $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
+FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that several tests share: every tests/*/ file that is not itself a test.
 TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c),$(wildcard tests/*/*.c))
 TEST_OBJS := $(TEST_LIB:%.c=$(BUILD)/%.o)
 
-.PHONY: all
+.PHONY: all tests threaded-tests fuzz-targets
 all: $(BUILD)/gptd
+tests: $(TEST_BINS)
+threaded-tests: $(THREADED_TEST_BINS)
+fuzz-targets: $(FUZZ_BINS)
 
 $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -49,13 +64,55 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<
 
+$(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(OBJS)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_OBJS) $(OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
 
 .PRECIOUS: $(BUILD)/%.o
 
-.PHONY: clean
+# For people.
+.PHONY: run demo test bench fuzz layers setup setup-test clean
+setup:
+	@scripts/setup.sh
+setup-test:
+	@scripts/setup.sh --test
+
+run: setup
+	@$(MAKE) --no-print-directory all
+	@scripts/serve.sh $(MODEL) $(PORT)
+
+demo: setup
+	@$(MAKE) --no-print-directory all
+	@scripts/demo.sh $(MODEL)
+
+test: setup-test
+	@$(MAKE) --no-print-directory build/venv/ready
+	@scripts/run_tests.sh
+
+bench: setup-test
+	@$(MAKE) --no-print-directory all build/venv/ready
+	@build/venv/bin/python scripts/bench.py --model $(MODEL) $(BENCH)
+
+FUZZ_SECONDS ?= 600
+fuzz: setup-test
+	@$(MAKE) --no-print-directory SAN=fuzzer fuzz-targets
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+layers:
+	@scripts/check_layers.sh
+
+build/venv/ready: tests/requirements.txt
+	$(PYTHON) -m venv --clear build/venv
+	build/venv/bin/python -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
 clean:
 	rm -rf build
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+# What the scripts ask: `make -s print-TEST_BINS`.
+print-%:
+	@echo $($*)
+
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/tests/*/*.d)
