@@ -446,6 +446,7 @@ def main():
     tokenizer.save(str(args.out / "tokenizer.json"))
     state = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in best.named_parameters()}
     save_file(state, args.out / "model.safetensors", metadata={"format": "pt"})
+    (args.out / "model.safetensors").chmod(0o644)  # safetensors makes it private
 
     # From here on with the weights as stored.
     stored = load_file(args.out / "model.safetensors")
