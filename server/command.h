@@ -1,0 +1,21 @@
+/* The subcommands of gptd, and what they share: exit codes and the one line that says what failed.
+ * argv[0] is "gptd", argv[1] the subcommand; options begin at argv[2]. */
+#pragma once
+
+#include <stddef.h>
+
+#include "base/error.h"
+#include "base/options.h"
+
+#define GPTD_VERSION "0.1.0"
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3 };
+
+int cmd_serve(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+
+/* "gptd serve: TEXT" on stderr; returns the exit code that the error's kind calls for. */
+int command_fail(const char *command, const struct error *err);
+/* The same for a command line that makes no sense: EXIT_USAGE. */
+int command_usage(const char *command, const struct error *err);

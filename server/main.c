@@ -1,0 +1,58 @@
+/* gptd: one program, one subcommand a task. Each subcommand is a file of its own, cmd_NAME.c. */
+#include <stdio.h>
+#include <string.h>
+
+#include "server/command.h"
+
+struct subcommand {
+    const char *name;
+    const char *help;
+    int (*run)(int argc, char **argv);
+};
+
+static const struct subcommand subcommands[] = {
+    {"serve", "serve a model over HTTP", cmd_serve},
+    {"generate", "generate text on the command line", cmd_generate},
+    {"inspect", "print what a checkpoint holds", cmd_inspect},
+};
+enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
+
+static void print_usage(FILE *to)
+{
+    fprintf(to, "usage: gptd SUBCOMMAND [OPTIONS]\n\n"
+                "Serves GPTs over HTTP, in memory that is known before it is taken.\n\n");
+    for (int i = 0; i < N_SUBCOMMANDS; i++)
+        fprintf(to, "  %-10s %s\n", subcommands[i].name, subcommands[i].help);
+    fprintf(to, "\n  gptd SUBCOMMAND --help   its options\n  gptd --version\n");
+}
+
+static int unknown_subcommand(const char *name)
+{
+    const char *names[N_SUBCOMMANDS];
+    for (int i = 0; i < N_SUBCOMMANDS; i++) names[i] = subcommands[i].name;
+    const char *nearest = nearest_name(name, names, N_SUBCOMMANDS);
+    if (nearest)
+        fprintf(stderr, "gptd: there is no subcommand %s; did you mean %s?\n", name, nearest);
+    else
+        fprintf(stderr, "gptd: there is no subcommand %s; see gptd --help\n", name);
+    return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_usage(stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_usage(stdout);
+        return EXIT_DONE;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("gptd %s\n", GPTD_VERSION);
+        return EXIT_DONE;
+    }
+    for (int i = 0; i < N_SUBCOMMANDS; i++)
+        if (strcmp(argv[1], subcommands[i].name) == 0) return subcommands[i].run(argc, argv);
+    return unknown_subcommand(argv[1]);
+}
