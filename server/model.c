@@ -1,0 +1,150 @@
+/* A model on a device: see model.h. */
+#include "server/model.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "model/checkpoint.h"
+#include "model/dtype.h"
+#include "model/tokenizer.h"
+
+void model_options_init(struct model_options *o)
+{
+    struct engine_options e;
+    engine_options_init(&e);
+    *o = (struct model_options){
+        .device = {.name = "cpu", .cpu_isa = "best"},
+        .dtype = "bf16",
+        .memory_budget = e.memory_budget,
+        .max_context = e.max_context,
+        .max_seqs = e.max_seqs,
+        .max_batch_tokens = e.max_batch_tokens,
+        .max_queue = e.max_queue,
+        .kv_cache = e.kv_bytes,
+        .prefix_cache = e.prefix_cache,
+    };
+}
+
+void model_options_table(struct model_options *o, struct option *table)
+{
+    const struct option entries[N_MODEL_OPTIONS] = {
+        {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
+        {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
+         "CPU threads; 0: as many as the process may use."},
+        {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
+         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16",
+         "Element type of weights, matrix products and KV cache."},
+        {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
+         "The most that the model may take; more is refused at start. 0: no limit."},
+        {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
+         "Tokens a sequence may hold; 0: as many as the model was trained for."},
+        {"max-seqs", OPTION_INT, &o->max_seqs, 1, 4096, "N", "Sequences that run at once."},
+        {"max-batch-tokens", OPTION_INT, &o->max_batch_tokens, 1, 1 << 20, "N",
+         "Tokens of one step: one of each running sequence, then a chunk of new prompts."},
+        {"max-queue", OPTION_INT, &o->max_queue, 1, 1 << 20, "N",
+         "Requests that may wait; more get 429."},
+        {"kv-cache", OPTION_BYTES, &o->kv_cache, 0, 0, "SIZE",
+         "Memory for keys and values; 0: from --max-seqs and --max-context."},
+        {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
+         "Do not reuse the keys and values of prompts that begin alike."},
+    };
+    memcpy(table, entries, sizeof entries);
+}
+
+static bool engine_options_from(const struct model_options *o, struct engine_options *e,
+                                struct error *err)
+{
+    engine_options_init(e);
+    if (!dtype_parse(o->dtype, &e->dtype) || (e->dtype != DTYPE_F32 && e->dtype != DTYPE_BF16))
+        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be f32 or bf16", o->dtype);
+    if (o->max_batch_tokens < o->max_seqs)
+        return error_set(err, ERR_INVALID, "max-batch-tokens",
+                         "--max-batch-tokens %lld: must be at least --max-seqs, %lld",
+                         (long long)o->max_batch_tokens, (long long)o->max_seqs);
+    e->memory_budget = o->memory_budget;
+    e->max_context = o->max_context;
+    e->max_seqs = (int32_t)o->max_seqs;
+    e->max_batch_tokens = (int32_t)o->max_batch_tokens;
+    e->max_queue = (int32_t)o->max_queue;
+    e->kv_bytes = o->kv_cache;
+    e->prefix_cache = o->prefix_cache;
+    return true;
+}
+
+bool model_name(const char *spec, char *id, size_t id_size, const char **path, struct error *err)
+{
+    const char *equals = strchr(spec, '=');
+    const char *slash = strchr(spec, '/');
+    bool named = equals && (!slash || equals < slash);
+    const char *name = spec;
+    size_t len = 0;
+    *path = spec;
+    if (named) {
+        len = (size_t)(equals - spec);
+        *path = equals + 1;
+    } else {
+        size_t end = strlen(spec);
+        while (end > 1 && spec[end - 1] == '/') end--;
+        size_t begin = end;
+        while (begin > 0 && spec[begin - 1] != '/') begin--;
+        name = spec + begin;
+        len = end - begin;
+        if (len > 5 && strncasecmp(name + len - 5, ".gguf", 5) == 0) len -= 5;
+    }
+    bool plain = len > 0 && len < id_size;
+    for (size_t i = 0; i < len && plain; i++)
+        plain = name[i] > ' ' && name[i] != 0x7F && !strchr("\"\\?#%", name[i]);
+    if (!plain || strncmp(name, "..", len) == 0)
+        return error_set(err, ERR_INVALID, "model",
+                         "--model %s: gives no usable name; say --model NAME=PATH, with a NAME of "
+                         "1 to %zu printable characters", spec, id_size - 1);
+    memcpy(id, name, len);
+    id[len] = 0;
+    return true;
+}
+
+static bool open_tokenizer(const struct checkpoint *ck, struct tokenizer **out, struct error *err)
+{
+    if (checkpoint_format(ck) == CHECKPOINT_GGUF)
+        return tokenizer_open_gguf(checkpoint_gguf(ck), out, err);
+    return tokenizer_open_dir(checkpoint_path(ck), out, err);
+}
+
+bool model_open(const char *spec, const struct model_options *o, struct model *out,
+                struct error *err)
+{
+    struct model m = {0};
+    struct checkpoint *ck = NULL;
+    struct engine_options engine_options;
+    int64_t begin = clock_ns();
+    if (!engine_options_from(o, &engine_options, err)
+        || !model_name(spec, m.id, sizeof m.id, &m.path, err)
+        || !checkpoint_open(m.path, &ck, err)
+        || !open_tokenizer(ck, &m.tokenizer, err)
+        || !device_open(&o->device, &m.device, err)
+        || !engine_open(m.device, ck, m.tokenizer, &engine_options, &m.engine, err)) {
+        checkpoint_close(ck);
+        model_close(&m);
+        return false;
+    }
+    checkpoint_close(ck);
+    const struct gpt_config *c = engine_config(m.engine);
+    log_info("model %s: %s, %lld parameters, %s, %s, opened in %.2f s", m.id, c->arch,
+             (long long)gpt_config_parameters(c), dtype_info(engine_options.dtype)->name,
+             m.tokenizer ? tokenizer_description(m.tokenizer) : "no tokenizer: token ids only",
+             (double)(clock_ns() - begin) / 1e9);
+    *out = m;
+    return true;
+}
+
+void model_close(struct model *m)
+{
+    if (m->engine) engine_close(m->engine);
+    device_close(m->device);
+    tokenizer_free(m->tokenizer);
+    *m = (struct model){0};
+}

@@ -1,0 +1,40 @@
+/* A model opened on a device and ready to answer: device, tokenizer and engine, opened in that
+ * order from one path, closed in reverse. `serve` and `generate` share it, with its options. */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/options.h"
+#include "model/engine.h"
+#include "server/device.h"
+
+/* Plain variables for the option table; MODEL_OPTIONS points into one of these. */
+struct model_options {
+    struct device_options device;
+    const char *dtype;
+    int64_t memory_budget, max_context, max_seqs, max_batch_tokens, max_queue, kv_cache;
+    bool prefix_cache;
+};
+void model_options_init(struct model_options *o);
+
+enum { N_MODEL_OPTIONS = 11 };
+/* Appends the table's entries for `o` at table[0..N_MODEL_OPTIONS). */
+void model_options_table(struct model_options *o, struct option *table);
+
+struct model {
+    char id[128];     /* the name clients use */
+    const char *path; /* borrowed */
+    struct device *device;
+    struct tokenizer *tokenizer; /* NULL: the model has none, token ids only */
+    struct engine *engine;
+};
+
+/* PATH or NAME=PATH; without a name it is PATH's last component less ".gguf". The pointer into
+ * `spec` that the path is goes to *path. ERR_INVALID for names that would not do in a URL. */
+bool model_name(const char *spec, char *id, size_t id_size, const char **path, struct error *err)
+    MUST_CHECK;
+/* `spec` as above. On failure everything is closed again. */
+bool model_open(const char *spec, const struct model_options *o, struct model *out,
+                struct error *err) MUST_CHECK;
+void model_close(struct model *m); /* harmless on a zeroed struct */
