@@ -1,0 +1,47 @@
+/* Counters and histograms of the server, and their rendering in Prometheus' text format (version
+ * 0.0.4). Any thread counts, without locks; a scrape sees each number as it is at that moment. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "api/completion.h"
+#include "base/buf.h"
+
+enum {
+    METRICS_MAX_ROUTES = 24,
+    METRICS_STATUSES = 500, /* 100..599 */
+    METRICS_CLIENT_GONE = 499, /* no reply reached the client: the word of nginx */
+    METRICS_BUCKETS = 20,
+};
+
+/* Seconds, from 50 µs: upper bounds in metrics.c. */
+struct histogram {
+    _Atomic uint64_t buckets[METRICS_BUCKETS + 1]; /* the last one: above all bounds */
+    _Atomic uint64_t sum_ns;
+};
+
+struct metrics {
+    int64_t start_ns, start_unix;
+    const char *model_id;
+    const char *device; /* description */
+    const char *const *routes; /* labels, by index */
+    int32_t n_routes;
+    _Atomic uint64_t requests[METRICS_MAX_ROUTES][METRICS_STATUSES];
+    _Atomic uint64_t prompt_tokens, cached_tokens, completion_tokens;
+    _Atomic uint64_t clients_gone; /* completions whose client left before the end */
+    _Atomic int64_t connections;   /* open now */
+    struct histogram queue, first_token, inter_token, request;
+};
+
+/* `routes` is borrowed; at most METRICS_MAX_ROUTES. */
+void metrics_init(struct metrics *m, const char *const *routes, int32_t n_routes);
+void histogram_observe(struct histogram *h, int64_t ns, uint64_t times);
+void metrics_request(struct metrics *m, int32_t route, int status);
+/* One ended completion; request_ns is what its client saw: first byte in to last byte out. The
+ * interval between two tokens is the request's mean, counted once for each. */
+void metrics_completion(struct metrics *m, const struct completion_summary *s, int64_t request_ns);
+
+/* Everything, with the engine's and the process's gauges. */
+void metrics_render(const struct metrics *m, const struct engine_stats *engine,
+                    const struct api_process_memory *process, struct buf *out);
