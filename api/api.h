@@ -22,6 +22,7 @@ struct api_limits {
     int32_t max_prompts;     /* prompts in one request: 64 */
     int32_t max_prompt_tokens; /* 0: the context */
     int64_t deadline_ms;     /* 0: none; else every request's */
+    int64_t reply_bytes;     /* what one request may hold for tokens and log-probabilities: 64 MiB */
     int32_t default_max_tokens; /* completions: 16 as OpenAI's; chat without max_tokens: what the context leaves */
 };
 void api_limits_init(struct api_limits *l);
@@ -33,6 +34,7 @@ struct api_context {
     const char *model_path;  /* for /v1/models: "root"; may be NULL */
     int64_t created;         /* Unix seconds */
     struct api_limits limits;
+    const char *device_name; /* "cpu", "cuda:0": for /v1/memory; NULL: "cpu" */
     const struct chat_template *chat; /* NULL: the model has no tokenizer */
 };
 

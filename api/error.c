@@ -1,0 +1,65 @@
+/* How errors look to a client: the one table from codes to HTTP, and OpenAI's error object. */
+#include <string.h>
+
+#include "api/api.h"
+#include "api/json_out.h"
+
+/* `type` and `code` follow OpenAI's words, so that its clients raise the exceptions they document. */
+static const struct error_shape {
+    enum error_code error;
+    int status;
+    const char *type, *code;
+} error_shapes[] = {
+    {ERR_INVALID, 400, "invalid_request_error", "invalid_value"},
+    {ERR_FORMAT, 400, "invalid_request_error", "invalid_json"},
+    {ERR_UNSUPPORTED, 400, "invalid_request_error", "unsupported_parameter"},
+    {ERR_NO_FIT, 400, "invalid_request_error", "context_length_exceeded"},
+    {ERR_NOT_FOUND, 404, "invalid_request_error", "not_found"},
+    {ERR_TOO_LARGE, 413, "invalid_request_error", "request_too_large"},
+    {ERR_BUSY, 429, "rate_limit_error", "rate_limit_exceeded"},
+    {ERR_CANCELED, 499, "server_error", "canceled"},
+    {ERR_INTERNAL, 500, "server_error", "internal_error"},
+    {ERR_IO, 500, "server_error", "internal_error"},
+    {ERR_NONE, 500, "server_error", "internal_error"},
+    {ERR_MEMORY, 503, "server_error", "out_of_memory"},
+    {ERR_UNAVAILABLE, 503, "server_error", "unavailable"},
+    {ERR_TIMEOUT, 504, "server_error", "timeout"},
+};
+
+static const struct error_shape *error_shape(enum error_code code)
+{
+    for (size_t i = 0; i < sizeof error_shapes / sizeof *error_shapes; i++)
+        if (error_shapes[i].error == code) return &error_shapes[i];
+    return error_shape(ERR_INTERNAL);
+}
+
+int api_error_status(enum error_code code) { return error_shape(code)->status; }
+
+void api_render_error(struct buf *out, const struct error *err)
+{
+    const struct error_shape *shape = error_shape(err->code);
+    bool of_model = err->code == ERR_NOT_FOUND && strcmp(err->param, "model") == 0;
+    /* A bug's text is for the log: it may speak of addresses and files. */
+    bool hide = shape->status == 500;
+    buf_puts(out, "{\"error\":{\"message\":");
+    json_out_text(out, hide ? "Internal error; the server's log says more." : err->text);
+    buf_puts(out, ",\"type\":");
+    json_out_text(out, shape->type);
+    buf_puts(out, ",\"param\":");
+    json_out_text(out, err->param[0] ? err->param : NULL);
+    buf_puts(out, ",\"code\":");
+    json_out_text(out, of_model ? "model_not_found" : shape->code);
+    buf_puts(out, "}}");
+}
+
+void api_limits_init(struct api_limits *l)
+{
+    *l = (struct api_limits){
+        .body_bytes = 4 << 20,
+        .json_depth = 32,
+        .max_n = 16,
+        .max_prompts = 64,
+        .reply_bytes = 64 << 20,
+        .default_max_tokens = 16,
+    };
+}
