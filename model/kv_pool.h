@@ -17,7 +17,9 @@
  *  1. free + cached + active == total.
  *  2. reserved <= free + cached: a promised page is always there.
  *  3. A page is ACTIVE exactly when its reference count is > 0; FREE pages are not in the index.
- *  4. A CACHED or indexed page's parent is indexed too (children are evicted first). */
+ *  4. A CACHED or indexed page's parent is indexed too (children are evicted first).
+ *  5. An ACTIVE indexed page's parent is ACTIVE: who references a page references all before it, and
+ *     releases the last page of a sequence first. */
 #pragma once
 
 #include <stdbool.h>
@@ -52,9 +54,11 @@ void kv_pool_release(struct kv_pool *p, int32_t page);
  * reservations: it stops before invariant 2 would break. */
 int32_t kv_pool_match(struct kv_pool *p, uint64_t salt, const int32_t *tokens, int32_t n_tokens,
                       int32_t *pages);
-/* Enters an active, full page under its parent (-1 for the first) and its P tokens. If the index has an
- * equal page already, nothing changes (the caller keeps its own page, unindexed) and that page's number is
- * returned; else `page`. A parent that is not indexed: page stays unindexed, returns page. */
+/* Enters an active, full page under its parent (-1 for the first; the caller references it) and its P
+ * tokens. If the index has an equal page already, nothing changes and that page's number is returned:
+ * its contents are the same to the bit, so the caller releases its own page, references the returned
+ * one and goes on with it. Else returns `page`. A parent that is not indexed: page stays unindexed,
+ * returns page. */
 int32_t kv_pool_publish(struct kv_pool *p, uint64_t salt, int32_t parent, const int32_t tokens[],
                         int32_t page);
 /* Forgets all indexed pages that nobody references; active ones leave the index. */
