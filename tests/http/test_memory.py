@@ -1,0 +1,71 @@
+"""GET /v1/memory: the plan is the allocation, and pages come back."""
+
+import pytest
+
+from gptd import complete, memory, stream, wait_until
+
+COMPONENTS = {"weights", "kv_cache", "activations", "workspace", "staging", "host"}
+
+
+def device(http):
+    return memory(http)["devices"][0]
+
+
+def test_components(http):
+    for entry in memory(http)["devices"]:
+        assert set(entry["components"]) == COMPONENTS
+        for numbers in entry["components"].values():
+            assert numbers["planned_bytes"] == numbers["allocated_bytes"]
+            assert 0 <= numbers["in_use_bytes"] <= numbers["allocated_bytes"]
+            assert numbers["in_use_bytes"] <= numbers["peak_bytes"] <= numbers["allocated_bytes"]
+
+
+def test_planned_is_allocated_and_the_sum_of_its_parts(http):
+    for entry in memory(http)["devices"]:
+        assert entry["planned_bytes"] == entry["allocated_bytes"]
+        for kind in ("planned_bytes", "allocated_bytes"):
+            assert entry[kind] == sum(part[kind] for part in entry["components"].values())
+
+
+def test_weights_are_at_least_the_parameters(http):
+    """3.2 million parameters in two bytes each, plus what the layout pads."""
+    weights = device(http)["components"]["weights"]["allocated_bytes"]
+    assert 6_000_000 < weights < 20_000_000
+
+
+def test_pages(http):
+    pages = memory(http)["kv_pages"]
+    assert pages["total"] > 0
+    assert pages["page_tokens"] == 16
+    assert 0 <= pages["used"] <= pages["high_water"] <= pages["total"]
+
+
+def test_process(http):
+    process = memory(http)["process"]
+    assert process["rss_bytes"] > 0
+    assert process["peak_rss_bytes"] >= process["rss_bytes"] // 2
+    assert isinstance(process["unexplained_bytes"], int)
+
+
+@pytest.mark.parametrize("body", [{"n": 3}, {"prompt": ["A", "B", "C"]}, {"max_tokens": 200},
+                                  {"max_tokens": 0, "echo": True, "logprobs": 1}, {"best_of": 4}])
+def test_pages_come_back(http, body):
+    complete(http, **{"prompt": "ROMEO:\n" * 5, "max_tokens": 20, **body})
+    wait_until(lambda: memory(http)["kv_pages"]["used"] == 0, what="0 pages in use")
+
+
+def test_pages_are_in_use_while_a_request_runs(http):
+    with http.stream("POST", "/v1/completions",
+                     json={"prompt": "A", "max_tokens": 250, "stream": True,
+                           "ignore_eos": True}) as reply:
+        next(reply.iter_lines())
+        with_request = memory(http)
+    assert with_request["kv_pages"]["high_water"] > 0
+    wait_until(lambda: memory(http)["kv_pages"]["used"] == 0, what="0 pages in use")
+
+
+def test_serving_allocates_nothing(http):
+    before = device(http)["allocated_bytes"]
+    for seed in range(10):
+        stream(http, prompt="ROMEO:\n" * seed, max_tokens=30, seed=seed, n=2)
+    assert device(http)["allocated_bytes"] == before

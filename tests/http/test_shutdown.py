@@ -1,0 +1,115 @@
+"""How a server ends: SIGTERM drains, a second one does not wait, SIGKILL leaves nothing odd."""
+
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from gptd import MODEL, PATIENCE, Server, events, joined, run, text_of
+
+LONG = {"prompt": "A", "max_tokens": 240, "ignore_eos": True, "temperature": 0}
+
+
+def test_sigterm_when_idle():
+    server = Server()
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < 5 * PATIENCE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_running_finishes(number):
+    server = Server()
+    with server.client() as http, server.client() as late:
+        expected = text_of(http, **LONG)
+        late.get("/health")
+        with http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            first = next(lines)
+            server.process.send_signal(number)
+            # New work is refused meanwhile, by a status or because nobody listens any more.
+            time.sleep(0.01)
+            try:
+                refusal = late.post("/v1/completions", json=LONG)
+                assert refusal.status_code == 503 or refusal.json()["choices"]
+            except httpx.TransportError:
+                pass
+            assert joined(events([first, *lines])) == expected
+    server.stop()
+
+
+def test_ready_says_no_while_draining():
+    server = Server("--max-seqs", 1)
+    with server.client() as http, server.client() as other:
+        other.get("/health")
+        with http.stream("POST", "/v1/completions",
+                         json={**LONG, "prompt": ["A"] * 8, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            statuses = set()
+            for _ in range(20):
+                try:
+                    statuses.add(other.get("/ready").status_code)
+                except httpx.TransportError:
+                    statuses.add(503)
+                time.sleep(0.005)
+            assert 503 in statuses
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+    server.stop()
+
+
+def test_a_second_signal_does_not_wait():
+    server = Server("--max-seqs", 1)
+    statuses = []
+
+    def ask():
+        try:
+            with server.client() as http:
+                statuses.append(http.post("/v1/completions",
+                                          json={**LONG, "prompt": ["A"] * 60}).status_code)
+        except httpx.TransportError:
+            statuses.append(None)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.2)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    server.process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    server.process.wait(30 * PATIENCE)
+    assert time.monotonic() - begin < 5 * PATIENCE
+    asking.join()
+    assert statuses and statuses[0] != 200 or server.process.returncode == 0
+
+
+def test_sigkill_leaves_the_port_and_the_model_usable():
+    before = {path.name: path.stat().st_mtime_ns for path in MODEL.iterdir()}
+    server = Server()
+    with server.client() as http:
+        expected = text_of(http, prompt="A", max_tokens=5, temperature=0)
+    s = socket.create_connection(("127.0.0.1", server.port))
+    port = server.port
+    server.kill()
+    s.close()
+    assert {path.name: path.stat().st_mtime_ns for path in MODEL.iterdir()} == before
+    # The same port at once, though the old connections linger.
+    again = Server("--port", port)
+    with again.client() as http:
+        assert again.port == port
+        assert text_of(http, prompt="A", max_tokens=5, temperature=0) == expected
+    again.stop()
+
+
+def test_a_port_in_use_is_an_error_that_says_so():
+    server = Server()
+    try:
+        other = run("serve", "--model", MODEL, "--port", server.port)
+        assert other.returncode == 1
+        assert str(server.port) in other.stderr
+    finally:
+        server.stop()
