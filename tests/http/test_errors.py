@@ -43,8 +43,7 @@ def test_ill_typed(http, path, name, value):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("logprobs", 1.5), ("best_of", 0),
-    ("echo", "yes"), ("prompt", None), ("prompt", 5), ("prompt", {}), ("prompt", []),
+    ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("logprobs", 1.5), ("best_of", 0), ("echo", "yes"), ("prompt", None), ("prompt", 5), ("prompt", {}), ("prompt", []),
     ("prompt", [[]]), ("prompt", ["a", 5]), ("prompt", [1, "a"]), ("prompt", [1.5]),
     ("prompt", [-1]), ("prompt", [CONFIG["vocab_size"]]), ("prompt", [[1], 2]),
     ("prompt", ["a"] * 10000)])
@@ -72,7 +71,7 @@ def test_duplicate_key(http):
     b"", b"{", b"}", b"[]", b"null", b'"x"', b"5", b"{}x", b'{"prompt": "A"} {}', b"{'prompt': 1}",
     b'{"prompt": "A",}', b'{"prompt": "A", "seed": NaN}', b'{"prompt": "A", "temperature": Infinity}',
     b'{"prompt": "A", "temperature": 1e999}', b'{"prompt": "A", "seed": 01}', b'{"prompt": "\xff"}',
-    b'{"prompt": "\xc3"}', b'{"prompt": "\xed\xa0\x80"}', b'{"prompt": "\\ud800"}',
+    b'{"prompt": "\xc3"}', b'{"prompt": "\xed\xa0\x80"}', b'{"prompt": "\\ud800"}', b'{"prompt": "a\\u0000b"}',
     b'{"prompt": "\\x41"}', b'{"prompt": "a\nb"}', b"\xef\xbb\xbf{}", b"\x00" * 10, b'{"prompt": "A"\x00}',
     b"[" * 100000, b'{"a":' * 5000 + b"1" + b"}" * 5000])
 def test_malformed_json(http, body):

@@ -4,7 +4,7 @@ import pytest
 
 from gptd import CONFIG, check_error, refused
 
-TEXTS = ["ROMEO:\nWhat light", "", " ", "\n\n\n", "é日本語🎭", "a\u0301", "\u0000\u0001",
+TEXTS = ["ROMEO:\nWhat light", "", " ", "\n\n\n", "é日本語🎭", "a\u0301", "\u0001\u007f",
          "don't I'll we've", "<|endoftext|>", "x" * 300, "   leading and trailing   "]
 
 
