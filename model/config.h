@@ -57,7 +57,8 @@ bool gpt_config_from_hf(const char *json, size_t n, const char *where, struct gp
                         struct error *err) MUST_CHECK;
 
 /* A preset or the user's own config in nanoGPT's words (configs/NAME.json). Unknown keys are
- * errors that name the key and the nearest known one. */
+ * errors that name the key and the nearest known one. vocab_size may be 0 or absent: it then comes
+ * from the data (*_char presets), and gpt_config_check refuses the config until it is set. */
 bool gpt_config_from_preset(const char *json, size_t n, const char *where, struct gpt_config *out,
                             struct error *err) MUST_CHECK;
 
