@@ -81,7 +81,7 @@ setup-test:
 
 run: setup
 	@$(MAKE) --no-print-directory all
-	@scripts/serve.sh $(MODEL) $(PORT)
+	build/gptd serve --model $(MODEL) --port $(PORT) --hint
 
 demo: setup
 	@$(MAKE) --no-print-directory all
