@@ -10,7 +10,7 @@ ROUTES = {"/v1/completions": {"prompt": "A", "max_tokens": 1},
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("name", ["temprature", "Prompt", "", "a\nb", "x" * 200, "é"])
+@pytest.mark.parametrize("name", ["temprature", "Prompt", "a\nb", "x" * 200, "é"])
 def test_unknown_parameter(http, path, name):
     error = refused(http, {**ROUTES[path], name: 1}, path=path)
     assert error["type"] == "invalid_request_error"
