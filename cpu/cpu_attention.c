@@ -1,0 +1,301 @@
+/* Causal attention through the page tables.
+ *
+ * A sequence's keys are cut into blocks of 128 from position 0. A kernel computes one block for up to 32
+ * query rows (positions x heads of one KV head) from nothing: maximum, sum and weighted values. Blocks are
+ * then joined in the order of their positions by the online softmax. Since a block's result and
+ * the order of joining depend on positions alone, it does not matter who computes a block and when: one thread all
+ * blocks of a query in turn (prefill, many sequences), or several threads the blocks of one
+ * query at once (decoding few long sequences), the bits are the same. */
+#include <math.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "cpu/cpu_internal.h"
+
+enum { P = KV_PAGE_TOKENS, MAX_POSITIONS = 16 };
+
+/* What one kernel call, or one thread's walk over the blocks, works on. */
+struct query {
+    const struct span *span;
+    int32_t kv_head;
+    int32_t head0, n_heads; /* query heads */
+    int32_t row0, n_rows;   /* rows of the span: positions start + row0 ... */
+};
+
+/* Results of one query's rows: of one block of keys, or of the blocks joined so far. */
+struct attend_state {
+    _Alignas(64) float max[QUERY_ROWS];
+    _Alignas(64) float sum[QUERY_ROWS];
+    _Alignas(64) float acc[QUERY_ROWS * MAX_HEAD_DIM]; /* [rows][Kp] */
+};
+
+struct attend {
+    const struct cpu_kernels *kernels;
+    struct tensor out, qkv;
+    const struct batch *batch;
+    const struct attention *attention;
+    const struct kv_cache *kv;
+    int32_t layer;
+    int32_t heads_per_query; /* how query heads and positions are grouped */
+    int32_t queries_per_kv_head;
+    int32_t positions_per_query;
+    /* Split mode: the blocks [block0, block0 + n_blocks) of every query. */
+    int64_t block0, n_blocks;
+    struct attend_state *states; /* [queries] joined so far */
+    struct attend_state *parts;  /* [queries][n_blocks] */
+};
+
+/* Split mode is for at most this many queries, and has room for so many blocks of them at once. */
+static int64_t split_queries(const struct cpu_device *c) { return 2 * pool_n_threads(c->pool); }
+static int64_t split_parts(const struct cpu_device *c) { return 16 * pool_n_threads(c->pool); }
+
+int64_t cpu_attention_workspace(const struct cpu_device *c)
+{
+    return (split_queries(c) + split_parts(c)) * (int64_t)sizeof(struct attend_state);
+}
+
+static int32_t span_queries(const struct attend *m, const struct span *s)
+{
+    /* Blocks of positions begin at multiples, so that none straddles a key block. */
+    int32_t size = m->positions_per_query;
+    int32_t first = s->start / size, last = (s->start + s->n_rows - 1) / size;
+    return (last - first + 1) * m->attention->n_kv_head * m->queries_per_kv_head;
+}
+
+/* Query `index` of a span: position blocks outermost, latest (longest) first. */
+static struct query span_query(const struct attend *m, const struct span *s, int32_t index)
+{
+    const struct attention *a = m->attention;
+    int32_t group = a->n_head / a->n_kv_head, size = m->positions_per_query;
+    int32_t part = index % m->queries_per_kv_head;
+    int32_t kv_head = index / m->queries_per_kv_head % a->n_kv_head;
+    int32_t block = index / m->queries_per_kv_head / a->n_kv_head;
+    int32_t last = (s->start + s->n_rows - 1) / size;
+    int32_t begin = (last - block) * size, end = begin + size;
+    begin = begin > s->start ? begin : s->start;
+    end = end < s->start + s->n_rows ? end : s->start + s->n_rows;
+    int32_t head0 = part * m->heads_per_query;
+    int32_t n_heads = group - head0 < m->heads_per_query ? group - head0 : m->heads_per_query;
+    return (struct query){
+        .span = s,
+        .kv_head = kv_head,
+        .head0 = kv_head * group + head0,
+        .n_heads = n_heads,
+        .row0 = begin - s->start,
+        .n_rows = end - begin,
+    };
+}
+
+/* The rows of a query, as kernels want them: row = position * n_heads + head. */
+static void load_query(const struct attend *m, const struct query *q, uint32_t *out)
+{
+    int64_t n = m->attention->head_dim;
+    bool bf16 = m->kv->dtype == DTYPE_BF16;
+    int64_t stride = bf16 && m->kernels->bf16_dot ? n / 2 : n;
+    for (int32_t i = 0; i < q->n_rows; i++) {
+        const float *row = tensor_row(m->qkv, q->span->row0 + q->row0 + i);
+        for (int32_t h = 0; h < q->n_heads; h++) {
+            const float *src = row + (q->head0 + h) * n;
+            uint32_t *dst = out + (i * q->n_heads + h) * stride;
+            if (!bf16) {
+                memcpy(dst, src, (size_t)n * 4);
+                continue;
+            }
+            uint16_t rounded[MAX_HEAD_DIM];
+            m->kernels->to_bf16(rounded, src, n);
+            if (m->kernels->bf16_dot)
+                memcpy(dst, rounded, (size_t)n * 2);
+            else
+                for (int64_t k = 0; k < n; k++) dst[k] = (uint32_t)rounded[k] << 16;
+        }
+    }
+}
+
+/* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block, so every
+ * row sees some of each of its query's blocks. A block behind them leaves `out` alone. */
+static void attend_block(const struct attend *m, const struct query *q, const uint32_t *words,
+                         int64_t index, struct attend_state *out)
+{
+    const struct span *s = q->span;
+    int64_t n = m->attention->head_dim, first_key = index * KEY_BLOCK;
+    bool bf16 = m->kv->dtype == DTYPE_BF16;
+    int32_t limit[QUERY_ROWS];
+    int64_t last = s->start + q->row0 + q->n_rows - 1; /* position */
+    if (last < first_key) return;
+    for (int32_t i = 0; i < q->n_rows * q->n_heads; i++) {
+        int64_t seen = s->start + q->row0 + i / q->n_heads + 1 - first_key;
+        limit[i] = (int32_t)max_i64(0, min_i64(seen, KEY_BLOCK));
+    }
+    struct attend_block b = {
+        .n_rows = q->n_rows * q->n_heads,
+        .head_dim = (int32_t)n,
+        .n_pages = (int32_t)ceil_div(min_i64(last + 1 - first_key, KEY_BLOCK), P),
+        .scale = m->attention->scale,
+        .q = words,
+        .q_stride = bf16 && m->kernels->bf16_dot ? n / 2 : n,
+        .limit = limit,
+        .max = out->max,
+        .sum = out->sum,
+        .acc = out->acc,
+        .acc_stride = round_up(n, 16),
+    };
+    const int32_t *pages = m->batch->pages + s->table + first_key / P;
+    for (int32_t i = 0; i < b.n_pages; i++) {
+        ASSERT(pages[i] >= 0 && pages[i] < m->kv->n_pages);
+        b.pages[i] = cpu_kv_head(m->kv, m->layer, pages[i], q->kv_head);
+    }
+    (bf16 ? m->kernels->attend_bf16 : m->kernels->attend_f32)(&b);
+}
+
+static void store_query(const struct attend *m, const struct query *q,
+                        const struct attend_state *state)
+{
+    int64_t n = m->attention->head_dim;
+    for (int32_t i = 0; i < q->n_rows * q->n_heads; i++) {
+        int32_t row = q->span->row0 + q->row0 + i / q->n_heads, head = q->head0 + i % q->n_heads;
+        uint8_t *out = tensor_row(m->out, row);
+        m->kernels->scale_row(out + (size_t)(head * n) * element_bytes(m->out.dtype),
+                              m->out.dtype, state->acc + i * round_up(n, 16), 1 / state->sum[i], n);
+    }
+}
+
+/* Blocks of keys that any row of the query sees. */
+static int64_t query_blocks(const struct query *q)
+{
+    return ceil_div((int64_t)q->span->start + q->row0 + q->n_rows, KEY_BLOCK);
+}
+
+static void state_clear(const struct attend *m, const struct query *q, struct attend_state *s)
+{
+    int64_t rows = q->n_rows * q->n_heads;
+    for (int64_t i = 0; i < rows; i++) s->max[i] = -INFINITY, s->sum[i] = 0;
+    memset(s->acc, 0, (size_t)(rows * round_up(m->attention->head_dim, 16)) * 4);
+}
+
+static void join_block(const struct attend *m, const struct query *q, struct attend_state *state,
+                       const struct attend_state *block)
+{
+    int64_t n = round_up(m->attention->head_dim, 16);
+    for (int32_t i = 0; i < q->n_rows * q->n_heads; i++)
+        m->kernels->attend_join(&state->max[i], &state->sum[i], state->acc + i * n, block->max[i],
+                                block->sum[i], block->acc + i * n, n);
+}
+
+/* One query through all of its blocks. */
+static void attend_query(const struct attend *m, const struct query *q)
+{
+    _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
+    struct attend_state state, block;
+    load_query(m, q, words);
+    state_clear(m, q, &state);
+    for (int64_t b = 0; b < query_blocks(q); b++) {
+        attend_block(m, q, words, b, &block);
+        join_block(m, q, &state, &block);
+    }
+    store_query(m, q, &state);
+}
+
+/* Calls visit for queries [begin, end) of the batch, counted over all spans. */
+static void each_query(const struct attend *m, int64_t begin, int64_t end,
+                       void (*visit)(const struct attend *m, const struct query *q))
+{
+    int64_t base = 0;
+    for (int32_t i = 0; i < m->batch->n_spans && base < end; i++) {
+        const struct span *s = &m->batch->spans[i];
+        int64_t n = span_queries(m, s);
+        for (int64_t j = max_i64(begin, base); j < min_i64(end, base + n); j++) {
+            struct query q = span_query(m, s, (int32_t)(j - base));
+            visit(m, &q);
+        }
+        base += n;
+    }
+}
+
+static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    each_query(ctx, begin, end, attend_query);
+}
+
+/* Split mode, for queries too few to keep the threads busy. In waves: the blocks of all queries side by
+ * side, each into its own slot; then every query joins its blocks in order. */
+static struct query nth_query(const struct attend *m, int64_t index)
+{
+    const struct span *s = m->batch->spans;
+    while (index >= span_queries(m, s)) index -= span_queries(m, s++);
+    return span_query(m, s, (int32_t)index);
+}
+
+static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct attend *m = ctx;
+    _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
+    for (int64_t i = begin; i < end; i++) {
+        struct query q = nth_query(m, i / m->n_blocks);
+        load_query(m, &q, words);
+        attend_block(m, &q, words, m->block0 + i % m->n_blocks, &m->parts[i]);
+    }
+}
+
+static void join_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct attend *m = ctx;
+    for (int64_t i = begin; i < end; i++) {
+        struct query q = nth_query(m, i);
+        int64_t n_blocks = query_blocks(&q);
+        if (m->block0 >= n_blocks) continue;
+        int64_t last = min_i64(m->block0 + m->n_blocks, n_blocks);
+        if (m->block0 == 0) state_clear(m, &q, &m->states[i]);
+        for (int64_t b = m->block0; b < last; b++)
+            join_block(m, &q, &m->states[i], &m->parts[i * m->n_blocks + b - m->block0]);
+        if (last == n_blocks) store_query(m, &q, &m->states[i]);
+    }
+}
+
+static void attend_split(struct cpu_device *c, struct attend *m, int64_t n_queries)
+{
+    int64_t most = 0; /* blocks of the longest query */
+    for (int64_t i = 0; i < n_queries; i++) {
+        struct query q = nth_query(m, i);
+        most = max_i64(most, query_blocks(&q));
+    }
+    m->states = (struct attend_state *)c->workspace;
+    m->parts = m->states + n_queries;
+    m->n_blocks = min_i64(most, split_parts(c) / n_queries);
+    for (m->block0 = 0; m->block0 < most; m->block0 += m->n_blocks) {
+        pool_for(c->pool, n_queries * m->n_blocks, 1, attend_parts, m);
+        pool_for(c->pool, n_queries, 1, join_parts, m);
+    }
+}
+
+/* Groups heads and positions so that a kernel call has many rows, at most QUERY_ROWS. */
+static void choose_grouping(struct attend *m)
+{
+    int32_t group = m->attention->n_head / m->attention->n_kv_head;
+    m->heads_per_query = group < MAX_POSITIONS ? group : MAX_POSITIONS;
+    m->queries_per_kv_head = (group + m->heads_per_query - 1) / m->heads_per_query;
+    m->positions_per_query = MAX_POSITIONS;
+    while (m->positions_per_query * m->heads_per_query > QUERY_ROWS) m->positions_per_query /= 2;
+}
+
+void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows && out.rows == b->n_rows);
+    ASSERT(out.cols == (int64_t)a->n_head * a->head_dim && a->n_head % a->n_kv_head == 0);
+    ASSERT(kv->n_kv_head == a->n_kv_head && kv->head_dim == a->head_dim);
+    ASSERT(a->head_dim % 2 == 0 && a->head_dim <= MAX_HEAD_DIM);
+    struct attend m = {.kernels = &c->kernels, .out = out, .qkv = qkv, .batch = b, .attention = a,
+                       .kv = kv, .layer = layer};
+    choose_grouping(&m);
+    int64_t n_queries = 0, n_keys = 0;
+    for (int32_t i = 0; i < b->n_spans; i++) {
+        n_queries += span_queries(&m, &b->spans[i]);
+        n_keys = max_i64(n_keys, b->spans[i].start + b->spans[i].n_rows);
+    }
+    bool few = n_queries <= split_queries(c);
+    if (few && n_keys > KEY_BLOCK && pool_n_threads(c->pool) > 1 && n_queries > 0)
+        attend_split(c, &m, n_queries);
+    else
+        pool_for(c->pool, n_queries, 1, attend_queries, &m);
+}

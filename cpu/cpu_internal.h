@@ -1,0 +1,69 @@
+/* What the files of cpu/ share: the device struct and its operations. Owned by the engine thread. */
+#pragma once
+
+#include "cpu/cpu.h"
+#include "cpu/kernels.h"
+#include "cpu/pool.h"
+
+struct cpu_device {
+    struct device base; /* first: a struct device * is a struct cpu_device * */
+    struct cpu_kernels kernels;
+    struct pool *pool;
+    uint8_t *workspace;
+    int64_t workspace_bytes;
+    char description[96];
+};
+
+static inline struct cpu_device *cpu_of(struct device *d) { return (struct cpu_device *)d; }
+static inline const struct cpu_device *cpu_of_const(const struct device *d)
+{
+    return (const struct cpu_device *)d;
+}
+
+/* Below about this many elements a row operation is not worth waking a thread. */
+enum { CPU_INLINE_ELEMENTS = 8192 };
+/* Rows a thread should take at once, each of `cols` elements. */
+static inline int64_t cpu_row_grain(int64_t cols)
+{
+    return cols >= CPU_INLINE_ELEMENTS ? 1 : CPU_INLINE_ELEMENTS / (cols > 0 ? cols : 1);
+}
+
+static inline size_t element_bytes(enum dtype dtype) { return dtype == DTYPE_F32 ? 4 : 2; }
+/* Row r of a tensor. */
+static inline void *tensor_row(struct tensor t, int64_t r)
+{
+    return (uint8_t *)t.data + (size_t)(r * t.cols) * element_bytes(t.dtype);
+}
+
+/* As many threads as the affinity mask and the cgroup's CPU quota allow, at least 1. `root` is "" but in
+ * tests: it goes before /proc/self/cgroup and /sys/fs/cgroup. */
+int32_t cpu_count(const char *root, int32_t n_affinity);
+
+/* cpu_matrix.c */
+int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
+void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                      const float *rows);
+void cpu_embed(struct device *d, struct tensor out, const struct batch *b,
+               const struct matrix *wte, const float *wpe);
+/* cpu_matmul.c */
+int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in);
+void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                const float *bias, enum epilogue epilogue);
+/* cpu_rows.c */
+void cpu_norm(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
+void cpu_swiglu(struct device *d, struct tensor out, struct tensor gate_up);
+void cpu_gather(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
+/* cpu_kv.c */
+int64_t cpu_kv_page_bytes(const struct device *d, enum dtype dtype, int32_t n_kv_head,
+                          int32_t head_dim);
+const uint8_t *cpu_kv_head(const struct kv_cache *kv, int32_t layer, int32_t page, int32_t head);
+void cpu_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
+                  const struct attention *a, const struct kv_cache *kv, int32_t layer);
+/* cpu_attention.c */
+int64_t cpu_attention_workspace(const struct cpu_device *c);
+void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer);
+/* cpu_sample.c */
+int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
+void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+                struct sample_out *out);

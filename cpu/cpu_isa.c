@@ -1,0 +1,35 @@
+/* Which instruction sets the processor (and the system, which must save their registers) has. */
+#include <string.h>
+
+#include "cpu/kernels.h"
+
+static const char *const names[] = {"reference", "avx2", "avx512", "avx512_bf16", "best"};
+
+bool cpu_isa_parse(const char *name, enum cpu_isa *out)
+{
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i])) continue;
+        *out = (enum cpu_isa)i;
+        return true;
+    }
+    return false;
+}
+
+const char *cpu_isa_name(enum cpu_isa isa) { return names[isa]; }
+
+enum cpu_isa cpu_isa_best(void)
+{
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__builtin_cpu_supports("f16c"))
+        return CPU_ISA_REFERENCE;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return CPU_ISA_AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? CPU_ISA_AVX512_BF16 : CPU_ISA_AVX512;
+}
+
+void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa)
+{
+    cpu_kernels_reference(k);
+}

@@ -1,0 +1,96 @@
+/* The KV cache's pages: their layout (drawn in kernels.h) and how a row's key and value get there.
+ *
+ * Keys lie transposed, so that the 16 keys of a page are 16 lanes and a score needs no sum across
+ * lanes. In bf16, keys are paired along the head's dimensions and values along the positions. */
+#include <string.h>
+
+#include "base/checked.h"
+#include "cpu/cpu_internal.h"
+
+enum { P = KV_PAGE_TOKENS };
+
+static int64_t head_elements(int64_t head_dim) { return P * head_dim + P * round_up(head_dim, 16); }
+
+int64_t cpu_kv_page_bytes(const struct device *d, enum dtype dtype, int32_t n_kv_head,
+                          int32_t head_dim)
+{
+    return n_kv_head * head_elements(head_dim) * (int64_t)element_bytes(dtype);
+}
+
+const uint8_t *cpu_kv_head(const struct kv_cache *kv, int32_t layer, int32_t page, int32_t head)
+{
+    int64_t index = ((int64_t)layer * kv->n_pages + page) * kv->n_kv_head + head;
+    return (const uint8_t *)kv->data +
+           index * head_elements(kv->head_dim) * (int64_t)element_bytes(kv->dtype);
+}
+
+static void store_f32(float *head, int64_t i, int64_t n, const float *k, const float *v)
+{
+    float *values = head + P * n + i * round_up(n, 16);
+    for (int64_t j = 0; j < n; j++) head[j * P + i] = k[j];
+    memcpy(values, v, (size_t)n * 4);
+}
+
+static void store_bf16(uint16_t *head, int64_t i, int64_t n, const float *k, const float *v)
+{
+    uint16_t *values = head + P * n + i / 2 * round_up(n, 16) * 2 + i % 2;
+    for (int64_t j = 0; j < n; j++) head[(j / 2 * P + i) * 2 + j % 2] = f32_to_bf16(k[j]);
+    for (int64_t j = 0; j < n; j++) values[j * 2] = f32_to_bf16(v[j]);
+}
+
+struct kv_write {
+    const struct cpu_kernels *kernels;
+    struct tensor qkv;
+    const struct batch *batch;
+    const struct attention *attention;
+    const struct kv_cache *kv;
+    int32_t layer;
+};
+
+/* Norm and rotation of one head, in place. */
+static void turn_head(const struct kv_write *job, float *x, const float *weight, int64_t row)
+{
+    const struct attention *a = job->attention;
+    if (weight) {
+        struct norm norm = {.weight = weight, .eps = a->qk_norm_eps, .rms = true};
+        job->kernels->norm_row(x, DTYPE_F32, x, a->head_dim, &norm);
+    }
+    if (a->rope) {
+        const float *cos_sin = a->rope + (int64_t)job->batch->positions[row] * a->head_dim;
+        job->kernels->rotate(x, cos_sin, a->head_dim / 2);
+    }
+}
+
+static void write_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct kv_write *job = ctx;
+    const struct attention *a = job->attention;
+    const struct kv_cache *kv = job->kv;
+    int64_t n = a->head_dim;
+    for (int64_t r = begin; r < end; r++) {
+        float *q = tensor_row(job->qkv, r), *k = q + a->n_head * n, *v = k + a->n_kv_head * n;
+        int32_t slot = job->batch->slots[r];
+        ASSERT(slot >= 0 && slot / P < kv->n_pages);
+        for (int32_t h = 0; h < a->n_head; h++) turn_head(job, q + h * n, a->q_norm, r);
+        for (int32_t g = 0; g < a->n_kv_head; g++) {
+            turn_head(job, k + g * n, a->k_norm, r);
+            uint8_t *head = (uint8_t *)cpu_kv_head(kv, job->layer, slot / P, g);
+            if (kv->dtype == DTYPE_F32)
+                store_f32((float *)head, slot % P, n, k + g * n, v + g * n);
+            else
+                store_bf16((uint16_t *)head, slot % P, n, k + g * n, v + g * n);
+        }
+    }
+}
+
+void cpu_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
+                  const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows);
+    ASSERT(qkv.cols == (int64_t)(a->n_head + 2 * a->n_kv_head) * a->head_dim);
+    ASSERT(kv->n_kv_head == a->n_kv_head && kv->head_dim == a->head_dim);
+    ASSERT(a->head_dim % 2 == 0 && a->head_dim <= MAX_HEAD_DIM);
+    struct kv_write job = {&c->kernels, qkv, b, a, kv, layer};
+    pool_for(c->pool, b->n_rows, cpu_row_grain(qkv.cols * 4), write_rows, &job);
+}

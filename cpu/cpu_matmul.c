@@ -1,0 +1,147 @@
+/* Matrix products. Threads share out the panels of the matrix; a thread takes its panel through all rows
+ * before it goes on, so weights come from memory once whatever the number of rows. Rows are first packed
+ * in blocks of a tile's height, word by word side by side ([steps][rows]): a tile then reads one short stream
+ * instead of twelve far ones that fall into the same cache set. */
+#include <string.h>
+
+#include "base/checked.h"
+#include "cpu/cpu_internal.h"
+
+enum {
+    /* Packed rows that are walked through panel by panel: half of a second-level cache. */
+    ROW_GROUP_BYTES = 512 << 10,
+    /* Below about this many products a thread is not worth waking. */
+    INLINE_PRODUCTS = 1 << 16,
+    /* How far a lone row reads ahead. */
+    PREFETCH_BYTES = 8 << 10,
+};
+
+struct matmul {
+    const struct cpu_kernels *kernels;
+    struct tensor out, x;
+    const struct matrix *w;
+    const float *bias;
+    enum epilogue epilogue;
+    int64_t steps;      /* of a tile */
+    int64_t row_words;  /* 32-bit words of one packed row */
+    int64_t n_blocks;   /* of rows */
+    uint32_t *packed;   /* [blocks][row_words][rows of the block] */
+};
+
+/* Rows are spread evenly: 13 rows are blocks of 7 and 6, not of 12 and 1. */
+static int64_t block_begin(const struct matmul *m, int64_t block)
+{
+    return block * m->x.rows / m->n_blocks;
+}
+
+/* Words [from, to) of one row of x, as the kernels want them. */
+static void row_words(const struct matmul *m, int64_t row, int64_t from, int64_t to, uint32_t *out)
+{
+    int64_t n_in = m->x.cols;
+    if (m->x.dtype == DTYPE_F32) {
+        memcpy(out, (const float *)tensor_row(m->x, row) + from, (size_t)(to - from) * 4);
+        return;
+    }
+    const uint16_t *x = tensor_row(m->x, row);
+    if (m->kernels->bf16_dot) {
+        int64_t whole = min_i64(to, n_in / 2);
+        if (whole > from) memcpy(out, x + 2 * from, (size_t)(whole - from) * 4);
+        if (whole < to) out[whole - from] = x[n_in - 1]; /* an odd n_in: a pair with zero */
+        return;
+    }
+    for (int64_t i = from; i < to; i++) out[i - from] = i < n_in ? (uint32_t)x[i] << 16 : 0;
+}
+
+static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matmul *m = ctx;
+    enum { CHUNK = 64 };
+    for (int64_t b = begin; b < end; b++) {
+        int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
+        uint32_t *out = m->packed + row0 * m->row_words;
+        for (int64_t from = 0; from < m->row_words; from += CHUNK) {
+            int64_t to = min_i64(from + CHUNK, m->row_words);
+            for (int64_t r = 0; r < rows; r++) {
+                uint32_t words[CHUNK];
+                row_words(m, row0 + r, from, to, words);
+                for (int64_t i = from; i < to; i++) out[i * rows + r] = words[i - from];
+            }
+        }
+    }
+}
+
+/* One panel times one block of rows, through the epilogue, into out. */
+static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, const char *prefetch,
+                          int64_t prefetch_step)
+{
+    const struct cpu_kernels *k = m->kernels;
+    int64_t row0 = block_begin(m, block), rows = block_begin(m, block + 1) - row0;
+    _Alignas(64) float tile[TILE_ROWS * PANEL];
+    struct matmul_tile t = {
+        .out = tile,
+        .x = m->packed + row0 * m->row_words,
+        .w = (const uint8_t *)m->w->data + panel * m->steps * PANEL * 4,
+        .steps = m->steps,
+        .rows = (int32_t)rows,
+        .prefetch = prefetch,
+        .prefetch_step = prefetch_step,
+    };
+    (m->w->dtype == DTYPE_F32 ? k->matmul_f32 : k->matmul_bf16)(&t);
+
+    int64_t n0 = panel * PANEL, n = min_i64(PANEL, m->w->n_out - n0);
+    const float *bias = m->bias ? m->bias + n0 : NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        uint8_t *out = tensor_row(m->out, row0 + r);
+        k->finish(out + (size_t)n0 * element_bytes(m->out.dtype), m->out.dtype, tile + r * PANEL,
+                  bias, m->epilogue, n);
+    }
+}
+
+/* Each tile calls for a part of the lines that the thread wants next: a lone block for those some
+ * way ahead of itself, several blocks each for their part of the next panel. So reading memory never
+ * waits for arithmetic. */
+static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0, int64_t block1)
+{
+    int64_t n = block1 - block0, panel_bytes = m->steps * PANEL * 4;
+    const char *w = (const char *)m->w->data + panel * panel_bytes;
+    for (int64_t b = block0; b < block1; b++) {
+        const char *prefetch = n == 1 ? w + min_i64(PREFETCH_BYTES, panel_bytes)
+                                      : w + panel_bytes + panel_bytes * (b - block0) / n;
+        multiply_tile(m, panel, b, prefetch, PANEL * 4 / n);
+    }
+}
+
+static void multiply_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matmul *m = ctx;
+    int64_t rows = max_i64(ROW_GROUP_BYTES / (m->row_words * 4), m->kernels->tile_rows);
+    int64_t group = max_i64(1, rows / m->kernels->tile_rows);
+    for (int64_t b = 0; b < m->n_blocks; b += group)
+        for (int64_t panel = begin; panel < end; panel++)
+            multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
+}
+
+int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in) { return n_rows * round_up(n_in, 2) * 4; }
+
+void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                const float *bias, enum epilogue epilogue)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(x.dtype == w->dtype && x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
+    ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
+    ASSERT(cpu_matmul_workspace(x.rows, x.cols) <= c->workspace_bytes);
+    if (x.rows == 0) return;
+    int64_t steps = x.dtype == DTYPE_F32 ? x.cols : ceil_div(x.cols, 2);
+    bool widened = x.dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
+    struct matmul m = {
+        .kernels = &c->kernels, .out = out, .x = x, .w = w, .bias = bias, .epilogue = epilogue,
+        .steps = steps,
+        .row_words = widened ? 2 * steps : steps,
+        .n_blocks = ceil_div(x.rows, c->kernels.tile_rows),
+        .packed = (uint32_t *)c->workspace,
+    };
+    pool_for(c->pool, m.n_blocks, 2, pack_blocks, &m);
+    int64_t n_panels = ceil_div(w->n_out, PANEL);
+    int64_t products = PANEL * x.cols * x.rows; /* of a panel */
+    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_panels, &m);
+}

@@ -1,0 +1,110 @@
+/* The inner kernels: what one thread computes on one row, one tile of a matrix product or one block
+ * of keys. Each instruction set fills in what it does better, on top of the one before it:
+ * reference C, AVX2, AVX-512, AVX-512 BF16 (a next one, AMX say, adds its file and its line in
+ * cpu_kernels_init). How work is cut into kernel calls, and for which thread, is decided outside and is
+ * the same for all.
+ *
+ * A kernel's result for one output depends on that output's inputs alone, never on how many
+ * rows the call has: reductions run in an order fixed by the index. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cpu/cpu.h"
+#include "model/device.h"
+
+enum {
+    PANEL = 32,       /* outputs that lie side by side in a packed matrix */
+    TILE_ROWS = 12,   /* the most rows of one matmul tile */
+    KEY_BLOCK = 128,  /* keys of one softmax block, aligned from position 0 */
+    KEY_BLOCK_PAGES = KEY_BLOCK / KV_PAGE_TOKENS,
+    QUERY_ROWS = 32,  /* the most query rows (positions x heads) of one attention call */
+    MAX_HEAD_DIM = 256,
+};
+
+/* One tile of a matrix product: `rows` (1..TILE_ROWS) rows of x times one panel.
+ *
+ * x holds 32-bit words [steps][rows]. f32: a step is one k, the word is x. bf16: a step is a pair of k;
+ * with `bf16_dot` the word is the pair, without there are two f32 words: [steps][2][rows].
+ * w holds [steps][PANEL] f32, or [steps][PANEL][2] bf16.
+ * out [rows][PANEL] f32: each one chain of additions from zero, over k upwards.
+ * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next. */
+struct matmul_tile {
+    float *out;
+    const void *x;
+    const void *w;
+    int64_t steps;
+    int32_t rows;
+    const char *prefetch;
+    int64_t prefetch_step;
+};
+
+/* One block of keys for several query rows of the same KV head.
+ *
+ * Layout of one KV head in a page (P = 16 tokens, Kp = K rounded up to 16):
+ *   f32:  keys [K][P], then values [P][Kp]
+ *   bf16: keys [K/2][P][2], then values [P/2][Kp][2]: pairs along what the product sums over
+ * q holds 32-bit words [n_rows][q_stride]: f32 values (rounded to bf16 if the cache is bf16), or bf16 pairs when the
+ * kernels have bf16_dot and the cache is bf16.
+ * Row r sees keys 0..limit[r]-1 of the block; what lies after them in the pages may be anything, also NaN.
+ *   s = scale q.k;  max = the highest s;  p = exp(s - max);  sum = the sum of p;  acc = the sum of p v
+ * A row with limit 0 is left alone. */
+struct attend_block {
+    int32_t n_rows, head_dim, n_pages;
+    float scale;
+    const void *q;
+    int64_t q_stride;
+    const int32_t *limit;                     /* [n_rows] 0..KEY_BLOCK */
+    const uint8_t *pages[KEY_BLOCK_PAGES];    /* this KV head's part */
+    float *max, *sum;                         /* [n_rows] */
+    float *acc;                               /* [n_rows][acc_stride], Kp used */
+    int64_t acc_stride;
+};
+
+struct cpu_kernels {
+    const char *name;
+    int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
+    bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
+
+    void (*matmul_f32)(const struct matmul_tile *t);
+    void (*matmul_bf16)(const struct matmul_tile *t);
+    /* out[i] = epilogue(y[i] + bias[i]); bias may be NULL; EPILOGUE_ADD adds to out (f32). */
+    void (*finish)(void *out, enum dtype dtype, const float *y, const float *bias,
+                   enum epilogue epilogue, int64_t n);
+
+    void (*attend_f32)(const struct attend_block *b);
+    void (*attend_bf16)(const struct attend_block *b);
+    /* Joins a block's result to what came before: the online softmax (Milakov & Gimelshein 2018). One row:
+     * max, sum and acc[n] take in the block's. */
+    void (*attend_join)(float *max, float *sum, float *acc, float block_max, float block_sum,
+                        const float *block_acc, int64_t n);
+    void (*scale_row)(void *out, enum dtype dtype, const float *x, float scale, int64_t n);
+
+    void (*norm_row)(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm);
+    void (*swiglu_row)(void *out, enum dtype dtype, const float *gate, const float *up, int64_t n);
+    /* x[i], x[i + half] turned by the angle of cos_sin[i][2], for i < half. */
+    void (*rotate)(float *x, const float *cos_sin, int64_t half);
+    void (*to_bf16)(uint16_t *out, const float *x, int64_t n);
+
+    /* Rows of logits. NaN counts as -inf, +inf as the largest float. */
+    float (*row_max)(const float *x, int64_t n);
+    /* The sum of exp((x - shift) * scale), stored to out too unless it is NULL. shift is finite. */
+    float (*row_exp)(float *out, const float *x, int64_t n, float shift, float scale);
+    /* The first index >= i whose x > t; n when there is none. */
+    int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);
+    int64_t (*count_above)(const float *x, int64_t n, float t);
+    float (*sum_above)(const float *x, int64_t n, float t); /* of those x > t */
+};
+
+/* The best that the processor has, up to `isa`. */
+void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa);
+/* The highest instruction set that this processor has. */
+enum cpu_isa cpu_isa_best(void);
+const char *cpu_isa_name(enum cpu_isa isa);
+
+/* Each of these overrides what it does better. */
+void cpu_kernels_reference(struct cpu_kernels *k);
+void cpu_kernels_avx2(struct cpu_kernels *k);
+void cpu_kernels_avx512(struct cpu_kernels *k);
+void cpu_kernels_avx512bf16(struct cpu_kernels *k);
