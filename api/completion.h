@@ -5,7 +5,8 @@
  *     completion_free       cancels what still runs, waits for the engine to let go (within a step), frees
  *
  * The engine's notify goes straight to `notify(ctx)`, from the engine's thread: it must only wake whoever calls
- * completion_read. */
+ * completion_read. completion_read itself calls it too, when it returns COMPLETION_DATA and has more to say at once
+ * (each call does a bounded piece of work). */
 #pragma once
 
 #include "api/api.h"
@@ -28,7 +29,7 @@ enum completion_status {
     COMPLETION_ENDED, /* all has been said (bytes may have been appended) */
 };
 /* Appends what is new to `out`: stream: SSE events ("data: {...}\n\n", at the end "data: [DONE]\n\n"); else the whole reply once all
- * choices are done. A non-streaming request that failed (deadline, shutdown) ends with `*err` set and no bytes:
+ * choices are done, in pieces. A non-streaming request that failed (deadline, shutdown) ends with `*err` set and no bytes:
  * answer with that error. A failing stream gets an error event, then [DONE]. */
 enum completion_status completion_read(struct completion *c, struct buf *out, struct error *err);
 
