@@ -15,10 +15,9 @@ static const struct { int64_t ns; const char *le; } bounds[METRICS_BUCKETS] = {
     {10000000000, "10"},    {30000000000, "30"},    {60000000000, "60"},   {300000000000, "300"},
 };
 
-void metrics_init(struct metrics *m, const char *const *routes, int32_t n_routes)
+void metrics_init(struct metrics *m, const char *model_id, const char *device)
 {
-    ASSERT(n_routes <= METRICS_MAX_ROUTES);
-    *m = (struct metrics){.routes = routes, .n_routes = n_routes};
+    *m = (struct metrics){.model_id = model_id, .device = device};
     m->start_ns = clock_ns();
     m->start_unix = time(NULL);
 }
@@ -195,9 +194,9 @@ void metrics_render(const struct metrics *m, const struct engine_stats *engine,
 {
     family(out, "gptd_build_info", "gauge", "What is running; always 1.");
     buf_puts(out, "gptd_build_info{version=\"" GPTD_VERSION "\",model=");
-    label_value(out, m->model_id ? m->model_id : "");
+    label_value(out, m->model_id);
     buf_puts(out, ",device=");
-    label_value(out, m->device ? m->device : "");
+    label_value(out, m->device);
     buf_puts(out, "} 1\n");
     single(out, "gptd_uptime_seconds", "gauge", "Since the server started.",
            (double)(clock_ns() - m->start_ns) / 1e9);

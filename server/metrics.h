@@ -25,7 +25,7 @@ struct metrics {
     int64_t start_ns, start_unix;
     const char *model_id;
     const char *device; /* description */
-    const char *const *routes; /* labels, by index */
+    const char *const *routes; /* labels by index, at most METRICS_MAX_ROUTES: the HTTP server's */
     int32_t n_routes;
     _Atomic uint64_t requests[METRICS_MAX_ROUTES][METRICS_STATUSES];
     _Atomic uint64_t prompt_tokens, cached_tokens, completion_tokens;
@@ -34,8 +34,8 @@ struct metrics {
     struct histogram queue, first_token, inter_token, request;
 };
 
-/* `routes` is borrowed; at most METRICS_MAX_ROUTES. */
-void metrics_init(struct metrics *m, const char *const *routes, int32_t n_routes);
+/* The strings are borrowed. */
+void metrics_init(struct metrics *m, const char *model_id, const char *device);
 void histogram_observe(struct histogram *h, int64_t ns, uint64_t times);
 void metrics_request(struct metrics *m, int32_t route, int status);
 /* One ended completion; request_ns is what its client saw: first byte in to last byte out. The

@@ -55,16 +55,27 @@ void model_options_table(struct model_options *o, struct option *table)
     memcpy(table, entries, sizeof entries);
 }
 
-static bool engine_options_from(const struct model_options *o, struct engine_options *e,
-                                struct error *err)
+static bool parse_dtype(const char *name, enum dtype *out)
 {
-    engine_options_init(e);
-    if (!dtype_parse(o->dtype, &e->dtype) || (e->dtype != DTYPE_F32 && e->dtype != DTYPE_BF16))
+    return dtype_parse(name, out) && (*out == DTYPE_F32 || *out == DTYPE_BF16);
+}
+
+bool model_options_check(const struct model_options *o, struct error *err)
+{
+    enum dtype dtype;
+    if (!parse_dtype(o->dtype, &dtype))
         return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be f32 or bf16", o->dtype);
     if (o->max_batch_tokens < o->max_seqs)
         return error_set(err, ERR_INVALID, "max-batch-tokens",
                          "--max-batch-tokens %lld: must be at least --max-seqs, %lld",
                          (long long)o->max_batch_tokens, (long long)o->max_seqs);
+    return device_options_check(&o->device, err);
+}
+
+static void engine_options_from(const struct model_options *o, struct engine_options *e)
+{
+    engine_options_init(e);
+    ASSERT(parse_dtype(o->dtype, &e->dtype));
     e->memory_budget = o->memory_budget;
     e->max_context = o->max_context;
     e->max_seqs = (int32_t)o->max_seqs;
@@ -72,7 +83,6 @@ static bool engine_options_from(const struct model_options *o, struct engine_opt
     e->max_queue = (int32_t)o->max_queue;
     e->kv_bytes = o->kv_cache;
     e->prefix_cache = o->prefix_cache;
-    return true;
 }
 
 bool model_name(const char *spec, char *id, size_t id_size, const char **path, struct error *err)
@@ -121,8 +131,8 @@ bool model_open(const char *spec, const struct model_options *o, struct model *o
     struct checkpoint *ck = NULL;
     struct engine_options engine_options;
     int64_t begin = clock_ns();
-    if (!engine_options_from(o, &engine_options, err)
-        || !model_name(spec, m.id, sizeof m.id, &m.path, err)
+    engine_options_from(o, &engine_options);
+    if (!model_name(spec, m.id, sizeof m.id, &m.path, err)
         || !checkpoint_open(m.path, &ck, err)
         || !open_tokenizer(ck, &m.tokenizer, err)
         || !device_open(&o->device, &m.device, err)

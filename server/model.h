@@ -21,6 +21,9 @@ void model_options_init(struct model_options *o);
 enum { N_MODEL_OPTIONS = 11 };
 /* Appends the table's entries for `o` at table[0..N_MODEL_OPTIONS). */
 void model_options_table(struct model_options *o, struct option *table);
+/* Do the options make sense, whatever the model and the machine? ERR_INVALID names the one that
+ * does not. */
+bool model_options_check(const struct model_options *o, struct error *err) MUST_CHECK;
 
 struct model {
     char id[128];     /* the name clients use */
@@ -34,7 +37,7 @@ struct model {
  * `spec` that the path is goes to *path. ERR_INVALID for names that would not do in a URL. */
 bool model_name(const char *spec, char *id, size_t id_size, const char **path, struct error *err)
     MUST_CHECK;
-/* `spec` as above. On failure everything is closed again. */
+/* `spec` as above; options that were checked. On failure everything is closed again. */
 bool model_open(const char *spec, const struct model_options *o, struct model *out,
                 struct error *err) MUST_CHECK;
 void model_close(struct model *m); /* harmless on a zeroed struct */

@@ -1,0 +1,251 @@
+/* `gptd serve`: a model over HTTP, until SIGINT or SIGTERM. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "api/chat.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "server/command.h"
+#include "server/http.h"
+#include "server/model.h"
+#include "server/process.h"
+#include "server/signals.h"
+
+struct serve_options {
+    struct option_list models;
+    struct model_options model;
+    struct http_options http;
+    struct api_limits limits;
+    int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
+    const char *log_level;
+    bool auth, hint;
+};
+
+enum { N_SERVE_OPTIONS = 19, MAX_BODY = 1 << 30 };
+
+static void options_init(struct serve_options *o)
+{
+    *o = (struct serve_options){
+        .http = {.host = "127.0.0.1", .port = 8080, .threads = 2, .max_header = 16 << 10,
+                 .max_connections = 1024, .max_connections_per_address = 512, .idle_timeout_s = 60},
+        .request_timeout_s = 600,
+        .drain_timeout_s = 30,
+        .log_level = "info",
+        .auth = true,
+    };
+    model_options_init(&o->model);
+    api_limits_init(&o->limits);
+    o->http.max_body = (int64_t)o->limits.body_bytes;
+    o->max_n = o->limits.max_n;
+    o->max_prompt_tokens = o->limits.max_prompt_tokens;
+}
+
+/* Fills table[]; returns how many entries. */
+static size_t options_table(struct serve_options *o, struct option *table)
+{
+    const struct option before[] = {
+        {"model", OPTION_LIST, &o->models, 0, 0, "[NAME=]PATH",
+         "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in."},
+        {"host", OPTION_STRING, &o->http.host, 0, 0, "ADDRESS", "Where to listen."},
+        {"port", OPTION_INT, &o->http.port, 0, 65535, "N", "0: any free one, which is printed."},
+        {"auth", OPTION_FLAG, &o->auth, 0, 0, NULL,
+         "Listen on addresses that other machines reach, with no keys: anyone may use the model."},
+    };
+    const struct option after[] = {
+        {"max-body", OPTION_BYTES, &o->http.max_body, 1, MAX_BODY, "SIZE",
+         "Of a request's body; more gets 413."},
+        {"max-header", OPTION_BYTES, &o->http.max_header, 1024, 1 << 20, "SIZE",
+         "Of a request's headers; more gets 431."},
+        {"max-connections", OPTION_INT, &o->http.max_connections, 1, 65536, "N",
+         "Open at once; more get 503."},
+        {"max-connections-per-address", OPTION_INT, &o->http.max_connections_per_address, 0, 65536,
+         "N", "Open at once from one address; more are closed. 0: no limit."},
+        {"max-n", OPTION_INT, &o->max_n, 1, 4096, "N", "Choices of one request, and best_of."},
+        {"max-prompt-tokens", OPTION_INT, &o->max_prompt_tokens, 0, CONFIG_MAX_CONTEXT, "N",
+         "Of one prompt; 0: what the context holds."},
+        {"request-timeout", OPTION_INT, &o->request_timeout_s, 0, 1 << 24, "SECONDS",
+         "After which a request is abandoned; 0: never."},
+        {"idle-timeout", OPTION_INT, &o->http.idle_timeout_s, 1, 86400, "SECONDS",
+         "After which a connection on which nothing moves is closed."},
+        {"drain-timeout", OPTION_INT, &o->drain_timeout_s, 0, 86400, "SECONDS",
+         "How long requests may go on after SIGTERM or SIGINT."},
+        {"http-threads", OPTION_INT, &o->http.threads, 1, 64, "N", "Threads for connections."},
+        {"log-level", OPTION_STRING, &o->log_level, 0, 0, "error|warn|info|debug",
+         "What goes to stderr."},
+        {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
+         "One line a request: route, status, time, tokens; never their text."},
+        {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL, "Print a curl line to try when ready."},
+    };
+    enum { N_BEFORE = sizeof before / sizeof *before, N_AFTER = sizeof after / sizeof *after };
+    memcpy(table, before, sizeof before);
+    model_options_table(&o->model, table + N_BEFORE);
+    memcpy(table + N_BEFORE + N_MODEL_OPTIONS, after, sizeof after);
+    _Static_assert(N_BEFORE + N_AFTER <= N_SERVE_OPTIONS, "the table's size");
+    return N_BEFORE + N_MODEL_OPTIONS + N_AFTER;
+}
+
+/* What single options cannot check on their own. */
+static bool options_check(struct serve_options *o, struct error *err)
+{
+    enum log_level level;
+    if (!log_level_parse(o->log_level, &level))
+        return error_set(err, ERR_INVALID, "log-level",
+                         "--log-level %s: must be error, warn, info or debug", o->log_level);
+    log_set_level(level);
+    if (o->models.n == 0)
+        return error_set(err, ERR_INVALID, "model", "say what to serve: --model PATH");
+    if (o->models.n > 1)
+        return error_set(err, ERR_UNSUPPORTED, "model", "--model is given %d times; one process "
+                         "serves one model", o->models.n);
+    if (o->auth && !http_is_loopback(o->http.host))
+        return error_set(err, ERR_INVALID, "host",
+                         "--host %s can be reached by other machines, and there are no keys: "
+                         "listen on 127.0.0.1, or say --no-auth to let anyone in", o->http.host);
+    char id[sizeof((struct model *)0)->id];
+    const char *path;
+    if (!model_options_check(&o->model, err)
+        || !model_name(o->models.at[0], id, sizeof id, &path, err))
+        return false;
+    o->limits.body_bytes = (size_t)o->http.max_body;
+    o->limits.max_n = (int32_t)o->max_n;
+    o->limits.max_prompt_tokens = (int32_t)o->max_prompt_tokens;
+    o->limits.deadline_ms = o->request_timeout_s * 1000;
+    return true;
+}
+
+/* ---- Shutting down ---- */
+
+/* What the signal thread tells the main thread. */
+struct shutdown {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    bool serving;   /* the first signal drains; before, and the second time, it ends the process */
+    bool requested;
+};
+
+static void on_signal(void *ctx, int number, int count)
+{
+    struct shutdown *s = ctx;
+    pthread_mutex_lock(&s->mutex);
+    if (!s->serving || s->requested) _exit(128 + number);
+    s->requested = true;
+    pthread_cond_signal(&s->cond);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static void wait_for_shutdown(struct shutdown *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->serving = true;
+    while (!s->requested) pthread_cond_wait(&s->cond, &s->mutex);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+/* Lets what runs finish, within the timeout. */
+static void drain(struct http_server *http, struct engine *engine, int64_t timeout_s)
+{
+    log_info("shutting down: %d requests may go on for %lld s; another signal ends them now",
+             http_active(http), (long long)timeout_s);
+    http_drain(http);
+    engine_drain(engine);
+    int64_t end = clock_ns() + timeout_s * 1000000000;
+    while ((http_active(http) > 0 || !engine_idle(engine)) && clock_ns() < end) usleep(10000);
+    if (http_active(http) > 0)
+        log_warn("%d requests did not finish within %lld s", http_active(http),
+                 (long long)timeout_s);
+}
+
+/* ---- Serving ---- */
+
+static void print_ready(const struct serve_options *o, const struct model *m, int port)
+{
+    bool v6 = strchr(o->http.host, ':') != NULL;
+    char url[160];
+    snprintf(url, sizeof url, "http://%s%s%s:%d", v6 ? "[" : "", o->http.host, v6 ? "]" : "", port);
+    printf("listening on %s\n", url);
+    if (o->hint)
+        printf("try: curl %s/v1/completions -H 'Content-Type: application/json' "
+               "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
+               url, m->id, m->tokenizer ? "\"Once upon a time\"" : "[1, 2, 3]");
+    fflush(stdout);
+}
+
+static bool serve(const struct serve_options *o, struct model *m, int64_t baseline,
+                  struct shutdown *shutdown, struct error *err)
+{
+    struct chat_template chat;
+    if (m->tokenizer) chat_template_init(&chat, tokenizer_chat_template(m->tokenizer));
+    struct api_context api = {
+        .engine = m->engine,
+        .model_id = m->id,
+        .model_path = m->path,
+        .created = time(NULL),
+        .limits = o->limits,
+        .chat = m->tokenizer ? &chat : NULL,
+    };
+    struct metrics *metrics = malloc(sizeof *metrics); /* 100 kB: not on the stack */
+    if (!metrics) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
+    metrics_init(metrics, m->id, m->device->ops->description(m->device));
+    struct http_server *http;
+    if (!http_start(&o->http, &api, metrics, baseline, &http, err)) {
+        free(metrics);
+        return false;
+    }
+    if (!http_is_loopback(o->http.host))
+        log_warn("--no-auth: anyone who reaches %s can use this model", o->http.host);
+    print_ready(o, m, http_port(http));
+    wait_for_shutdown(shutdown);
+    drain(http, m->engine, o->drain_timeout_s);
+    http_stop(http);
+    free(metrics);
+    log_info("bye");
+    return true;
+}
+
+static int run(const struct serve_options *o)
+{
+    struct error err;
+    struct shutdown shutdown = {.serving = false};
+    pthread_mutex_init(&shutdown.mutex, NULL);
+    pthread_cond_init(&shutdown.cond, NULL);
+    struct signals *signals;
+    if (!signals_start(on_signal, &shutdown, &signals, &err)) return command_fail("serve", &err);
+    int64_t baseline = process_rss_bytes();
+    struct model m;
+    int code = EXIT_DONE;
+    if (!model_open(o->models.at[0], &o->model, &m, &err)) {
+        code = command_fail("serve", &err);
+    } else {
+        if (!serve(o, &m, baseline, &shutdown, &err)) code = command_fail("serve", &err);
+        model_close(&m);
+    }
+    signals_stop(signals);
+    pthread_cond_destroy(&shutdown.cond);
+    pthread_mutex_destroy(&shutdown.mutex);
+    return code;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    struct serve_options o;
+    struct option table[N_SERVE_OPTIONS + N_MODEL_OPTIONS];
+    options_init(&o);
+    size_t n = options_table(&o, table);
+    bool help;
+    struct error err;
+    if (!options_parse(table, n, argc, argv, 2, NULL, 0, NULL, &help, &err))
+        return command_usage("serve", &err);
+    if (help) {
+        options_print_help(stdout, "gptd serve --model [NAME=]PATH [OPTIONS]",
+                           "Serves a model over HTTP with OpenAI's API. SIGTERM or Ctrl-C ends it "
+                           "gracefully.", table, n);
+        return EXIT_DONE;
+    }
+    if (!options_check(&o, &err)) return command_usage("serve", &err);
+    return run(&o);
+}

@@ -1,0 +1,411 @@
+/* Completions on their connections: see exchange.h. */
+#include "server/exchange.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/log.h"
+#include "server/watcher.h"
+
+enum { REPLY_LIMIT = 1 << 28, RESPONSE_BLOCK = 16 * 1024 };
+
+struct exchange {
+    struct watch watch; /* first: the watcher's events come with this address */
+    struct exchanges *all;
+    struct MHD_Connection *connection;
+    struct completion *completion;
+    struct exchange *next, *prev;  /* of all->open */
+    struct exchange *next_to_reap; /* of all->to_reap */
+
+    /* Guarded by mutex. */
+    pthread_mutex_t mutex;
+    pthread_cond_t news_cond; /* for the reaper, once closed */
+    bool news;      /* the engine has published since completion_read was last called */
+    bool probe;     /* half closed: write something, to learn whether anyone is there */
+    bool gone;      /* nobody is */
+    bool suspended; /* by us; whoever clears it resumes */
+    bool closed;    /* the connection is no longer ours */
+
+    /* The connection's thread's, then the reaper's. */
+    bool is_stream;
+    bool chunked;     /* a reply through write_reply is on its way */
+    bool ended;       /* completion_read has said all */
+    bool delivered;
+    int64_t request_ns;
+    struct buf out;   /* bytes to send */
+    size_t n_sent;    /* of out */
+};
+
+struct exchanges {
+    const struct api_context *api;
+    struct metrics *metrics;
+    struct watcher *watcher;
+    pthread_t reaper;
+    pthread_mutex_t mutex; /* of what follows; may be held while taking an exchange's */
+    pthread_cond_t reap_cond;
+    struct exchange *open;
+    struct exchange *to_reap;
+    int32_t count;
+    bool cut, stopping;
+};
+
+/* ---- Waking ---- */
+
+/* With e->mutex held. */
+static void resume(struct exchange *e)
+{
+    if (!e->suspended) return;
+    e->suspended = false;
+    MHD_resume_connection(e->connection);
+}
+
+/* The engine's notify. */
+static void on_news(void *ctx)
+{
+    struct exchange *e = ctx;
+    pthread_mutex_lock(&e->mutex);
+    e->news = true;
+    resume(e);
+    if (e->closed) pthread_cond_signal(&e->news_cond);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+static void end_early(struct exchange *e)
+{
+    pthread_mutex_lock(&e->mutex);
+    e->gone = true;
+    resume(e);
+    pthread_mutex_unlock(&e->mutex);
+    completion_cancel(e->completion);
+}
+
+static void on_peer(struct watch *watch, enum peer_event event)
+{
+    struct exchange *e = (struct exchange *)watch;
+    if (event == PEER_GONE) {
+        end_early(e);
+        return;
+    }
+    pthread_mutex_lock(&e->mutex);
+    e->probe = true;
+    resume(e);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+enum wait_outcome { WAIT_SUSPENDED, WAIT_NEWS, WAIT_PROBE, WAIT_GONE };
+
+/* Suspends the connection unless something has happened since. */
+static enum wait_outcome wait_for_something(struct exchange *e)
+{
+    enum wait_outcome outcome;
+    pthread_mutex_lock(&e->mutex);
+    if (e->gone) {
+        outcome = WAIT_GONE;
+    } else if (e->news) {
+        e->news = false;
+        outcome = WAIT_NEWS;
+    } else if (e->probe) {
+        e->probe = false;
+        outcome = WAIT_PROBE;
+    } else {
+        e->suspended = true;
+        MHD_suspend_connection(e->connection);
+        outcome = WAIT_SUSPENDED;
+    }
+    pthread_mutex_unlock(&e->mutex);
+    return outcome;
+}
+
+/* ---- Reading the completion, writing the reply ---- */
+
+/* Reads what is new into e->out. In a reply that has begun, a failure becomes part of the body. */
+static bool read_completion(struct exchange *e, struct error *err)
+{
+    struct error failure = {0};
+    if (completion_read(e->completion, &e->out, &failure) != COMPLETION_ENDED) return true;
+    e->ended = true;
+    if (e->out.failed && failure.code == ERR_NONE)
+        error_set(&failure, ERR_TOO_LARGE, NULL, "the reply is over %d bytes", REPLY_LIMIT);
+    if (failure.code == ERR_NONE) return true;
+    *err = failure;
+    return false;
+}
+
+static ssize_t send_out(struct exchange *e, char *to, size_t max)
+{
+    size_t n = e->out.len - e->n_sent;
+    if (n > max) n = max;
+    memcpy(to, e->out.data + e->n_sent, n);
+    e->n_sent += n;
+    if (e->n_sent == e->out.len) {
+        buf_clear(&e->out);
+        e->n_sent = 0;
+    }
+    return (ssize_t)n;
+}
+
+/* MHD's content reader: the next bytes of a reply of unknown length. */
+static ssize_t write_reply(void *cls, uint64_t pos, char *to, size_t max)
+{
+    struct exchange *e = cls;
+    for (;;) {
+        if (e->out.len > e->n_sent) return send_out(e, to, max);
+        if (e->ended) return MHD_CONTENT_READER_END_OF_STREAM;
+        struct error err = {0};
+        switch (wait_for_something(e)) {
+        case WAIT_SUSPENDED: return 0;
+        case WAIT_GONE: return MHD_CONTENT_READER_END_WITH_ERROR;
+        case WAIT_PROBE: buf_puts(&e->out, e->is_stream ? ":\n\n" : "\n"); break;
+        case WAIT_NEWS:
+            if (!read_completion(e, &err)) api_render_error(&e->out, &err);
+            if (e->out.failed) return MHD_CONTENT_READER_END_WITH_ERROR;
+            break;
+        }
+    }
+}
+
+static enum exchange_step respond_chunked(struct exchange *e, struct MHD_Response **response,
+                                          struct error *err)
+{
+    *response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, RESPONSE_BLOCK, write_reply, e,
+                                                  NULL);
+    if (!*response) {
+        error_set(err, ERR_MEMORY, NULL, "no memory for the reply");
+        return EXCHANGE_FAILED;
+    }
+    e->chunked = true;
+    if (e->is_stream) {
+        MHD_add_response_header(*response, "Content-Type", "text/event-stream");
+        MHD_add_response_header(*response, "Cache-Control", "no-store");
+        MHD_add_response_header(*response, "X-Accel-Buffering", "no"); /* nginx: pass it on at once */
+    } else {
+        MHD_add_response_header(*response, "Content-Type", "application/json");
+    }
+    return EXCHANGE_RESPOND;
+}
+
+/* The whole reply at once, with its length. */
+static enum exchange_step respond_whole(struct exchange *e, struct MHD_Response **response,
+                                        struct error *err)
+{
+    size_t n;
+    char *data = buf_take(&e->out, &n);
+    *response = data ? MHD_create_response_from_buffer(n, data, MHD_RESPMEM_MUST_FREE) : NULL;
+    if (!*response) {
+        free(data);
+        error_set(err, ERR_MEMORY, NULL, "no memory for the reply");
+        return EXCHANGE_FAILED;
+    }
+    MHD_add_response_header(*response, "Content-Type", "application/json");
+    return EXCHANGE_RESPOND;
+}
+
+enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **response,
+                                 struct error *err)
+{
+    if (e->is_stream) return respond_chunked(e, response, err);
+    for (;;) {
+        switch (wait_for_something(e)) {
+        case WAIT_SUSPENDED: return EXCHANGE_WAIT;
+        case WAIT_GONE: return EXCHANGE_GONE;
+        case WAIT_PROBE:
+            /* White space before JSON changes nothing for who is still reading. */
+            buf_puts(&e->out, "\n");
+            return respond_chunked(e, response, err);
+        case WAIT_NEWS:
+            if (!read_completion(e, err)) return EXCHANGE_FAILED;
+            if (e->ended) return respond_whole(e, response, err);
+            break;
+        }
+    }
+}
+
+/* ---- Open and close ---- */
+
+static void free_exchange(struct exchange *e)
+{
+    completion_free(e->completion);
+    buf_free(&e->out);
+    pthread_cond_destroy(&e->news_cond);
+    pthread_mutex_destroy(&e->mutex);
+    free(e);
+}
+
+static void enter(struct exchanges *all, struct exchange *e)
+{
+    pthread_mutex_lock(&all->mutex);
+    e->next = all->open;
+    if (all->open) all->open->prev = e;
+    all->open = e;
+    all->count++;
+    pthread_mutex_lock(&e->mutex);
+    e->gone = e->gone || all->cut;
+    pthread_mutex_unlock(&e->mutex);
+    pthread_mutex_unlock(&all->mutex);
+}
+
+static void leave(struct exchanges *all, struct exchange *e)
+{
+    pthread_mutex_lock(&all->mutex);
+    if (e->prev) e->prev->next = e->next;
+    else all->open = e->next;
+    if (e->next) e->next->prev = e->prev;
+    pthread_mutex_unlock(&all->mutex);
+}
+
+bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
+                   struct MHD_Connection *connection, struct exchange **out, struct error *err)
+{
+    struct exchange *e = calloc(1, sizeof *e);
+    if (!e) return error_set(err, ERR_MEMORY, NULL, "no memory for the request");
+    e->all = all;
+    e->connection = connection;
+    e->news = true; /* what completion_open itself produced */
+    buf_init(&e->out, REPLY_LIMIT);
+    pthread_mutex_init(&e->mutex, NULL);
+    pthread_cond_init(&e->news_cond, NULL);
+    if (!completion_open(all->api, kind, body, n, on_news, e, &e->completion, err)) goto fail;
+    e->is_stream = completion_is_stream(e->completion);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    if (!watcher_add(all->watcher, &e->watch, info->connect_fd, err)) goto fail;
+    enter(all, e);
+    *out = e;
+    return true;
+fail:
+    free_exchange(e);
+    return false;
+}
+
+void exchange_close(struct exchange *e, bool delivered, int64_t request_ns,
+                    struct completion_summary *summary)
+{
+    struct exchanges *all = e->all;
+    watcher_remove(all->watcher, &e->watch);
+    memset(summary, 0, sizeof *summary);
+    if (e->ended) completion_summary(e->completion, summary);
+    else completion_cancel(e->completion);
+    e->delivered = delivered;
+    e->request_ns = request_ns;
+    pthread_mutex_lock(&e->mutex);
+    e->closed = true;
+    pthread_mutex_unlock(&e->mutex);
+
+    pthread_mutex_lock(&all->mutex);
+    e->next_to_reap = all->to_reap;
+    all->to_reap = e;
+    pthread_cond_signal(&all->reap_cond);
+    pthread_mutex_unlock(&all->mutex);
+}
+
+/* ---- The reaper ---- */
+
+/* Reads a canceled completion to its end, which comes within a step: only then are its counts final. */
+static void read_to_end(struct exchange *e)
+{
+    while (!e->ended) {
+        pthread_mutex_lock(&e->mutex);
+        while (!e->news) pthread_cond_wait(&e->news_cond, &e->mutex);
+        e->news = false;
+        pthread_mutex_unlock(&e->mutex);
+        struct error err = {0};
+        buf_clear(&e->out);
+        e->ended = completion_read(e->completion, &e->out, &err) == COMPLETION_ENDED;
+    }
+}
+
+static void reap(struct exchange *e)
+{
+    struct exchanges *all = e->all;
+    leave(all, e);
+    if (!e->delivered)
+        atomic_fetch_add_explicit(&all->metrics->clients_gone, 1, memory_order_relaxed);
+    pthread_mutex_lock(&e->mutex);
+    e->news = true; /* it may have ended before anyone listened */
+    pthread_mutex_unlock(&e->mutex);
+    read_to_end(e);
+    struct completion_summary summary;
+    completion_summary(e->completion, &summary);
+    metrics_completion(all->metrics, &summary, e->request_ns);
+    free_exchange(e);
+}
+
+static void *reaper_run(void *arg)
+{
+    struct exchanges *all = arg;
+    pthread_mutex_lock(&all->mutex);
+    for (;;) {
+        while (!all->to_reap && !all->stopping)
+            pthread_cond_wait(&all->reap_cond, &all->mutex);
+        struct exchange *e = all->to_reap;
+        if (!e) break;
+        all->to_reap = e->next_to_reap;
+        pthread_mutex_unlock(&all->mutex);
+        reap(e);
+        pthread_mutex_lock(&all->mutex);
+        all->count--;
+    }
+    pthread_mutex_unlock(&all->mutex);
+    return NULL;
+}
+
+/* ---- All of them ---- */
+
+bool exchanges_start(const struct api_context *api, struct metrics *metrics,
+                     struct exchanges **out, struct error *err)
+{
+    struct exchanges *all = calloc(1, sizeof *all);
+    if (!all) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
+    all->api = api;
+    all->metrics = metrics;
+    pthread_mutex_init(&all->mutex, NULL);
+    pthread_cond_init(&all->reap_cond, NULL);
+    if (!watcher_start(on_peer, &all->watcher, err)) goto fail;
+    int failed = pthread_create(&all->reaper, NULL, reaper_run, all);
+    if (failed) {
+        errno = failed;
+        error_errno(err, "cannot start the reaper's thread");
+        goto fail;
+    }
+    *out = all;
+    return true;
+fail:
+    watcher_stop(all->watcher);
+    pthread_cond_destroy(&all->reap_cond);
+    pthread_mutex_destroy(&all->mutex);
+    free(all);
+    return false;
+}
+
+int32_t exchanges_count(struct exchanges *all)
+{
+    pthread_mutex_lock(&all->mutex);
+    int32_t n = all->count;
+    pthread_mutex_unlock(&all->mutex);
+    return n;
+}
+
+void exchanges_cut(struct exchanges *all)
+{
+    pthread_mutex_lock(&all->mutex);
+    all->cut = true;
+    for (struct exchange *e = all->open; e; e = e->next) end_early(e);
+    pthread_mutex_unlock(&all->mutex);
+}
+
+void exchanges_stop(struct exchanges *all)
+{
+    if (!all) return;
+    pthread_mutex_lock(&all->mutex);
+    all->stopping = true;
+    pthread_cond_signal(&all->reap_cond);
+    pthread_mutex_unlock(&all->mutex);
+    pthread_join(all->reaper, NULL);
+    watcher_stop(all->watcher);
+    pthread_cond_destroy(&all->reap_cond);
+    pthread_mutex_destroy(&all->mutex);
+    free(all);
+}

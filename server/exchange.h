@@ -1,0 +1,56 @@
+/* One completion request on its connection: from the complete body to the last byte of the reply.
+ * It ties together three parties that never wait for each other: the engine, which says that there
+ * is news; libmicrohttpd, whose thread writes the reply; and the client, who may leave.
+ *
+ *                       nothing new: suspend
+ *                  ┌─────────────────────────────┐
+ *   exchange_open  │                             ▼
+ *  ───────────▶ WRITING ◀──────────────────── WAITING        (connection suspended)
+ *                  │      news, probe, gone:     │
+ *                  │      resume                 │
+ *                  ▼ ended, gone, failed         │
+ *  exchange_close: CLOSED ──▶ reaper: waits for the engine, counts, frees
+ *
+ * Who may touch it: the connection's MHD thread everything; the engine (notify) and the watcher
+ * only what `mutex` guards. Suspending happens under that mutex, so no resume is lost; nothing
+ * resumes once it is closed. */
+#pragma once
+
+#include <microhttpd.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/completion.h"
+#include "server/metrics.h"
+
+struct exchanges; /* all of a server's, with their watcher and reaper */
+struct exchange;
+
+bool exchanges_start(const struct api_context *api, struct metrics *metrics,
+                     struct exchanges **out, struct error *err) MUST_CHECK;
+/* Those that are open or being reaped. */
+int32_t exchanges_count(struct exchanges *all);
+/* Ends all replies where they are; no connection stays suspended, none will be again. */
+void exchanges_cut(struct exchanges *all);
+/* Waits for the reaper; every exchange must be closed. NULL-safe. */
+void exchanges_stop(struct exchanges *all);
+
+/* Parses and submits. On failure *err says what to answer. The body may be freed after. */
+bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
+                   struct MHD_Connection *connection, struct exchange **out, struct error *err)
+    MUST_CHECK;
+
+enum exchange_step {
+    EXCHANGE_WAIT,    /* suspended: the handler will be called again */
+    EXCHANGE_RESPOND, /* *response is to be queued with status 200 */
+    EXCHANGE_FAILED,  /* *err is the answer */
+    EXCHANGE_GONE,    /* no one to answer: close the connection */
+};
+/* What the handler does next, after exchange_open and after every resume. */
+enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **response,
+                                 struct error *err);
+
+/* From NOTIFY_COMPLETED only. `delivered`: the client got everything. `summary` gets what is known by
+ * then, for the log. Never waits for the engine. */
+void exchange_close(struct exchange *e, bool delivered, int64_t request_ns,
+                    struct completion_summary *summary);

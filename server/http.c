@@ -1,0 +1,437 @@
+/* Connections and requests: see http.h. A request goes through request_begin (headers), collect_body, and
+ * answer, all on its connection's thread; request_end (NOTIFY_COMPLETED) is the one place where it is
+ * freed. A request that will be refused is still read, up to a bound, before it is answered: a reply
+ * to a client that is still sending gets lost in the reset that closing provokes. */
+#include "server/http.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "server/request.h"
+
+enum {
+    DISCARD_LIMIT = 64 << 20,   /* bytes read from a request that is refused already */
+    REPLY_LIMIT = 64 << 20,     /* of routes that answer at once */
+    SPARE_CONNECTIONS = 128,    /* beyond max_connections, to tell them so */
+    SPARE_DESCRIPTORS = 64,
+};
+
+/* ---- Replies ---- */
+
+static enum MHD_Result respond(struct request *r, int status, struct MHD_Response *response)
+{
+    if (!response) return MHD_NO;
+    MHD_add_response_header(response, "X-Request-Id", r->id);
+    if (atomic_load(&r->server->draining))
+        MHD_add_response_header(response, "Connection", "close");
+    r->status = status;
+    enum MHD_Result result = MHD_queue_response(r->connection, (unsigned)status, response);
+    MHD_destroy_response(response);
+    return result;
+}
+
+/* A response of the buffer's bytes; NULL when there is no memory. */
+static struct MHD_Response *response_from(struct buf *out, const char *content_type)
+{
+    size_t n;
+    char *data = buf_take(out, &n);
+    struct MHD_Response *response =
+        data ? MHD_create_response_from_buffer(n, data, MHD_RESPMEM_MUST_FREE) : NULL;
+    if (response) MHD_add_response_header(response, "Content-Type", content_type);
+    else free(data);
+    return response;
+}
+
+/* status 0: what the error's code says. */
+static enum MHD_Result respond_error(struct request *r, int status, const struct error *err)
+{
+    if (status == 0) status = api_error_status(err->code);
+    if (status >= 500 && err->code == ERR_INTERNAL) log_error("%s: %s", r->id, err->text);
+    struct buf out;
+    buf_init(&out, REPLY_LIMIT);
+    api_render_error(&out, err);
+    struct MHD_Response *response = response_from(&out, "application/json");
+    if (!response) return MHD_NO;
+    if (status == 429 || status == 503) MHD_add_response_header(response, "Retry-After", "1");
+    if (status == 405) MHD_add_response_header(response, "Allow", route_allow(r->route));
+    return respond(r, status, response);
+}
+
+/* ---- Headers ---- */
+
+static void refuse(struct request *r, int status, enum error_code code, const char *text)
+{
+    if (r->refusal) return; /* the first reason stands */
+    r->refusal = status;
+    error_set(&r->refusal_error, code, NULL, "%s", text);
+}
+
+static const char *header(const struct request *r, const char *name)
+{
+    return MHD_lookup_connection_value(r->connection, MHD_HEADER_KIND, name);
+}
+
+/* "application/json", in any case, with any parameters. */
+static bool is_json_type(const char *type)
+{
+    static const char json[] = "application/json";
+    size_t n = sizeof json - 1;
+    return strncasecmp(type, json, n) == 0 && (type[n] == 0 || strchr("; \t", type[n]));
+}
+
+struct framing { int content_lengths, transfer_encodings; bool chunked; };
+
+static enum MHD_Result count_framing(void *cls, enum MHD_ValueKind kind, const char *name,
+                                     const char *value)
+{
+    struct framing *f = cls;
+    if (strcasecmp(name, "Content-Length") == 0) f->content_lengths++;
+    if (strcasecmp(name, "Transfer-Encoding") == 0) {
+        f->transfer_encodings++;
+        f->chunked = value && strcasecmp(value, "chunked") == 0;
+    }
+    return MHD_YES;
+}
+
+/* Where a body ends must have one answer, or a proxy in front and this server could disagree on where
+ * the next request begins. */
+static bool framing_is_plain(struct request *r)
+{
+    struct framing f = {0};
+    MHD_get_connection_values(r->connection, MHD_HEADER_KIND, count_framing, &f);
+    return f.content_lengths + f.transfer_encodings <= 1
+           && (f.transfer_encodings == 0 || f.chunked);
+}
+
+static int64_t declared_length(const struct request *r)
+{
+    const char *value = header(r, "Content-Length");
+    return value ? strtoll(value, NULL, 10) : 0;
+}
+
+static void check_headers(struct request *r, const char *method, const char *path)
+{
+    struct http_server *s = r->server;
+    int status;
+    if (atomic_load(&s->metrics->connections) > s->options.max_connections)
+        refuse(r, 503, ERR_BUSY, "too many connections; retry later");
+    if (!r->refusal && !route_find(method, path, r, &status, &r->refusal_error))
+        r->refusal = status;
+    const char *type = header(r, "Content-Type");
+    if (!r->refusal && route_takes_body(r->route) && type && !is_json_type(type))
+        refuse(r, 415, ERR_UNSUPPORTED, "the body must be JSON: Content-Type: application/json");
+    if (!r->refusal && route_takes_body(r->route) && atomic_load(&s->draining))
+        refuse(r, 503, ERR_UNAVAILABLE, "the server is shutting down");
+    if (declared_length(r) > s->options.max_body) {
+        char text[128];
+        snprintf(text, sizeof text, "the body is over the limit of %lld bytes",
+                 (long long)s->options.max_body);
+        refuse(r, 413, ERR_TOO_LARGE, text);
+    }
+}
+
+/* The call that brings the headers. Answers at once only what must not, or cannot sensibly, be read. */
+static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connection *connection,
+                                     const char *url, const char *method, struct request **out)
+{
+    struct request *r = calloc(1, sizeof *r);
+    if (!r) return MHD_NO;
+    *out = r;
+    r->server = s;
+    r->connection = connection;
+    r->begin_ns = clock_ns();
+    r->route = N_ROUTES;
+    uint64_t number = atomic_fetch_add_explicit(&s->n_requests, 1, memory_order_relaxed);
+    snprintf(r->id, sizeof r->id, "req-%08x%08llx", s->id_prefix, (unsigned long long)number);
+    buf_init(&r->body, (size_t)s->options.max_body);
+
+    const union MHD_ConnectionInfo *size =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    if (!framing_is_plain(r)) {
+        refuse(r, 400, ERR_INVALID,
+               "give one Content-Length or Transfer-Encoding: chunked, not both, not twice");
+        return respond_error(r, r->refusal, &r->refusal_error);
+    }
+    if (size && size->header_size > (size_t)s->options.max_header)
+        refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
+    check_headers(r, method, url);
+    if (r->refusal
+        && (header(r, "Expect") || declared_length(r) > s->options.max_body + DISCARD_LIMIT))
+        return respond_error(r, r->refusal, &r->refusal_error);
+    return MHD_YES;
+}
+
+/* ---- Body ---- */
+
+static enum MHD_Result collect_body(struct request *r, const char *data, size_t n)
+{
+    size_t max = (size_t)r->server->options.max_body;
+    r->n_received += n;
+    if (r->n_received > max + DISCARD_LIMIT) return MHD_NO; /* it does not want to hear it */
+    if (r->n_received > max && !r->refusal) {
+        char text[128];
+        snprintf(text, sizeof text, "the body is over the limit of %zu bytes", max);
+        refuse(r, 413, ERR_TOO_LARGE, text);
+    }
+    if (r->refusal || !route_takes_body(r->route)) {
+        buf_free(&r->body);
+        return MHD_YES;
+    }
+    buf_append(&r->body, data, n);
+    if (r->body.failed) refuse(r, 500, ERR_MEMORY, "no memory for the body");
+    return MHD_YES;
+}
+
+/* ---- Answers ---- */
+
+static enum MHD_Result answer_exchange(struct request *r)
+{
+    struct MHD_Response *response = NULL;
+    struct error err = {0};
+    switch (exchange_next(r->exchange, &response, &err)) {
+    case EXCHANGE_WAIT: return MHD_YES;
+    case EXCHANGE_RESPOND: return respond(r, 200, response);
+    case EXCHANGE_FAILED: return respond_error(r, 0, &err);
+    case EXCHANGE_GONE: return MHD_NO;
+    }
+    return MHD_NO;
+}
+
+/* Dead connections (a cable pulled, a host gone) send nothing at all: let the kernel ask. */
+static void keep_alive(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    int on = 1, idle_s = 30, interval_s = 10, probes = 3;
+    setsockopt(info->connect_fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+    setsockopt(info->connect_fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
+
+static enum MHD_Result answer_completion(struct request *r, enum completion_kind kind)
+{
+    struct error err;
+    const char *body = r->body.data ? r->body.data : "";
+    bool opened = exchange_open(r->server->exchanges, kind, body, r->body.len, r->connection,
+                                &r->exchange, &err);
+    buf_free(&r->body);
+    if (!opened) return respond_error(r, 0, &err);
+    keep_alive(r->connection);
+    return answer_exchange(r);
+}
+
+static enum MHD_Result answer(struct request *r)
+{
+    if (r->exchange) return answer_exchange(r); /* resumed */
+    if (r->refusal) return respond_error(r, r->refusal, &r->refusal_error);
+    enum completion_kind kind;
+    if (route_is_completion(r->route, &kind)) return answer_completion(r, kind);
+    struct buf out;
+    struct error err;
+    buf_init(&out, REPLY_LIMIT);
+    if (!route_answer(r, &out, &err) || !buf_check(&out, "the reply", &err)) {
+        buf_free(&out);
+        return respond_error(r, 0, &err);
+    }
+    return respond(r, 200, response_from(&out, route_content_type(r->route)));
+}
+
+static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, const char *url,
+                              const char *method, const char *version, const char *data,
+                              size_t *data_size, void **con_cls)
+{
+    struct request *r = *con_cls;
+    if (!r) return request_begin(cls, connection, url, method, (struct request **)con_cls);
+    if (*data_size > 0) {
+        size_t n = *data_size;
+        *data_size = 0;
+        return collect_body(r, data, n);
+    }
+    return answer(r);
+}
+
+/* ---- The end of a request ---- */
+
+static void log_request(const struct request *r, int status, int64_t ns,
+                        const struct completion_summary *s)
+{
+    if (!r->server->options.log_requests) return;
+    if (s->id[0])
+        log_info("%s %s %d %.1f ms, %s: %d prompt tokens (%d cached), %d completion tokens, %s",
+                 r->id, route_label(r->route), status, (double)ns / 1e6, s->id, s->prompt_tokens,
+                 s->cached_tokens, s->completion_tokens, s->finish ? s->finish : "canceled");
+    else
+        log_info("%s %s %d %.1f ms", r->id, route_label(r->route), status, (double)ns / 1e6);
+}
+
+static void request_end(void *cls, struct MHD_Connection *connection, void **con_cls,
+                        enum MHD_RequestTerminationCode why)
+{
+    struct request *r = *con_cls;
+    if (!r) return;
+    *con_cls = NULL;
+    int64_t ns = clock_ns() - r->begin_ns;
+    bool delivered = why == MHD_REQUEST_TERMINATED_COMPLETED_OK;
+    int status = delivered && r->status ? r->status : METRICS_CLIENT_GONE;
+    struct completion_summary summary = {0};
+    if (r->exchange) exchange_close(r->exchange, delivered, ns, &summary);
+    metrics_request(r->server->metrics, r->route, status);
+    log_request(r, status, ns, &summary);
+    buf_free(&r->body);
+    free(r);
+}
+
+static void count_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
+                             enum MHD_ConnectionNotificationCode what)
+{
+    struct http_server *s = cls;
+    atomic_fetch_add(&s->metrics->connections, what == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
+}
+
+static void log_daemon(void *cls, const char *fmt, va_list args)
+{
+    char text[512];
+    vsnprintf(text, sizeof text, fmt, args);
+    log_debug("libmicrohttpd: %s", text);
+}
+
+/* ---- Start and stop ---- */
+
+bool http_is_loopback(const char *host)
+{
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (strcmp(host, "localhost") == 0) return true;
+    if (inet_pton(AF_INET, host, &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+    return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+}
+
+/* A listening socket on host:port; *port becomes the one that was taken. -1 with *err set. */
+static int listen_on(const char *host, int64_t port, int *taken, struct error *err)
+{
+    char service[16];
+    snprintf(service, sizeof service, "%lld", (long long)port);
+    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found;
+    int failed = getaddrinfo(host, service, &hints, &found);
+    if (failed) {
+        error_set(err, ERR_INVALID, "host", "--host %s: %s", host, gai_strerror(failed));
+        return -1;
+    }
+    int on = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    bool ok = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0
+              && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 1024) == 0
+              && getsockname(fd, (struct sockaddr *)&address, &size) == 0;
+    if (!ok) error_errno(err, "cannot listen on %s port %lld", host, (long long)port);
+    freeaddrinfo(found);
+    if (!ok) {
+        if (fd >= 0) close(fd);
+        return -1;
+    }
+    *taken = ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
+                                                 : ((struct sockaddr_in *)&address)->sin_port);
+    return fd;
+}
+
+/* Room for every connection's descriptor; the soft limit is often 1024. */
+static bool raise_descriptor_limit(int64_t n_connections, struct error *err)
+{
+    struct rlimit limit;
+    rlim_t need = (rlim_t)n_connections + SPARE_CONNECTIONS + SPARE_DESCRIPTORS;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return error_errno(err, "getrlimit");
+    if (limit.rlim_cur >= need) return true;
+    limit.rlim_cur = need;
+    if (limit.rlim_max >= need && setrlimit(RLIMIT_NOFILE, &limit) == 0) return true;
+    return error_set(err, ERR_INVALID, "max-connections",
+                     "--max-connections %lld needs %llu descriptors, the limit is %llu (ulimit -n)",
+                     (long long)n_connections, (unsigned long long)need,
+                     (unsigned long long)limit.rlim_max);
+}
+
+static bool start_daemon(struct http_server *s, struct error *err)
+{
+    const struct http_options *o = &s->options;
+    struct MHD_OptionItem items[] = {
+        {MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)log_daemon, NULL},
+        {MHD_OPTION_LISTEN_SOCKET, s->listen_fd, NULL},
+        {MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)request_end, s},
+        {MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)count_connection, s},
+        {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)(o->max_connections + SPARE_CONNECTIONS), NULL},
+        {MHD_OPTION_PER_IP_CONNECTION_LIMIT, (intptr_t)o->max_connections_per_address, NULL},
+        {MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)o->idle_timeout_s, NULL},
+        /* Headers live here, beside the buffers that bodies and replies pass through. */
+        {MHD_OPTION_CONNECTION_MEMORY_LIMIT, (intptr_t)(2 * o->max_header + 32 * 1024), NULL},
+        /* A pool of one is no pool: the option stays out then. */
+        {o->threads > 1 ? MHD_OPTION_THREAD_POOL_SIZE : MHD_OPTION_END, (intptr_t)o->threads, NULL},
+        {MHD_OPTION_END, 0, NULL},
+    };
+    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC
+                     | MHD_USE_ERROR_LOG;
+    s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, handle, s, MHD_OPTION_ARRAY, items,
+                                 MHD_OPTION_END);
+    if (s->daemon) return true;
+    return error_set(err, ERR_IO, NULL, "cannot start the HTTP threads (%lld of them)",
+                     (long long)o->threads);
+}
+
+bool http_start(const struct http_options *o, const struct api_context *api,
+                struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
+                struct error *err)
+{
+    struct http_server *s = calloc(1, sizeof *s);
+    if (!s) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
+    s->options = *o;
+    s->api = api;
+    s->metrics = metrics;
+    s->baseline_bytes = baseline_bytes;
+    s->listen_fd = -1;
+    for (int32_t i = 0; i <= N_ROUTES; i++) s->labels[i] = route_label(i);
+    metrics->routes = s->labels;
+    metrics->n_routes = N_ROUTES + 1;
+    if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
+    if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
+    s->listen_fd = listen_on(o->host, o->port, &s->port, err);
+    if (s->listen_fd < 0) goto fail;
+    if (!exchanges_start(api, metrics, &s->exchanges, err)) goto fail;
+    if (!start_daemon(s, err)) goto fail;
+    *out = s;
+    return true;
+fail:
+    exchanges_stop(s->exchanges);
+    if (s->listen_fd >= 0) close(s->listen_fd);
+    free(s);
+    return false;
+}
+
+int http_port(const struct http_server *s) { return s->port; }
+
+void http_drain(struct http_server *s) { atomic_store(&s->draining, true); }
+
+int32_t http_active(struct http_server *s) { return exchanges_count(s->exchanges); }
+
+void http_stop(struct http_server *s)
+{
+    if (!s) return;
+    http_drain(s);
+    MHD_quiesce_daemon(s->daemon);
+    exchanges_cut(s->exchanges); /* MHD_stop_daemon aborts on suspended connections */
+    MHD_stop_daemon(s->daemon);
+    close(s->listen_fd);
+    exchanges_stop(s->exchanges);
+    free(s);
+}

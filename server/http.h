@@ -1,0 +1,39 @@
+/* The HTTP server: libmicrohttpd's epoll threads, the table of routes, limits, errors in OpenAI's
+ * shape. It parses and writes; everything it says comes from api/.
+ *
+ *     http_start            serving
+ *     http_drain            new work is refused with 503, /ready too; what runs goes on
+ *     http_stop             cuts what still runs, closes everything, frees */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/api.h"
+#include "server/metrics.h"
+
+struct http_options {
+    const char *host;       /* an address, or "localhost" */
+    int64_t port;           /* 0: any free one */
+    int64_t threads;
+    int64_t max_body, max_header;
+    int64_t max_connections; /* more are answered with 503 */
+    int64_t max_connections_per_address; /* 0: no limit; more are closed at once */
+    int64_t idle_timeout_s; /* without a byte in either direction, unless waiting for the engine */
+    bool log_requests;
+};
+
+struct http_server;
+
+/* Is the address one that only this machine can reach? */
+bool http_is_loopback(const char *host);
+
+/* `api` and `metrics` (initialised) must outlive the server. baseline: see
+ * struct api_process_memory. */
+bool http_start(const struct http_options *o, const struct api_context *api,
+                struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
+                struct error *err) MUST_CHECK;
+int http_port(const struct http_server *s);
+void http_drain(struct http_server *s);
+int32_t http_active(struct http_server *s); /* completions that still run or are being sent */
+void http_stop(struct http_server *s);      /* NULL-safe */
