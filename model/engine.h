@@ -18,6 +18,7 @@
  * waits for a reader: a choice's tokens go to an array that was sized for max_tokens at submission. */
 #pragma once
 
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -65,7 +66,10 @@ struct engine_params {
     const int32_t *stop_ids; int32_t n_stop_ids; /* tokens that end a choice (eos and its kind) */
     int64_t deadline_ns;   /* clock_ns() time after which it is abandoned; 0: none */
     uint64_t cache_salt;   /* prefixes are shared within one salt only */
-    void (*notify)(void *ctx); /* something was published or the request is DONE; may be NULL */
+    /* Something was published or the request is DONE; may be NULL. Called from the engine's thread with none
+     * of its locks held; it must not block, nor free the request. No call comes once
+     * engine_request_free has returned. */
+    void (*notify)(void *ctx);
     void *ctx;
 };
 
@@ -83,8 +87,9 @@ struct engine_choice {
     int32_t *n_top_of;                  /* unused entries of top have id -1 */
     _Atomic int32_t n_tokens;           /* published (acquire) */
     _Atomic int32_t finish;             /* enum finish_reason; set after the last token */
-    int64_t text_bytes;                 /* FINISH_STOP by a stop string: bytes of decoded text before it;
-                                           else -1. Read after finish */
+    int64_t text_bytes;                 /* FINISH_STOP by a stop string: bytes of decoded text before it (by
+                                           token_decode with `started` set: the text goes on from the
+                                           prompt); else -1. Read after finish */
 };
 
 enum request_state { REQUEST_QUEUED, REQUEST_RUNNING, REQUEST_DONE };
@@ -102,8 +107,11 @@ struct engine_request {
     int32_t n_cached;                   /* prompt tokens that came from the prefix cache */
     /* The engine's. */
     _Atomic bool cancel;
-    struct engine_request *next;
-    void *seqs;
+    bool submitted;
+    bool touched;                       /* in the list of requests to notify after this step */
+    int32_t n_live;                     /* choices that have not ended */
+    struct engine_request *next;        /* in whichever list it is */
+    sem_t released;                     /* posted when the engine has touched it for the last time */
 };
 
 /* Opens the model on the device: plans, allocates exactly the plan, loads, starts the thread. The device and the
@@ -128,9 +136,9 @@ int32_t engine_max_seqs(const struct engine *e);
 bool engine_request_new(const struct engine *e, const struct engine_params *params,
                         struct engine_request **out, struct error *err) MUST_CHECK;
 void engine_request_free(struct engine_request *r); /* NULL-safe */
-/* ERR_BUSY when the queue is full, ERR_UNAVAILABLE when draining. */
+/* ERR_BUSY when the queue is full, ERR_UNAVAILABLE when draining or when the device has failed. */
 bool engine_submit(struct engine *e, struct engine_request *r, struct error *err) MUST_CHECK;
-/* All or none: for arrays of prompts. */
+/* All or none: for arrays of prompts. ERR_TOO_LARGE for more than the queue can ever hold. */
 bool engine_submit_all(struct engine *e, struct engine_request **r, int32_t n, struct error *err)
     MUST_CHECK;
 /* Asks to end it; DONE follows within a step. Harmless when it is DONE already. */
@@ -152,7 +160,8 @@ struct engine_stats {
     struct kv_pool_stats kv;
     int32_t running, queued;             /* sequences; requests */
     int64_t n_steps, n_prefill_tokens, n_decode_tokens;
-    int64_t last_progress_ns;            /* clock_ns at the end of the last step, or idle since */
+    int64_t last_progress_ns;            /* clock_ns at the end of the last step, or when a request came to
+                                            an idle engine: old while running or queued means stuck */
     int64_t busy_ns;                     /* time spent in steps */
     bool draining;
 };

@@ -1,0 +1,245 @@
+/* The engine's memory: one arena on the device and one on the host, each laid out by a plan. The
+ * size of the KV pool is the one free variable, and is found by planning. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "model/engine_internal.h"
+
+enum {
+    MIN_LOGIT_ROWS = 64,           /* so that prompts are scored in good chunks */
+    MAX_KV_PAGES = INT32_MAX / KV_PAGE_TOKENS, /* slots are numbered by int32_t */
+};
+
+static void layout_step_buffers(const struct engine *e, struct step_buffers *b, struct plan *plan)
+{
+    const struct engine_options *o = &e->options;
+    b->tokens = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->tokens);
+    b->positions = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->positions);
+    b->slots = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->slots);
+    b->out_rows = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *b->out_rows);
+    b->spans = plan_take(plan, MEMORY_STAGING, o->max_seqs, sizeof *b->spans);
+    b->pages = plan_take(plan, MEMORY_STAGING, (int64_t)o->max_seqs * e->pages_per_seq,
+                         sizeof *b->pages);
+}
+
+static void layout_device(struct engine *e, struct plan *plan)
+{
+    const struct gpt_config *c = &e->gpt.config;
+    const struct device_ops *ops = e->device->ops;
+    gpt_layout(&e->gpt, e->device, plan);
+    e->kv.data = plan_take(plan, MEMORY_KV_CACHE, e->kv.n_pages, e->kv_page_bytes);
+    gpt_state_layout(&e->state, &e->gpt, e->options.max_batch_tokens, e->max_logit_rows, plan);
+    struct workspace_shape shape = {
+        .dtype = e->gpt.dtype,
+        .max_rows = e->options.max_batch_tokens,
+        .max_logit_rows = e->max_logit_rows,
+        .n_embd = c->n_embd,
+        .n_ff = c->n_ff,
+        .n_head = c->n_head,
+        .n_kv_head = c->n_kv_head,
+        .head_dim = c->head_dim,
+        .vocab_size = c->vocab_size,
+        .block_size = e->gpt.max_context,
+    };
+    e->workspace_bytes = ops->workspace_bytes(e->device, &shape);
+    e->workspace = plan_take(plan, MEMORY_WORKSPACE, e->workspace_bytes, 1);
+    layout_step_buffers(e, &e->step.device, plan);
+}
+
+/* Returns where the engine itself shall lie (NULL while planning). */
+static struct engine *layout_host(struct engine *e, struct plan *plan)
+{
+    int32_t n = e->options.max_seqs, context = (int32_t)e->options.max_context;
+    struct engine *self = plan_take(plan, MEMORY_HOST, 1, sizeof *self);
+    struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, e->gpt.config.n_layer, sizeof *layers);
+    if (layers) e->gpt.layers = layers;
+
+    void *pool = plan_take(plan, MEMORY_HOST, kv_pool_bytes(e->kv.n_pages), 1);
+    if (pool) e->pool = kv_pool_init(pool, e->kv.n_pages);
+    e->seqs = plan_take(plan, MEMORY_HOST, n, sizeof *e->seqs);
+    e->active = plan_take(plan, MEMORY_HOST, n, sizeof *e->active);
+    int32_t *history = plan_take(plan, MEMORY_HOST, (int64_t)n * context, sizeof *history);
+    int32_t *pages = plan_take(plan, MEMORY_HOST, (int64_t)n * e->pages_per_seq, sizeof *pages);
+    for (int32_t i = 0; e->seqs && i < n; i++) {
+        e->seqs[i].history = history + (int64_t)i * context;
+        e->seqs[i].pages = pages + (int64_t)i * e->pages_per_seq;
+    }
+
+    layout_step_buffers(e, &e->step.host, plan);
+    e->step.rows = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.rows);
+    e->step.outs = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.outs);
+    return self;
+}
+
+/* Both plans for a pool of n_pages; the total, or INT64_MAX when it does not fit 63 bits. */
+static int64_t plan_pages(struct engine *e, int64_t n_pages)
+{
+    e->kv.n_pages = (int32_t)n_pages;
+    plan_init(&e->device_plan);
+    plan_init(&e->host_plan);
+    /* The host first: in the second pass it says where the layers lie. */
+    (void)layout_host(e, &e->host_plan);
+    layout_device(e, &e->device_plan);
+    int64_t total;
+    if (e->device_plan.overflow || e->host_plan.overflow ||
+        !checked_add(e->device_plan.total, e->host_plan.total, &total))
+        return INT64_MAX;
+    return total;
+}
+
+static bool no_fit(const struct engine *e, int64_t total, struct error *err)
+{
+    int64_t c[N_MEMORY_COMPONENTS];
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
+        c[i] = e->device_plan.component[i] + e->host_plan.component[i];
+    return error_set(err, ERR_NO_FIT, "memory_budget",
+                     "serving needs %lld bytes (weights %lld, kv_cache %lld for %d pages, "
+                     "activations %lld, workspace %lld, staging %lld, host %lld), which is %lld "
+                     "over the memory budget of %lld: raise it, or lower max_context (%lld), "
+                     "max_batch_tokens (%d) or max_seqs (%d)",
+                     (long long)total, (long long)c[MEMORY_WEIGHTS], (long long)c[MEMORY_KV_CACHE],
+                     e->kv.n_pages, (long long)c[MEMORY_ACTIVATIONS],
+                     (long long)c[MEMORY_WORKSPACE], (long long)c[MEMORY_STAGING],
+                     (long long)c[MEMORY_HOST], (long long)(total - e->options.memory_budget),
+                     (long long)e->options.memory_budget, (long long)e->options.max_context,
+                     e->options.max_batch_tokens, e->options.max_seqs);
+}
+
+/* The KV pool: what was asked for (by default max_seqs / 4 full sequences), down to one full
+ * sequence where the budget leaves no more. Leaves both plans planned for it. */
+static bool choose_pages(struct engine *e, struct error *err)
+{
+    const struct engine_options *o = &e->options;
+    int64_t full = e->pages_per_seq;
+    int64_t want = o->kv_bytes > 0 ? o->kv_bytes / e->kv_page_bytes
+                                   : full * max_i64(1, o->max_seqs / 4);
+    want = min_i64(want, MAX_KV_PAGES);
+    if (want < 1)
+        return error_set(err, ERR_NO_FIT, "kv_bytes",
+                         "kv_bytes is %lld; one page of %d tokens takes %lld bytes",
+                         (long long)o->kv_bytes, KV_PAGE_TOKENS, (long long)e->kv_page_bytes);
+    int64_t least = min_i64(want, full);
+    int64_t budget = o->memory_budget > 0 ? o->memory_budget : INT64_MAX - 1;
+    int64_t total = plan_pages(e, least);
+    if (total == INT64_MAX)
+        return error_set(err, ERR_NO_FIT, NULL, "serving %s would need more than 2^63 bytes",
+                         e->gpt.config.arch);
+    if (total > budget) return no_fit(e, total, err);
+    int64_t fits = least, over = want + 1;
+    while (over - fits > 1) {
+        int64_t middle = fits + (over - fits) / 2;
+        if (plan_pages(e, middle) <= budget) fits = middle;
+        else over = middle;
+    }
+    (void)plan_pages(e, fits);
+    return true;
+}
+
+/* Checks the options against the model and fills in what they leave open. */
+static bool resolve_options(struct engine *e, struct error *err)
+{
+    struct engine_options *o = &e->options;
+    const struct gpt_config *c = &e->gpt.config;
+    const struct { const char *name; int64_t value, min, max; } ranges[] = {
+        {"max_seqs", o->max_seqs, 1, 4096},
+        {"max_batch_tokens", o->max_batch_tokens, 1, 65536},
+        {"max_queue", o->max_queue, 1, 1 << 20},
+        {"max_context", o->max_context, 0, c->block_size},
+        {"kv_bytes", o->kv_bytes, 0, INT64_MAX},
+        {"memory_budget", o->memory_budget, 0, INT64_MAX},
+    };
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
+            return error_set(err, ERR_INVALID, ranges[i].name,
+                             "%s is %lld; it must be from %lld to %lld", ranges[i].name,
+                             (long long)ranges[i].value, (long long)ranges[i].min,
+                             (long long)ranges[i].max);
+    if (o->dtype != DTYPE_F32 && o->dtype != DTYPE_BF16)
+        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32 or bf16",
+                         dtype_info(o->dtype)->name);
+    if (o->max_context == 0) o->max_context = c->block_size;
+    return true;
+}
+
+static void resolve_shapes(struct engine *e)
+{
+    const struct engine_options *o = &e->options;
+    const struct gpt_config *c = &e->gpt.config;
+    e->gpt.dtype = o->dtype;
+    e->gpt.max_context = o->max_context;
+    e->pages_per_seq = (int32_t)ceil_div(o->max_context, KV_PAGE_TOKENS);
+    /* Every running sequence can have its row; more only helps scoring. */
+    e->max_logit_rows = (int32_t)min_i64(o->max_batch_tokens, max_i64(o->max_seqs, MIN_LOGIT_ROWS));
+    e->kv = (struct kv_cache){
+        .dtype = o->dtype,
+        .n_layer = (int32_t)c->n_layer,
+        .n_kv_head = (int32_t)c->n_kv_head,
+        .head_dim = (int32_t)c->head_dim,
+    };
+    e->kv_page_bytes = c->n_layer * e->device->ops->kv_page_bytes(e->device, o->dtype,
+                                                                  e->kv.n_kv_head, e->kv.head_dim);
+}
+
+static struct engine *allocate(struct engine *e, struct error *err)
+{
+    e->host_arena = aligned_alloc(DEVICE_ALIGN, (size_t)e->host_plan.total);
+    if (!e->host_arena) {
+        error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
+                  (long long)e->host_plan.total);
+        return NULL;
+    }
+    memset(e->host_arena, 0, (size_t)e->host_plan.total);
+    e->device_arena = e->device->ops->alloc(e->device, (size_t)e->device_plan.total, err);
+    if (!e->device_arena) {
+        free(e->host_arena);
+        return NULL;
+    }
+    plan_restart(&e->host_plan, e->host_arena);
+    plan_restart(&e->device_plan, e->device_arena);
+    struct engine *self = layout_host(e, &e->host_plan);
+    layout_device(e, &e->device_plan);
+    ASSERT(plan_matches(&e->host_plan) && plan_matches(&e->device_plan));
+    e->device->ops->set_workspace(e->device, e->workspace, e->workspace_bytes);
+    return self;
+}
+
+static void remember_plan(const struct engine *e, int64_t component[])
+{
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
+        component[i] = e->device_plan.component[i] + e->host_plan.component[i];
+}
+
+struct engine *engine_allocate(struct engine *e, struct error *err)
+{
+    if (!resolve_options(e, err)) return NULL;
+    resolve_shapes(e);
+    struct gpt_layer *scratch = calloc((size_t)e->gpt.config.n_layer, sizeof *scratch);
+    if (!scratch) {
+        error_set(err, ERR_MEMORY, NULL, "no memory for planning %lld layers",
+                  (long long)e->gpt.config.n_layer);
+        return NULL;
+    }
+    e->gpt.layers = scratch;
+    struct engine *self = NULL;
+    if (choose_pages(e, err)) {
+        struct engine_memory *m = &e->live.memory;
+        remember_plan(e, m->planned);
+        m->planned_bytes = e->device_plan.total + e->host_plan.total;
+        self = allocate(e, err);
+        if (self) {
+            remember_plan(e, m->allocated);
+            m->allocated_bytes = e->device_plan.total + e->host_plan.total;
+            m->kv_page_bytes = e->kv_page_bytes;
+            *self = *e;
+        }
+    }
+    free(scratch);
+    return self;
+}
+
+void engine_release(struct engine *e)
+{
+    e->device->ops->free(e->device, e->device_arena, (size_t)e->device_plan.total);
+    free(e->host_arena); /* with *e */
+}
