@@ -28,7 +28,8 @@ SANITIZED = "/address/" in BINARY or "/thread/" in BINARY
 PATIENCE = 8 if SANITIZED else 2
 
 COMPLAINTS = re.compile(
-    r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:|assertion failed", re.I)
+    r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:|assertion failed",
+    re.I)
 
 
 def command(*arguments):

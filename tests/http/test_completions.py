@@ -317,7 +317,8 @@ def test_empty_prompt(http):
         assert reply.json()["error"]["param"] == "prompt"
 
 
-@pytest.mark.parametrize("text", ["é", "日本語", "🎭", "\u0001", "a\u0301", "\n\n\t ", "<|endoftext|>"])
+@pytest.mark.parametrize("text", ["é", "日本語", "🎭", "\u0001", "a\u0301", "\n\n\t ",
+                                  "<|endoftext|>"])
 def test_any_unicode_is_a_prompt(http, text):
     reply = complete(http, prompt=text, echo=True, max_tokens=1, temperature=0)
     assert reply["choices"][0]["text"].startswith(text)

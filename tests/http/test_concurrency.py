@@ -1,5 +1,5 @@
-"""Many clients at once. Whoever finishes gets the very reply that the same request gets alone; whoever
-leaves takes nothing with him; at the end no page is in use."""
+"""Many clients at once. Whoever finishes gets the very reply that the same request gets alone;
+whoever leaves takes nothing along; at the end no page is in use."""
 
 import json
 import random

@@ -99,8 +99,8 @@ def test_conflicting_lengths_are_refused(server):
 def test_malformed_requests(server):
     for message in (b"\r\n\r\nnonsense\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
                     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999"
-                    b"\r\n\r\n"):
+                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+                    b"Content-Length: 99999999999999999999\r\n\r\n"):
         with connect(server) as s:
             s.sendall(message)
             s.shutdown(socket.SHUT_WR)

@@ -1,5 +1,5 @@
-"""Clients that go away at every stage, on plain sockets. After each, no page is in use and the server
-answers the next one."""
+"""Clients that go away at every stage, on plain sockets. After each, no page is in use and the
+server answers the next one."""
 
 import json
 import random
