@@ -6,7 +6,8 @@
 
 What it prints are medians over --runs (at least 5) of
   load        start of the process until /ready says yes
-  prompt      tokens a second of a prompt of 512 tokens (or what the context holds), never seen before
+  prompt      tokens a second of a prompt of 512 tokens (or what the context holds), never seen
+              before
   decode      tokens a second after the first, one client
   clients     1, 4 and 16 streaming clients at once: tokens a second in total, time between tokens
               (p50, p99), time to first token
@@ -224,7 +225,8 @@ def print_table(result):
     prompt = result["prompt"]
     print(f"  prompt ({prompt['prompt_tokens']} tokens)         "
           f"{prompt['tokens_per_s']:10.0f} tok/s")
-    print(f"  decode, one client          {result['clients'][0]['decode_tokens_per_s']:10.1f} tok/s")
+    decode = result["clients"][0]["decode_tokens_per_s"]
+    print(f"  decode, one client          {decode:10.1f} tok/s")
     for name, value in result["overhead"].items():
         print(f"  {name.replace('_', ' ').removesuffix(' ms'):27} {value:10.3f} ms")
     print("\n  clients   total tok/s   between tokens p50 / p99 ms   first token ms")

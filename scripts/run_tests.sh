@@ -44,8 +44,8 @@ build() {
     return 1
 }
 
-# count_tap NAME LOG STATUS: adds the log's "ok" and "not ok" lines; a program that ended badly, or that
-# checked nothing, without saying which check failed, is one failure.
+# count_tap NAME LOG STATUS: adds the log's "ok" and "not ok" lines; a program that ended badly, or
+# that checked nothing, without saying which check failed, is one failure.
 count_tap() {
     local ok bad
     ok=$(grep -cE '^ok ' "$2")
@@ -97,6 +97,9 @@ black_box() {
 
 programs() { make --no-print-directory -s SAN="$1" "print-$2"; }
 
+# What is worth repeating against the sanitizers' servers.
+rough="tests/http/test_concurrency.py tests/http/test_disconnects.py tests/http/test_shutdown.py"
+
 say layers
 scripts/check_layers.sh >"$logs/layers.log"
 count_tap layers "$logs/layers.log" $?
@@ -114,7 +117,7 @@ if build address all tests; then
     say "address: C tests"
     unit address "" $(programs address TEST_BINS)
     say "address: black-box tests"
-    black_box address build/address/gptd tests/http/test_concurrency.py tests/http/test_disconnects.py
+    black_box address build/address/gptd $rough
 fi
 
 say "thread: build"
@@ -122,7 +125,7 @@ if build thread all threaded-tests; then
     say "thread: C tests"
     unit thread "$fixed_addresses" $(programs thread THREADED_TEST_BINS)
     say "thread: black-box tests"
-    black_box thread build/thread/gptd tests/http/test_concurrency.py tests/http/test_disconnects.py
+    black_box thread build/thread/gptd $rough
 fi
 
 say "fuzzer: build"

@@ -3,7 +3,8 @@
 # the tests too. Says what it does; does nothing (and needs no network) when all is there.
 set -eu
 
-build="gcc make libc6-dev libmicrohttpd-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev curl ca-certificates"
+build="gcc make libc6-dev libmicrohttpd-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev
+       curl ca-certificates"
 test="libcmocka-dev python3 python3-venv clang"
 
 if ! command -v dpkg-query >/dev/null; then
