@@ -62,6 +62,8 @@ struct engine_params {
     int32_t n_top;         /* alternatives to report per token, 0..SAMPLE_MAX_TOP */
     bool prompt_logprobs;  /* score the prompt: log-probability (and n_top) of each prompt token */
     bool ignore_eos;
+    bool text_start;       /* the reply begins a text (chat) instead of going on from the prompt: decides
+                              about a SentencePiece tokenizer's leading space, for stop strings */
     struct stop_list stops;           /* matched against decoded text; needs a tokenizer */
     const int32_t *stop_ids; int32_t n_stop_ids; /* tokens that end a choice (eos and its kind) */
     int64_t deadline_ns;   /* clock_ns() time after which it is abandoned; 0: none */
@@ -88,8 +90,8 @@ struct engine_choice {
     _Atomic int32_t n_tokens;           /* published (acquire) */
     _Atomic int32_t finish;             /* enum finish_reason; set after the last token */
     int64_t text_bytes;                 /* FINISH_STOP by a stop string: bytes of decoded text before it (by
-                                           token_decode with `started` set: the text goes on from the
-                                           prompt); else -1. Read after finish */
+                                           token_decode, `started` unless text_start); else -1.
+                                           Read after finish */
 };
 
 enum request_state { REQUEST_QUEUED, REQUEST_RUNNING, REQUEST_DONE };

@@ -125,7 +125,7 @@ static struct seq *start_choice(struct engine *e, struct engine_request *r, int3
         .history = s->history,
         .n_history = r->params.n_prompt,
         .pages = s->pages,
-        .decoder = {.started = true}, /* the text goes on from the prompt */
+        .decoder = {.started = !r->params.text_start},
     };
     memcpy(s->history, r->params.prompt, (size_t)r->params.n_prompt * sizeof *s->history);
     return s;
