@@ -1,4 +1,5 @@
 /* Which instruction sets the processor (and the system, which must save their registers) has. */
+#include <cpuid.h>
 #include <string.h>
 
 #include "cpu/kernels.h"
@@ -17,11 +18,18 @@ bool cpu_isa_parse(const char *name, enum cpu_isa *out)
 
 const char *cpu_isa_name(enum cpu_isa isa) { return names[isa]; }
 
+/* clang 14's __builtin_cpu_supports does not know the name. */
+static bool has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
 enum cpu_isa cpu_isa_best(void)
 {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c"))
+        !has_f16c())
         return CPU_ISA_REFERENCE;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
