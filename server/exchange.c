@@ -32,6 +32,7 @@ struct exchange {
     /* The connection's thread's, then the reaper's. */
     bool is_stream;
     bool chunked;     /* a reply through write_reply is on its way */
+    bool more;        /* completion_read had more to say than it said */
     bool ended;       /* completion_read has said all */
     bool delivered;
     int64_t request_ns;
@@ -104,7 +105,7 @@ static enum wait_outcome wait_for_something(struct exchange *e)
     pthread_mutex_lock(&e->mutex);
     if (e->gone) {
         outcome = WAIT_GONE;
-    } else if (e->news) {
+    } else if (e->news || e->more) {
         e->news = false;
         outcome = WAIT_NEWS;
     } else if (e->probe) {
@@ -121,14 +122,17 @@ static enum wait_outcome wait_for_something(struct exchange *e)
 
 /* ---- Reading the completion, writing the reply ---- */
 
-/* Reads what is new into e->out. In a reply that has begun, a failure becomes part of the body. */
+/* Reads what is new into e->out. False when the completion ended with a failure. */
 static bool read_completion(struct exchange *e, struct error *err)
 {
     struct error failure = {0};
-    if (completion_read(e->completion, &e->out, &failure) != COMPLETION_ENDED) return true;
-    e->ended = true;
-    if (e->out.failed && failure.code == ERR_NONE)
+    enum completion_status status = completion_read(e->completion, &e->out, &failure);
+    e->more = status == COMPLETION_DATA;
+    e->ended = status == COMPLETION_ENDED;
+    if (e->out.failed && failure.code == ERR_NONE) {
         error_set(&failure, ERR_TOO_LARGE, NULL, "the reply is over %d bytes", REPLY_LIMIT);
+        completion_cancel(e->completion);
+    }
     if (failure.code == ERR_NONE) return true;
     *err = failure;
     return false;
@@ -160,8 +164,9 @@ static ssize_t write_reply(void *cls, uint64_t pos, char *to, size_t max)
         case WAIT_GONE: return MHD_CONTENT_READER_END_WITH_ERROR;
         case WAIT_PROBE: buf_puts(&e->out, e->is_stream ? ":\n\n" : "\n"); break;
         case WAIT_NEWS:
-            if (!read_completion(e, &err)) api_render_error(&e->out, &err);
+            if (read_completion(e, &err)) break;
             if (e->out.failed) return MHD_CONTENT_READER_END_WITH_ERROR;
+            api_render_error(&e->out, &err); /* status 200 is out: it is part of the body now */
             break;
         }
     }
@@ -306,14 +311,13 @@ void exchange_close(struct exchange *e, bool delivered, int64_t request_ns,
 /* Reads a canceled completion to its end, which comes within a step: only then are its counts final. */
 static void read_to_end(struct exchange *e)
 {
-    while (!e->ended) {
+    struct error err;
+    for (buf_clear(&e->out); !e->ended; buf_clear(&e->out)) {
         pthread_mutex_lock(&e->mutex);
-        while (!e->news) pthread_cond_wait(&e->news_cond, &e->mutex);
+        while (!e->news && !e->more) pthread_cond_wait(&e->news_cond, &e->mutex);
         e->news = false;
         pthread_mutex_unlock(&e->mutex);
-        struct error err = {0};
-        buf_clear(&e->out);
-        e->ended = completion_read(e->completion, &e->out, &err) == COMPLETION_ENDED;
+        if (!read_completion(e, &err)) log_debug("after its client left: %s", err.text);
     }
 }
 
@@ -323,9 +327,7 @@ static void reap(struct exchange *e)
     leave(all, e);
     if (!e->delivered)
         atomic_fetch_add_explicit(&all->metrics->clients_gone, 1, memory_order_relaxed);
-    pthread_mutex_lock(&e->mutex);
-    e->news = true; /* it may have ended before anyone listened */
-    pthread_mutex_unlock(&e->mutex);
+    e->more = true; /* it may have ended before anyone listened */
     read_to_end(e);
     struct completion_summary summary;
     completion_summary(e->completion, &summary);

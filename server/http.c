@@ -34,7 +34,7 @@ static enum MHD_Result respond(struct request *r, int status, struct MHD_Respons
 {
     if (!response) return MHD_NO;
     MHD_add_response_header(response, "X-Request-Id", r->id);
-    if (atomic_load(&r->server->draining))
+    if (status == 503 || atomic_load(&r->server->draining)) /* make room */
         MHD_add_response_header(response, "Connection", "close");
     r->status = status;
     enum MHD_Result result = MHD_queue_response(r->connection, (unsigned)status, response);
@@ -76,6 +76,14 @@ static void refuse(struct request *r, int status, enum error_code code, const ch
     if (r->refusal) return; /* the first reason stands */
     r->refusal = status;
     error_set(&r->refusal_error, code, NULL, "%s", text);
+}
+
+static void refuse_body(struct request *r)
+{
+    char text[128];
+    snprintf(text, sizeof text, "the body is over the limit of %lld bytes",
+             (long long)r->server->options.max_body);
+    refuse(r, 413, ERR_TOO_LARGE, text);
 }
 
 static const char *header(const struct request *r, const char *name)
@@ -121,28 +129,41 @@ static int64_t declared_length(const struct request *r)
     return value ? strtoll(value, NULL, 10) : 0;
 }
 
+/* Everything that the headers alone decide; the first reason to refuse stands. */
 static void check_headers(struct request *r, const char *method, const char *path)
 {
     struct http_server *s = r->server;
+    struct error missing;
     int status;
+    bool found = route_find(method, path, r, &status, &missing);
+    const union MHD_ConnectionInfo *size =
+        MHD_get_connection_info(r->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    const char *type = header(r, "Content-Type");
+    if (!framing_is_plain(r))
+        refuse(r, 400, ERR_INVALID,
+               "give one Content-Length or Transfer-Encoding: chunked, not both, not twice");
     if (atomic_load(&s->metrics->connections) > s->options.max_connections)
         refuse(r, 503, ERR_BUSY, "too many connections; retry later");
-    if (!r->refusal && !route_find(method, path, r, &status, &r->refusal_error))
-        r->refusal = status;
-    const char *type = header(r, "Content-Type");
-    if (!r->refusal && route_takes_body(r->route) && type && !is_json_type(type))
+    if (size && size->header_size > (size_t)s->options.max_header)
+        refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
+    if (!found) refuse(r, status, missing.code, missing.text);
+    if (route_takes_body(r->route) && type && !is_json_type(type))
         refuse(r, 415, ERR_UNSUPPORTED, "the body must be JSON: Content-Type: application/json");
-    if (!r->refusal && route_takes_body(r->route) && atomic_load(&s->draining))
+    if (route_takes_body(r->route) && atomic_load(&s->draining))
         refuse(r, 503, ERR_UNAVAILABLE, "the server is shutting down");
-    if (declared_length(r) > s->options.max_body) {
-        char text[128];
-        snprintf(text, sizeof text, "the body is over the limit of %lld bytes",
-                 (long long)s->options.max_body);
-        refuse(r, 413, ERR_TOO_LARGE, text);
-    }
+    if (declared_length(r) > s->options.max_body) refuse_body(r);
 }
 
-/* The call that brings the headers. Answers at once only what must not, or cannot sensibly, be read. */
+/* Is there no sense, or danger, in reading the body of a request that is refused? */
+static bool body_is_unwanted(const struct request *r)
+{
+    if (!r->refusal) return false;
+    return r->refusal == 400 /* nobody knows where it ends */
+           || header(r, "Expect") /* the client waits for leave to send it */
+           || declared_length(r) > r->server->options.max_body + DISCARD_LIMIT;
+}
+
+/* The call that brings the headers. */
 static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connection *connection,
                                      const char *url, const char *method, struct request **out)
 {
@@ -152,25 +173,11 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     r->server = s;
     r->connection = connection;
     r->begin_ns = clock_ns();
-    r->route = N_ROUTES;
     uint64_t number = atomic_fetch_add_explicit(&s->n_requests, 1, memory_order_relaxed);
     snprintf(r->id, sizeof r->id, "req-%08x%08llx", s->id_prefix, (unsigned long long)number);
     buf_init(&r->body, (size_t)s->options.max_body);
-
-    const union MHD_ConnectionInfo *size =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
-    if (!framing_is_plain(r)) {
-        refuse(r, 400, ERR_INVALID,
-               "give one Content-Length or Transfer-Encoding: chunked, not both, not twice");
-        return respond_error(r, r->refusal, &r->refusal_error);
-    }
-    if (size && size->header_size > (size_t)s->options.max_header)
-        refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
     check_headers(r, method, url);
-    if (r->refusal
-        && (header(r, "Expect") || declared_length(r) > s->options.max_body + DISCARD_LIMIT))
-        return respond_error(r, r->refusal, &r->refusal_error);
-    return MHD_YES;
+    return body_is_unwanted(r) ? respond_error(r, r->refusal, &r->refusal_error) : MHD_YES;
 }
 
 /* ---- Body ---- */
@@ -180,11 +187,7 @@ static enum MHD_Result collect_body(struct request *r, const char *data, size_t 
     size_t max = (size_t)r->server->options.max_body;
     r->n_received += n;
     if (r->n_received > max + DISCARD_LIMIT) return MHD_NO; /* it does not want to hear it */
-    if (r->n_received > max && !r->refusal) {
-        char text[128];
-        snprintf(text, sizeof text, "the body is over the limit of %zu bytes", max);
-        refuse(r, 413, ERR_TOO_LARGE, text);
-    }
+    if (r->n_received > max) refuse_body(r);
     if (r->refusal || !route_takes_body(r->route)) {
         buf_free(&r->body);
         return MHD_YES;
