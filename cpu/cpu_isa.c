@@ -39,5 +39,10 @@ enum cpu_isa cpu_isa_best(void)
 
 void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa)
 {
+    enum cpu_isa best = cpu_isa_best();
+    if (isa > best) isa = best;
     cpu_kernels_reference(k);
+    if (isa >= CPU_ISA_AVX2) cpu_kernels_avx2(k);
+    if (isa >= CPU_ISA_AVX512) cpu_kernels_avx512(k);
+    if (isa >= CPU_ISA_AVX512_BF16) cpu_kernels_avx512bf16(k);
 }

@@ -1,0 +1,172 @@
+/* Row kernels in the vocabulary of simd_*.h: one file for all vector widths, compiled once for each
+ * instruction set (kernels_avx2.c, kernels_avx512.c). Reductions keep one partial sum a lane and end
+ * in a fixed tree. */
+#pragma once
+
+#include <math.h>
+
+#include "cpu/kernels.h"
+
+static inline int64_t lanes_left(int64_t n, int64_t i) { return n - i < LANES ? n - i : LANES; }
+
+static inline void store_lanes(void *out, enum dtype dtype, int64_t i, vf y, int64_t n)
+{
+    if (dtype == DTYPE_BF16)
+        vf_store_bf16((uint16_t *)out + i, y, n);
+    else
+        vf_store_n((float *)out + i, y, n);
+}
+
+static void finish(void *out, enum dtype dtype, const float *y, const float *bias,
+                   enum epilogue epilogue, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf v = vf_load_n(y + i, m);
+        if (bias) v = vf_add(v, vf_load_n(bias + i, m));
+        if (epilogue == EPILOGUE_GELU_TANH) v = vf_gelu_tanh(v);
+        if (epilogue == EPILOGUE_GELU_EXACT) v = vf_gelu_exact(v);
+        if (epilogue == EPILOGUE_ADD) v = vf_add(v, vf_load_n((float *)out + i, m));
+        store_lanes(out, dtype, i, v, m);
+    }
+}
+
+static void scale_row(void *out, enum dtype dtype, const float *x, float scale, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        store_lanes(out, dtype, i, vf_mul(vf_load_n(x + i, m), vf_set(scale)), m);
+    }
+}
+
+/* The sum of (x - mean)^2. */
+static float sum_squares(const float *x, int64_t n, float mean)
+{
+    vf sum = vf_set(0), center = vf_set(mean);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf d = vf_first(vf_sub(vf_load_n(x + i, m), center), vf_set(0), m);
+        sum = vf_fma(d, d, sum);
+    }
+    return vf_sum(sum);
+}
+
+static float sum_row(const float *x, int64_t n)
+{
+    vf sum = vf_set(0);
+    for (int64_t i = 0; i < n; i += LANES)
+        sum = vf_add(sum, vf_load_n(x + i, lanes_left(n, i)));
+    return vf_sum(sum);
+}
+
+static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm)
+{
+    float mean = norm->rms ? 0 : sum_row(x, n) / (float)n;
+    float variance = sum_squares(x, n, mean) / (float)n;
+    vf scale = vf_set(1 / sqrtf(variance + norm->eps)), center = vf_set(mean);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf y = vf_mul(vf_sub(vf_load_n(x + i, m), center), scale);
+        y = vf_mul(y, vf_load_n(norm->weight + i, m));
+        if (norm->bias) y = vf_add(y, vf_load_n(norm->bias + i, m));
+        store_lanes(out, dtype, i, y, m);
+    }
+}
+
+static void swiglu_row(void *out, enum dtype dtype, const float *gate, const float *up, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf y = vf_mul(vf_silu(vf_load_n(gate + i, m)), vf_load_n(up + i, m));
+        store_lanes(out, dtype, i, y, m);
+    }
+}
+
+static void to_bf16(uint16_t *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES)
+        vf_store_bf16(out + i, vf_load_n(x + i, lanes_left(n, i)), lanes_left(n, i));
+}
+
+static void attend_join(float *max, float *sum, float *acc, float block_max, float block_sum,
+                        const float *block_acc, int64_t n)
+{
+    float highest = *max > block_max ? *max : block_max;
+    vf a = vf_exp(vf_set(*max - highest)), b = vf_exp(vf_set(block_max - highest));
+    for (int64_t i = 0; i < n; i += LANES) {
+        vf joined = vf_fma(vf_load(block_acc + i), b, vf_mul(vf_load(acc + i), a));
+        vf_store(acc + i, joined);
+    }
+    vf total = vf_fma(vf_set(block_sum), b, vf_mul(vf_set(*sum), a));
+    vf_store_n(sum, total, 1);
+    *max = highest;
+}
+
+static float row_max(const float *x, int64_t n)
+{
+    vf low = vf_set(-INFINITY), max = low;
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        max = vf_max(max, vf_first(vf_clean(vf_load_n(x + i, m)), low, m));
+    }
+    return vf_highest(max);
+}
+
+static float row_exp(float *out, const float *x, int64_t n, float shift, float scale)
+{
+    vf sum = vf_set(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf y = vf_sub(vf_clean(vf_load_n(x + i, m)), vf_set(shift));
+        y = vf_exp(vf_mul(y, vf_set(scale)));
+        sum = vf_add(sum, vf_first(y, vf_set(0), m));
+        if (out) vf_store_n(out + i, y, m);
+    }
+    return vf_sum(sum);
+}
+
+static int64_t find_above(const float *x, int64_t i, int64_t n, float t)
+{
+    vf threshold = vf_set(t);
+    for (; i + LANES <= n; i += LANES) {
+        uint32_t above = vf_above(vf_load(x + i), threshold);
+        if (above) return i + __builtin_ctz(above);
+    }
+    while (i < n && !(x[i] > t)) i++;
+    return i;
+}
+
+static int64_t count_above(const float *x, int64_t n, float t)
+{
+    int64_t i = 0, count = 0;
+    for (; i + LANES <= n; i += LANES)
+        count += __builtin_popcount(vf_above(vf_load(x + i), vf_set(t)));
+    for (; i < n; i++) count += x[i] > t;
+    return count;
+}
+
+static float sum_above(const float *x, int64_t n, float t)
+{
+    vf sum = vf_set(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf kept = vf_keep_above(vf_load_n(x + i, m), vf_set(t));
+        sum = vf_add(sum, vf_first(kept, vf_set(0), m));
+    }
+    return vf_sum(sum);
+}
+
+static void rows_simd(struct cpu_kernels *k)
+{
+    k->finish = finish;
+    k->scale_row = scale_row;
+    k->norm_row = norm_row;
+    k->swiglu_row = swiglu_row;
+    k->to_bf16 = to_bf16;
+    k->attend_join = attend_join;
+    k->row_max = row_max;
+    k->row_exp = row_exp;
+    k->find_above = find_above;
+    k->count_above = count_above;
+    k->sum_above = sum_above;
+}

@@ -1,0 +1,32 @@
+/* The softmax of one row of a block, for products_simd.h. */
+#pragma once
+
+#include <math.h>
+
+#include "cpu/kernels.h"
+
+/* Scores become scale * scores, then exp of them less their maximum; lanes past the row's limit, up to a whole
+ * vector, become zero. Fills max and sum, and clears acc. */
+static void softmax_row(const struct attend_block *b, int32_t r, float *scores)
+{
+    int32_t n = b->limit[r];
+    vf highest = vf_set(-INFINITY), scale = vf_set(b->scale), sum = vf_set(0);
+    for (int32_t i = 0; i < n; i += LANES) {
+        int32_t m = n - i < LANES ? n - i : LANES;
+        vf s = vf_first(vf_mul(vf_load(scores + i), scale), vf_set(-INFINITY), m);
+        vf_store(scores + i, s);
+        highest = vf_max(highest, s);
+    }
+    float max = vf_highest(highest);
+    vf shift = vf_set(max);
+    for (int32_t i = 0; i < n; i += LANES) {
+        int32_t m = n - i < LANES ? n - i : LANES;
+        vf p = vf_first(vf_exp(vf_sub(vf_load(scores + i), shift)), vf_set(0), m);
+        vf_store(scores + i, p);
+        sum = vf_add(sum, p);
+    }
+    b->max[r] = max;
+    b->sum[r] = vf_sum(sum);
+    for (int64_t i = 0; i < b->acc_stride; i += LANES)
+        vf_store(b->acc + r * b->acc_stride + i, vf_set(0));
+}
