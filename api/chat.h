@@ -14,6 +14,15 @@ struct chat_template {
     enum chat_family family;
     bool adds_default_system;   /* some ChatML templates begin with a system message of their own */
     char default_system[512];
+    /* Where templates of one family differ. */
+    bool emits_bos;         /* ChatML, Zephyr, plain: begins with BOS (the other families always do) */
+    bool drops_thinking;    /* ChatML of Qwen3: earlier replies without what precedes </think> */
+    bool states_dates;      /* Llama-3.1 and later: every prompt begins with a system message with dates */
+    bool takes_system;      /* Mistral, Gemma: a system message is put before a user's text */
+    bool system_at_last;    /* Mistral: before the last one's, else the first one's */
+    bool trims_reply;       /* Mistral: white space around an assistant's text is dropped */
+    char inst_open[12], inst_close[12]; /* Mistral: around a user's text, spaces included */
+    char reply_open[4], reply_close[4]; /* Mistral: around an assistant's text and its EOS */
 };
 
 struct chat_message { const char *role; const char *content; size_t n_content; };

@@ -232,6 +232,7 @@ static bool make_request(struct completion *c, int32_t i, struct engine_params *
                  : c->kind == COMPLETION_CHAT ? LOGPROBS_CHAT
                                               : LOGPROBS_COMPLETIONS,
         .echo = c->params.echo,
+        .text_start = e.text_start,
     };
     return true;
 }
@@ -245,6 +246,7 @@ static bool make_requests(struct completion *c, struct error *err)
         .sampling = p->sampling,
         .n_top = p->logprobs > 0 ? p->logprobs : 0,
         .ignore_eos = p->ignore_eos,
+        .text_start = c->kind == COMPLETION_CHAT,
         .stops = p->stops,
         .stop_ids = c->stop_ids,
         .n_stop_ids = c->n_stop_ids,

@@ -245,10 +245,11 @@ static enum completion_status stream_read(struct completion *c, struct buf *out)
 
 /* ---- whole reply ----------------------------------------------------------------------------- */
 
-/* Mean log-probability per token; a choice without tokens counts as certain. */
+/* Mean log-probability per token of the reply (a final stop token is none of it); without any: 0. */
 static double mean_logprob(const struct engine_choice *choice)
 {
     int32_t n = atomic_load_explicit(&choice->n_tokens, memory_order_acquire);
+    if (n > 0 && choice->tokens[n - 1].is_stop) n--;
     double sum = 0;
     for (int32_t i = 0; i < n; i++) sum += (double)choice->tokens[i].logprob;
     return n > 0 ? sum / n : 0;

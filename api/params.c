@@ -70,6 +70,28 @@ bool param_string(struct arena *a, const struct cJSON *item, const char *path, c
     return true;
 }
 
+bool param_ids(struct arena *a, const struct cJSON *array, const char *path, const int32_t **out,
+               size_t *n, struct error *err)
+{
+    size_t count = (size_t)cJSON_GetArraySize(array), i = 0;
+    int32_t *ids = arena_array(a, count, sizeof *ids);
+    if (!ids) return param_out_of_memory(err);
+    const struct cJSON *item;
+    cJSON_ArrayForEach(item, array) {
+        int64_t id = 0;
+        /* The path is made for the one that fails only: prompts are long. */
+        if (!param_int(item, path, 0, INT32_MAX, &id, NULL)) {
+            char at[112];
+            snprintf(at, sizeof at, "%.80s[%zu]", path, i);
+            return param_int(item, at, 0, INT32_MAX, &id, err);
+        }
+        ids[i++] = (int32_t)id;
+    }
+    *out = ids;
+    *n = count;
+    return true;
+}
+
 /* ---- rows ------------------------------------------------------------------------------------ */
 
 static double row_max(const struct param *p, const struct api_limits *limits)

@@ -78,6 +78,9 @@ bool param_bool(const struct cJSON *item, const char *path, bool *out, struct er
 /* A copy in the arena. */
 bool param_string(struct arena *a, const struct cJSON *item, const char *path, const char **out,
                   size_t *n, struct error *err) MUST_CHECK;
+/* An array of integers >= 0, copied to the arena; errors name "path[i]". */
+bool param_ids(struct arena *a, const struct cJSON *array, const char *path, const int32_t **out,
+               size_t *n, struct error *err) MUST_CHECK;
 /* ERR_INVALID: "PATH must be WANTED, not a string". */
 bool param_wrong_type(const struct cJSON *item, const char *path, const char *wanted,
                       struct error *err);

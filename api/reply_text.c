@@ -192,7 +192,7 @@ static void show_logprob(const struct reply_cursor *c, const struct reply_source
 void reply_cursor_init(struct reply_cursor *c, const struct reply_source *s, int32_t choice)
 {
     *c = (struct reply_cursor){.choice = choice};
-    /* A reply that goes on from the prompt keeps its leading space; an echoed prompt loses its own. */
+    /* A reply goes on from the prompt and keeps its leading space; an echoed prompt loses its own. */
     c->decode_ahead.started = !s->text_start;
     c->decode_shown.started = !s->text_start && !s->echo;
 }
@@ -212,6 +212,7 @@ static int32_t advance_prompt(struct reply_cursor *c, const struct reply_source 
     bool scores = s->shape != LOGPROBS_NONE;
     int32_t ready = scores ? atomic_load_explicit(&r->n_prompt_scored, memory_order_acquire)
                            : r->params.n_prompt;
+    if (ready < 1) ready = 1; /* nothing precedes the first token: it has no score */
     int32_t n = 0;
     for (; n < max && c->n_prompt < ready; n++, c->n_prompt++) {
         int32_t i = c->n_prompt, id = r->params.prompt[i];

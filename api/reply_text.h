@@ -21,7 +21,7 @@ struct reply_source {
     const struct engine_request *request;
     enum logprob_shape shape;
     bool echo;       /* begin with the prompt */
-    bool text_start; /* the reply is a text of its own (chat): loses SentencePiece's leading space */
+    bool text_start; /* as in engine_params: chat replies lose SentencePiece's leading space */
 };
 
 struct reply_cursor {

@@ -35,31 +35,11 @@ static bool unknown_key(const char *path, const char *key, const char *known, st
 
 /* ---- prompt ---------------------------------------------------------------------------------- */
 
-/* Array of ints -> ids. */
-static bool read_ids(const struct param_reader *r, const char *path, const struct cJSON *array,
-                     struct prompt_input *out, struct error *err)
-{
-    size_t n = (size_t)cJSON_GetArraySize(array), i = 0;
-    int32_t *ids = arena_array(r->arena, n, sizeof *ids);
-    if (!ids) return param_out_of_memory(err);
-    const struct cJSON *item;
-    cJSON_ArrayForEach(item, array) {
-        int64_t id;
-        /* The path is made for the one that fails only: prompts are long. */
-        if (!cJSON_IsNumber(item) || !param_int(item, path, 0, INT32_MAX, &id, NULL)) {
-            struct path at = path_index(path, (int32_t)i);
-            return param_int(item, at.text, 0, INT32_MAX, &id, err);
-        }
-        ids[i++] = (int32_t)id;
-    }
-    *out = (struct prompt_input){.ids = ids, .n_ids = n};
-    return true;
-}
-
 static bool read_one_prompt(const struct param_reader *r, const char *path,
                             const struct cJSON *item, struct prompt_input *out, struct error *err)
 {
-    if (cJSON_IsArray(item)) return read_ids(r, path, item, out, err);
+    if (cJSON_IsArray(item))
+        return param_ids(r->arena, item, path, &out->ids, &out->n_ids, err);
     if (!cJSON_IsString(item))
         return param_wrong_type(item, path, "a string or an array of token ids", err);
     return param_string(r->arena, item, path, &out->text, &out->n_text, err);
@@ -343,8 +323,9 @@ static const struct param rows[] = {
      .help = "The conversation, which the model's chat template turns into a prompt. Special "
              "tokens inside a content are plain text."},
     {.name = "max_tokens", .routes = TEXT, .type = PARAM_INT, .max = INT32_MAX, AT(max_tokens),
-     .help = "Most tokens per choice; prompt and max_tokens together must fit the context. 0 only with "
-             "echo: scores the prompt. Default: 16, or what the context leaves."},
+     .default_json = "16",
+     .help = "Most tokens per choice; prompt and max_tokens together must fit the context (the default "
+             "gives way). 0 only with echo: scores the prompt."},
     {.name = "max_tokens", .routes = CHAT, .type = PARAM_INT, .min = 1, .max = INT32_MAX,
      AT(max_tokens), .help = "Most tokens per choice. Default: what the context leaves."},
     {.name = "max_completion_tokens", .routes = CHAT, .type = PARAM_INT, .min = 1,

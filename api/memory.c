@@ -1,0 +1,61 @@
+/* GET /v1/memory: what was planned, what was allocated, what is in use, and what no component explains. */
+#include <inttypes.h>
+
+#include "api/api.h"
+#include "api/json_out.h"
+
+static void render_component(const struct engine_memory *m, int i, struct buf *out)
+{
+    buf_printf(out,
+               "%s\"%s\":{\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
+               ",\"in_use_bytes\":%" PRId64 ",\"peak_bytes\":%" PRId64 "}",
+               i ? "," : "", memory_component_name((enum memory_component)i), m->planned[i],
+               m->allocated[i], m->in_use[i], m->peak[i]);
+}
+
+static void render_device(const struct api_context *c, const struct engine_memory *m,
+                          struct buf *out)
+{
+    int64_t in_use = 0, peak = 0;
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) {
+        in_use += m->in_use[i];
+        peak += m->peak[i];
+    }
+    buf_puts(out, "{\"name\":");
+    json_out_text(out, c->device_name ? c->device_name : "cpu");
+    buf_printf(out,
+               ",\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
+               ",\"in_use_bytes\":%" PRId64 ",\"peak_bytes\":%" PRId64 ",\"components\":{",
+               m->planned_bytes, m->allocated_bytes, in_use, peak);
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) render_component(m, i, out);
+    buf_puts(out, "}}");
+}
+
+static void render_pages(const struct engine_stats *s, struct buf *out)
+{
+    const struct kv_pool_stats *kv = &s->kv;
+    buf_printf(out,
+               "{\"page_tokens\":%d,\"page_bytes\":%" PRId64 ",\"total\":%d,\"used\":%d,\"free\":%d"
+               ",\"cached\":%d,\"reserved\":%d,\"shared\":%d,\"high_water\":%d}",
+               KV_PAGE_TOKENS, s->memory.kv_page_bytes, kv->total, kv->active, kv->free, kv->cached,
+               kv->reserved, kv->shared, kv->high_water);
+}
+
+void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out)
+{
+    struct engine_stats s;
+    engine_stats(c->engine, &s);
+    buf_puts(out, "{\"object\":\"memory\",\"model\":");
+    json_out_text(out, c->model_id);
+    buf_puts(out, ",\"devices\":[");
+    render_device(c, &s.memory, out);
+    buf_puts(out, "],\"kv_pages\":");
+    render_pages(&s, out);
+    /* Host memory that is allocated but never touched is not resident: the difference may be negative,
+     * and is shown as it is. */
+    int64_t unexplained = p->rss_bytes - p->baseline_bytes - s.memory.allocated_bytes;
+    buf_printf(out,
+               ",\"process\":{\"rss_bytes\":%" PRId64 ",\"peak_rss_bytes\":%" PRId64
+               ",\"baseline_bytes\":%" PRId64 ",\"unexplained_bytes\":%" PRId64 "}}",
+               p->rss_bytes, p->peak_rss_bytes, p->baseline_bytes, unexplained);
+}

@@ -1,0 +1,226 @@
+/* GET /openapi.json: OpenAPI 3.1. Bodies are described from the very tables that validate them; replies, which have no
+ * table, are written down here. */
+#include <string.h>
+
+#include "api/api.h"
+#include "api/json_out.h"
+#include "api/request.h"
+#include "api/tokenize.h"
+
+/* ---- schemas of replies ---------------------------------------------------------------------- */
+
+#define REF(name) "{\"$ref\":\"#/components/schemas/" name "\"}"
+#define OBJECT(required, properties) \
+    "{\"type\":\"object\",\"required\":[" required "],\"properties\":{" properties "}}"
+#define ARRAY(items) "{\"type\":\"array\",\"items\":" items "}"
+#define INTEGER "{\"type\":\"integer\"}"
+#define NUMBER "{\"type\":\"number\"}"
+#define STRING "{\"type\":\"string\"}"
+#define STRING_OR_NULL "{\"type\":[\"string\",\"null\"]}"
+#define FINISH "{\"enum\":[\"stop\",\"length\"]}"
+#define FINISH_OR_NULL "{\"enum\":[\"stop\",\"length\",null]}"
+#define OR_NULL(schema) "{\"anyOf\":[" schema ",{\"type\":\"null\"}]}"
+#define REPLY_HEAD(object) \
+    "\"id\":" STRING ",\"object\":{\"const\":\"" object "\"},\"created\":" INTEGER \
+    ",\"model\":" STRING ",\"system_fingerprint\":{\"type\":\"string\",\"description\":" \
+    "\"Changes with the weights.\"}"
+#define REPLY_REQUIRED "\"id\",\"object\",\"created\",\"model\",\"system_fingerprint\",\"choices\""
+
+static const struct { const char *name, *schema; } schemas[] = {
+    {"Error", OBJECT("\"error\"", "\"error\":" OBJECT("\"message\",\"type\",\"param\",\"code\"",
+        "\"message\":" STRING ",\"type\":" STRING ",\"param\":" STRING_OR_NULL
+        ",\"code\":" STRING))},
+    {"ChatMessage",
+     "{\"type\":\"object\",\"required\":[\"role\",\"content\"],\"description\":\"Keys that OpenAI's clients send "
+     "back as null (name, refusal, tool_calls, ...) are accepted as null.\",\"properties\":{\"role\":"
+     "{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\"],\"description\":\"developer is another name of "
+     "system.\"},\"content\":{\"anyOf\":[" STRING ",{\"type\":\"array\",\"minItems\":1,\"items\":"
+     "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\"type\",\"text\"],"
+     "\"properties\":{\"type\":{\"const\":\"text\"},\"text\":" STRING "}}}],\"description\":"
+     "\"Parts are joined by newlines.\"}}}"},
+    {"Usage", OBJECT("\"prompt_tokens\",\"completion_tokens\",\"total_tokens\"",
+        "\"prompt_tokens\":" INTEGER ",\"completion_tokens\":{\"type\":\"integer\",\"description\":"
+        "\"Of all choices, best_of's too; a token that ends a reply counts.\"},\"total_tokens\":" INTEGER
+        ",\"prompt_tokens_details\":" OBJECT("\"cached_tokens\"", "\"cached_tokens\":" INTEGER))},
+    {"CompletionLogprobs", OBJECT("\"tokens\",\"token_logprobs\",\"top_logprobs\",\"text_offset\"",
+        "\"tokens\":{\"type\":\"array\",\"items\":" STRING ",\"description\":\"A token that is part of a "
+        "character reads bytes:\\\\xe2\\\\x80; without a tokenizer, token_id:N.\"}"
+        ",\"token_logprobs\":{\"type\":\"array\",\"items\":{\"type\":[\"number\",\"null\"]},"
+        "\"description\":\"Under the model itself, before temperature and penalties. Null for an echoed "
+        "prompt's first token; -9999 for minus infinity.\"}"
+        ",\"top_logprobs\":{\"type\":[\"array\",\"null\"],\"description\":\"Null with logprobs 0.\",\"items\":"
+        "{\"type\":[\"object\",\"null\"],\"additionalProperties\":" NUMBER "}}"
+        ",\"text_offset\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":"
+        "\"In Unicode code points.\"}")},
+    {"TokenLogprob", OBJECT("\"token\",\"logprob\",\"bytes\"",
+        "\"token\":" STRING ",\"logprob\":" NUMBER
+        ",\"bytes\":{\"type\":[\"array\",\"null\"],\"items\":" INTEGER "}")},
+    {"ChatLogprobs", OBJECT("\"content\"", "\"content\":" ARRAY("{\"allOf\":[" REF("TokenLogprob") ","
+        OBJECT("\"top_logprobs\"", "\"top_logprobs\":" ARRAY(REF("TokenLogprob"))) "]}")
+        ",\"refusal\":{\"type\":\"null\"}")},
+    {"Completion", OBJECT(REPLY_REQUIRED ",\"usage\"", REPLY_HEAD("text_completion")
+        ",\"choices\":" ARRAY(OBJECT("\"index\",\"text\",\"logprobs\",\"finish_reason\"",
+            "\"index\":{\"type\":\"integer\",\"description\":\"Choice j of prompt i is i * n + j.\"}"
+            ",\"text\":{\"type\":\"string\",\"description\":\"Bytes that are not UTF-8 become "
+            "U+FFFD; empty without a tokenizer.\"},\"logprobs\":" OR_NULL(REF("CompletionLogprobs"))
+            ",\"finish_reason\":" FINISH)) ",\"usage\":" REF("Usage"))},
+    {"CompletionChunk", OBJECT(REPLY_REQUIRED, REPLY_HEAD("text_completion")
+        ",\"choices\":" ARRAY(OBJECT("\"index\",\"text\",\"logprobs\",\"finish_reason\"",
+            "\"index\":" INTEGER ",\"text\":" STRING ",\"logprobs\":"
+            OR_NULL(REF("CompletionLogprobs")) ",\"finish_reason\":" FINISH_OR_NULL))
+        ",\"usage\":" OR_NULL(REF("Usage")))},
+    {"ChatCompletion", OBJECT(REPLY_REQUIRED ",\"usage\"", REPLY_HEAD("chat.completion")
+        ",\"choices\":" ARRAY(OBJECT("\"index\",\"message\",\"logprobs\",\"finish_reason\"",
+            "\"index\":" INTEGER ",\"message\":" OBJECT("\"role\",\"content\"",
+                "\"role\":{\"const\":\"assistant\"},\"content\":" STRING
+                ",\"refusal\":{\"type\":\"null\"}")
+            ",\"logprobs\":" OR_NULL(REF("ChatLogprobs")) ",\"finish_reason\":" FINISH))
+        ",\"usage\":" REF("Usage"))},
+    {"ChatCompletionChunk", OBJECT(REPLY_REQUIRED, REPLY_HEAD("chat.completion.chunk")
+        ",\"choices\":" ARRAY(OBJECT("\"index\",\"delta\",\"logprobs\",\"finish_reason\"",
+            "\"index\":" INTEGER ",\"delta\":{\"type\":\"object\",\"properties\":{\"role\":"
+            "{\"const\":\"assistant\"},\"content\":" STRING "}},\"logprobs\":"
+            OR_NULL(REF("ChatLogprobs")) ",\"finish_reason\":" FINISH_OR_NULL))
+        ",\"usage\":" OR_NULL(REF("Usage")))},
+    {"Model", OBJECT("\"id\",\"object\",\"created\",\"owned_by\"",
+        "\"id\":" STRING ",\"object\":{\"const\":\"model\"},\"created\":" INTEGER
+        ",\"owned_by\":" STRING ",\"root\":" STRING_OR_NULL ",\"system_fingerprint\":" STRING
+        ",\"architecture\":" STRING ",\"parameters\":" INTEGER ",\"vocab_size\":" INTEGER
+        ",\"max_model_len\":{\"type\":\"integer\",\"description\":\"The context in tokens.\"}"
+        ",\"has_tokenizer\":{\"type\":\"boolean\",\"description\":\"False: prompts must be token ids.\"}")},
+    {"ModelList", OBJECT("\"object\",\"data\"",
+        "\"object\":{\"const\":\"list\"},\"data\":" ARRAY(REF("Model")))},
+    {"Tokens", OBJECT("\"tokens\",\"count\"",
+        "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion of the text would "
+        "begin: with BOS where the model wants it.\"},\"count\":" INTEGER)},
+    {"Text", OBJECT("\"prompt\"", "\"prompt\":" STRING)},
+    {"MemoryBytes", OBJECT("\"planned_bytes\",\"allocated_bytes\",\"in_use_bytes\",\"peak_bytes\"",
+        "\"planned_bytes\":" INTEGER ",\"allocated_bytes\":" INTEGER ",\"in_use_bytes\":" INTEGER
+        ",\"peak_bytes\":" INTEGER)},
+    {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\"",
+        "\"object\":{\"const\":\"memory\"},\"model\":" STRING ",\"devices\":" ARRAY("{\"allOf\":["
+            REF("MemoryBytes") "," OBJECT("\"name\",\"components\"", "\"name\":" STRING
+            ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, activations, "
+            "workspace, staging, host\",\"additionalProperties\":" REF("MemoryBytes") "}") "]}")
+        ",\"kv_pages\":" OBJECT("\"page_tokens\",\"page_bytes\",\"total\",\"used\",\"free\",\"cached\","
+            "\"reserved\",\"shared\",\"high_water\"",
+            "\"page_tokens\":" INTEGER ",\"page_bytes\":" INTEGER ",\"total\":" INTEGER
+            ",\"used\":" INTEGER ",\"free\":" INTEGER ",\"cached\":" INTEGER ",\"reserved\":" INTEGER
+            ",\"shared\":" INTEGER ",\"high_water\":" INTEGER)
+        ",\"process\":" OBJECT("\"rss_bytes\",\"peak_rss_bytes\",\"baseline_bytes\","
+            "\"unexplained_bytes\"",
+            "\"rss_bytes\":" INTEGER ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":"
+            "{\"type\":\"integer\",\"description\":\"Resident before the model was opened.\"}"
+            ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - allocated on "
+            "the CPU; negative where allocated memory has not been touched.\"}"))},
+};
+
+/* ---- paths ----------------------------------------------------------------------------------- */
+
+enum { ERRORS_BODY = 1, ERRORS_QUEUE = 2, ERRORS_ID = 4, ERRORS_READY = 8 };
+
+static const struct operation {
+    const char *path, *method, *id, *summary;
+    enum route route;      /* of the body; 0: none */
+    const char *reply;     /* schema of a 200, or NULL: `content_type` alone */
+    const char *chunk;     /* schema of a stream's events, or NULL */
+    const char *content_type; /* of replies without a schema */
+    int errors;
+} operations[] = {
+    {"/v1/completions", "post", "createCompletion", "Continue a text", ROUTE_COMPLETIONS,
+     "Completion", "CompletionChunk", NULL, ERRORS_BODY | ERRORS_QUEUE},
+    {"/v1/chat/completions", "post", "createChatCompletion",
+     "Reply to a conversation, through the model's chat template", ROUTE_CHAT, "ChatCompletion",
+     "ChatCompletionChunk", NULL, ERRORS_BODY | ERRORS_QUEUE},
+    {"/v1/tokenize", "post", "tokenize", "Text to token ids", ROUTE_TOKENIZE, "Tokens", NULL, NULL,
+     ERRORS_BODY},
+    {"/v1/detokenize", "post", "detokenize", "Token ids to text", ROUTE_DETOKENIZE, "Text", NULL,
+     NULL, ERRORS_BODY},
+    {"/v1/models", "get", "listModels", "The served model", 0, "ModelList", NULL, NULL, 0},
+    {"/v1/models/{id}", "get", "retrieveModel", "One model", 0, "Model", NULL, NULL, ERRORS_ID},
+    {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, 0},
+    {"/health", "get", "health", "Is the server alive?", 0, NULL, NULL, "application/json",
+     ERRORS_READY},
+    {"/ready", "get", "ready", "Does it take requests?", 0, NULL, NULL, "application/json",
+     ERRORS_READY},
+    {"/metrics", "get", "metrics", "Prometheus metrics", 0, NULL, NULL, "text/plain", 0},
+    {"/openapi.json", "get", "openapi", "This description", 0, NULL, NULL, "application/json", 0},
+};
+
+static void render_body(const struct api_context *c, enum route route, struct buf *out)
+{
+    size_t n;
+    const struct param *table = route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
+                                    ? completion_param_table(&n)
+                                    : tokenize_param_table(&n);
+    buf_puts(out, ",\"requestBody\":{\"required\":true,\"content\":{\"application/json\":{\"schema\":");
+    params_schema(table, n, route, &c->limits, out);
+    buf_puts(out, "}}}");
+}
+
+static void render_reply(const struct operation *op, struct buf *out)
+{
+    buf_puts(out, "\"200\":{\"description\":\"Done\",\"content\":{");
+    if (op->reply)
+        buf_printf(out, "\"application/json\":{\"schema\":" REF("%s") "}", op->reply);
+    else
+        buf_printf(out, "\"%s\":{}", op->content_type);
+    if (op->chunk)
+        buf_printf(out,
+                   ",\"text/event-stream\":{\"schema\":{\"type\":\"string\",\"description\":\"With stream: "
+                   "events 'data: {%s}', or 'data: {Error}' where one fails midway; the last is "
+                   "'data: [DONE]'.\"}}",
+                   op->chunk);
+    buf_puts(out, "}}");
+}
+
+static void render_error_response(const char *status, const char *what, struct buf *out)
+{
+    buf_printf(out,
+               ",\"%s\":{\"description\":\"%s\",\"content\":{\"application/json\":{\"schema\":"
+               REF("Error") "}}}",
+               status, what);
+}
+
+static void render_operation(const struct api_context *c, const struct operation *op,
+                             struct buf *out)
+{
+    buf_printf(out, "\"%s\":{\"%s\":{\"operationId\":\"%s\",\"summary\":\"%s\"", op->path,
+               op->method, op->id, op->summary);
+    if (op->errors & ERRORS_ID)
+        buf_puts(out, ",\"parameters\":[{\"name\":\"id\",\"in\":\"path\",\"required\":true,"
+                      "\"schema\":" STRING "}]");
+    if (op->route) render_body(c, op->route, out);
+    buf_puts(out, ",\"responses\":{");
+    render_reply(op, out);
+    if (op->errors & ERRORS_BODY) {
+        render_error_response("400", "Malformed JSON; an unknown, ill-typed or unsupported parameter (named "
+                                     "in param); or more tokens than the context", out);
+        render_error_response("413", "The body is over the server's limit", out);
+    }
+    if (op->errors & (ERRORS_BODY | ERRORS_ID))
+        render_error_response("404", "No such model", out);
+    if (op->errors & ERRORS_QUEUE) {
+        render_error_response("429", "The queue is full: retry after the Retry-After header", out);
+        render_error_response("504", "The request passed its deadline", out);
+    }
+    if (op->errors & (ERRORS_QUEUE | ERRORS_READY))
+        render_error_response("503", "Not ready, or shutting down", out);
+    render_error_response("default", "Any other error", out);
+    buf_puts(out, "}}}");
+}
+
+void api_openapi(const struct api_context *c, struct buf *out)
+{
+    buf_puts(out, "{\"openapi\":\"3.1.0\",\"info\":{\"title\":\"gptd\",\"version\":\"1\",\"description\":"
+                  "\"A GPT over HTTP, in OpenAI's shapes. Strict: what is not described here is a 400 that "
+                  "names it.\"},\"paths\":{");
+    for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
+        if (i) buf_putc(out, ',');
+        render_operation(c, &operations[i], out);
+    }
+    buf_puts(out, "},\"components\":{\"schemas\":{");
+    for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)
+        buf_printf(out, "%s\"%s\":%s", i ? "," : "", schemas[i].name, schemas[i].schema);
+    buf_puts(out, "}}}");
+}
