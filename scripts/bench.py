@@ -245,7 +245,7 @@ def parse_arguments():
     parser.add_argument("--url", help="measure this running server instead of starting gptd")
     parser.add_argument("--context", type=int, default=2048, help="of the server at --url")
     parser.add_argument("--vocabulary", type=int, default=1000,
-                        help="prompts are made of token ids below this")
+                        help="of the server at --url: prompts are made of token ids below this")
     parser.add_argument("more", nargs="*", help="options of gptd serve, after --")
     return parser.parse_args()
 
@@ -273,7 +273,7 @@ def main():
         try:
             result["load_seconds"] = statistics.median([*loads, seconds])
             entry, result["device"] = describe(url)
-            measure(arguments, Target(url, entry["max_model_len"], arguments.vocabulary, True),
+            measure(arguments, Target(url, entry["max_model_len"], entry["vocab_size"], True),
                     result)
         finally:
             stop(process)
