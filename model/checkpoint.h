@@ -54,6 +54,8 @@ bool weight_role_is_layer(enum weight_role role);
 /* A tensor as the file has it: for `gptd inspect`. */
 struct checkpoint_tensor {
     char name[96];
+    char type[12];     /* the element type in the file's words: "F32", "I64", "q4_K" */
+    bool usable;       /* an element type that we compute with: then `dtype` says which */
     enum dtype dtype;
     int32_t n_dims;
     int64_t dims[4]; /* outermost first, as Hugging Face prints shapes */

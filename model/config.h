@@ -43,6 +43,7 @@ enum {
     CONFIG_MAX_WIDTH = 1 << 17,
     CONFIG_MAX_VOCAB = 1 << 22,
     CONFIG_MAX_CONTEXT = 1 << 24,
+    CONFIG_MAX_HEAD_DIM = 128,
 };
 
 /* Every bound and relation that the rest relies on (positive, heads divide, head sizes of the
