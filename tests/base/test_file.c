@@ -1,0 +1,149 @@
+/* Tests of base/file.c, in a directory of their own. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+
+static char dir[] = "/tmp/gptd-test-file-XXXXXX";
+static char path[128];
+
+static int set_up(void **state)
+{
+    if (!mkdtemp(dir)) return 1;
+    snprintf(path, sizeof path, "%s/file", dir);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    unlink(path);
+    return rmdir(dir);
+}
+
+static void write_file(const char *bytes, size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void test_map(void **state)
+{
+    struct file_map map;
+    struct error err;
+    write_file("a\0b", 3);
+    assert_true(file_map_open(path, &map, &err));
+    assert_int_equal(map.size, 3);
+    assert_memory_equal(map.data, "a\0b", 3);
+    file_map_close(&map);
+    assert_null(map.data);
+    file_map_close(&map); /* harmless */
+}
+
+static void test_an_empty_file_maps_to_nothing(void **state)
+{
+    struct file_map map;
+    struct error err;
+    write_file("", 0);
+    assert_true(file_map_open(path, &map, &err));
+    assert_int_equal(map.size, 0);
+    assert_null(map.data);
+    file_map_close(&map);
+}
+
+static void test_what_is_no_file_is_refused(void **state)
+{
+    struct file_map map;
+    struct buf b;
+    struct error err;
+    buf_init(&b, 1000);
+    assert_false(file_map_open("/no/such/file", &map, &err));
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_non_null(strstr(err.text, "/no/such/file"));
+    assert_false(file_map_open(dir, &map, &err));
+    assert_int_equal(err.code, ERR_FORMAT);
+    assert_false(file_read("/dev/zero", &b, &err));
+    assert_int_equal(err.code, ERR_FORMAT);
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_false(file_read(path, &b, &err)); /* and does not hang */
+    assert_int_equal(err.code, ERR_FORMAT);
+    unlink(path);
+}
+
+static void test_read_appends_within_the_limit(void **state)
+{
+    struct buf b;
+    struct error err;
+    write_file("12345", 5);
+    buf_init(&b, 8);
+    buf_puts(&b, "abc");
+    assert_true(file_read(path, &b, &err));
+    assert_string_equal(b.data, "abc12345");
+    assert_false(file_read(path, &b, &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    assert_non_null(strstr(err.text, path));
+    buf_free(&b);
+}
+
+static void test_a_large_file_is_read_whole(void **state)
+{
+    struct buf b;
+    struct error err;
+    size_t n = 300000;
+    char *bytes = malloc(n);
+    assert_non_null(bytes);
+    for (size_t i = 0; i < n; i++) bytes[i] = (char)(i * 7 + i / 1000);
+    write_file(bytes, n);
+    buf_init(&b, n);
+    assert_true(file_read(path, &b, &err));
+    assert_int_equal(b.len, n);
+    assert_memory_equal(b.data, bytes, n);
+    buf_free(&b);
+    free(bytes);
+}
+
+static void test_questions(void **state)
+{
+    write_file("", 0);
+    assert_true(file_exists(path));
+    assert_false(file_is_dir(path));
+    assert_true(file_exists(dir));
+    assert_true(file_is_dir(dir));
+    assert_false(file_exists("/no/such/file"));
+    assert_false(file_is_dir("/no/such/file"));
+}
+
+static void test_join(void **state)
+{
+    char out[8];
+    struct error err;
+    assert_true(path_join(out, sizeof out, "abc", "def", &err));
+    assert_string_equal(out, "abc/def");
+    assert_false(path_join(out, sizeof out, "abc", "defg", &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_map),
+        cmocka_unit_test(test_an_empty_file_maps_to_nothing),
+        cmocka_unit_test(test_what_is_no_file_is_refused),
+        cmocka_unit_test(test_read_appends_within_the_limit),
+        cmocka_unit_test(test_a_large_file_is_read_whole),
+        cmocka_unit_test(test_questions),
+        cmocka_unit_test(test_join),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
