@@ -390,6 +390,13 @@ int32_t exchanges_count(struct exchanges *all)
     return n;
 }
 
+void exchanges_cancel(struct exchanges *all)
+{
+    pthread_mutex_lock(&all->mutex);
+    for (struct exchange *e = all->open; e; e = e->next) completion_cancel(e->completion);
+    pthread_mutex_unlock(&all->mutex);
+}
+
 void exchanges_cut(struct exchanges *all)
 {
     pthread_mutex_lock(&all->mutex);

@@ -30,6 +30,8 @@ bool exchanges_start(const struct api_context *api, struct metrics *metrics,
                      struct exchanges **out, struct error *err) MUST_CHECK;
 /* Those that are open or being reaped. */
 int32_t exchanges_count(struct exchanges *all);
+/* Cancels all completions: their replies end, soon, as canceled ones do. */
+void exchanges_cancel(struct exchanges *all);
 /* Ends all replies where they are; no connection stays suspended, none will be again. */
 void exchanges_cut(struct exchanges *all);
 /* Waits for the reaper; every exchange must be closed. NULL-safe. */

@@ -26,6 +26,7 @@ enum {
     REPLY_LIMIT = 64 << 20,     /* of routes that answer at once */
     SPARE_CONNECTIONS = 128,    /* beyond max_connections, to tell them so */
     SPARE_DESCRIPTORS = 64,
+    LAST_WORDS_MS = 1000,       /* for canceled replies, when the server stops */
 };
 
 /* ---- Replies ---- */
@@ -431,6 +432,9 @@ void http_stop(struct http_server *s)
 {
     if (!s) return;
     http_drain(s);
+    /* What still runs ends with an error that its client can read, if it reads. */
+    exchanges_cancel(s->exchanges);
+    for (int i = 0; i < LAST_WORDS_MS && exchanges_count(s->exchanges) > 0; i++) usleep(1000);
     MHD_quiesce_daemon(s->daemon);
     exchanges_cut(s->exchanges); /* MHD_stop_daemon aborts on suspended connections */
     MHD_stop_daemon(s->daemon);
