@@ -1,0 +1,347 @@
+/* Parity: the forward pass against Hugging Face transformers' logits (tests/golden, made by
+ * scripts/make_goldens.py), against every intermediate tensor of a trained minGPT model
+ * (nano_sort), and against llama2.c's greedy text (stories260K). On every instruction set. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/file.h"
+#include "model/safetensors.h"
+#include "model/tokenizer.h"
+#include "tests/model/model_runner.h"
+
+#define GOLDEN "tests/golden/"
+
+static const enum cpu_isa all_isas[] = {CPU_ISA_REFERENCE, CPU_ISA_AVX2, CPU_ISA_AVX512,
+                                        CPU_ISA_AVX512_BF16};
+enum { N_ISAS = 4, MAX_ROWS = 64 };
+
+static bool isa_available(enum cpu_isa isa)
+{
+    struct error err;
+    struct device *d;
+    if (!cpu_device_open(&(struct cpu_options){.n_threads = 1, .isa = isa}, &d, &err)) return false;
+    d->ops->close(d);
+    return true;
+}
+
+static cJSON *read_json(const char *path)
+{
+    struct error err;
+    struct buf b;
+    buf_init(&b, 1 << 24);
+    if (!file_read(path, &b, &err)) fail_msg("%s", err.text);
+    cJSON *json = cJSON_ParseWithLength(b.data, b.len);
+    assert_non_null(json);
+    buf_free(&b);
+    return json;
+}
+
+static int32_t read_ids(const cJSON *array, int32_t *ids, int32_t max)
+{
+    int32_t n = 0;
+    const cJSON *item;
+    cJSON_ArrayForEach(item, array)
+    {
+        assert_true(n < max);
+        ids[n++] = item->valueint;
+    }
+    return n;
+}
+
+static int32_t argmax(const float *x, int64_t n)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return (int32_t)best;
+}
+
+static float max_difference(const float *a, const float *b, int64_t n)
+{
+    float worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float d = fabsf(a[i] - b[i]);
+        if (!(d <= worst)) worst = d; /* a NaN sticks */
+    }
+    return worst;
+}
+
+/* ---- transformers ---- */
+
+static const char *const golden_names[] = {"gpt2",         "gpt2_untied", "llama", "llama3",
+                                           "llama_linear", "mistral",     "qwen2", "qwen3"};
+
+static void check_prompt(struct model_runner *r, const cJSON *prompt, const float *expected)
+{
+    int32_t tokens[MAX_ROWS], greedy[MAX_ROWS];
+    int64_t n_vocab = r->gpt.config.vocab_size;
+    int32_t n = read_ids(cJSON_GetObjectItem(prompt, "tokens"), tokens, MAX_ROWS);
+    int32_t n_greedy = read_ids(cJSON_GetObjectItem(prompt, "greedy"), greedy, MAX_ROWS);
+    assert_true(n_greedy > 0);
+    float *logits = malloc((size_t)(n * n_vocab) * sizeof *logits);
+
+    runner_forward(r, tokens, n, 0, logits, NULL);
+    int64_t first = (int64_t)cJSON_GetObjectItem(prompt, "logits_first_row")->valuedouble;
+    float worst = max_difference(logits, expected + first * n_vocab, n * n_vocab);
+    if (!(worst <= 1e-4f)) fail_msg("%s: logits differ by %g", r->gpt.config.arch, (double)worst);
+
+    int32_t next = argmax(logits + (n - 1) * n_vocab, n_vocab);
+    for (int32_t i = 0; i < n_greedy; i++) {
+        assert_int_equal(next, greedy[i]);
+        if (n + i >= r->gpt.config.block_size) break;
+        runner_forward(r, &next, 1, n + i, logits, NULL);
+        next = argmax(logits, n_vocab);
+    }
+    free(logits);
+}
+
+static void check_golden(const char *name, enum cpu_isa isa)
+{
+    char dir[128], path[192];
+    snprintf(dir, sizeof dir, GOLDEN "%s", name);
+    snprintf(path, sizeof path, "%s/golden.json", dir);
+    cJSON *golden = read_json(path);
+    struct error err;
+    struct file_map expected;
+    snprintf(path, sizeof path, "%s/logits.f32", dir);
+    if (!file_map_open(path, &expected, &err)) fail_msg("%s", err.text);
+
+    struct model_runner r;
+    runner_open(&r, dir, DTYPE_F32, &(struct cpu_options){.n_threads = 2, .isa = isa}, MAX_ROWS);
+    int64_t rows = (int64_t)cJSON_GetObjectItem(golden, "logits_rows")->valuedouble;
+    assert_int_equal(expected.size, rows * r.gpt.config.vocab_size * 4);
+    const cJSON *prompt;
+    int n_prompts = 0;
+    cJSON_ArrayForEach(prompt, cJSON_GetObjectItem(golden, "prompts"))
+    {
+        check_prompt(&r, prompt, (const float *)expected.data);
+        n_prompts++;
+    }
+    assert_true(n_prompts >= 2);
+    runner_close(&r);
+    file_map_close(&expected);
+    cJSON_Delete(golden);
+}
+
+static void test_logits_and_greedy_text_equal_transformers(void **state)
+{
+    for (int isa = 0; isa < N_ISAS; isa++) {
+        if (!isa_available(all_isas[isa])) continue;
+        for (size_t i = 0; i < sizeof golden_names / sizeof *golden_names; i++)
+            check_golden(golden_names[i], all_isas[isa]);
+    }
+}
+
+/* ---- nano_sort: every intermediate tensor ---- */
+
+struct partials {
+    struct safetensors *file;
+    int32_t sequence; /* which of the batch */
+    int n_checked;
+};
+
+static const struct safetensors_tensor *find_partial(const struct partials *p, const char *name)
+{
+    for (size_t i = 0; i < p->file->n_tensors; i++)
+        if (strcmp(p->file->tensors[i].name, name) == 0) return &p->file->tensors[i];
+    fail_msg("no %s in the partials", name);
+    return NULL;
+}
+
+static void compare(struct partials *p, const char *name, const float *got, int64_t rows,
+                    int64_t cols, int64_t stride, int64_t first_row)
+{
+    const float *want = (const float *)find_partial(p, name)->data;
+    for (int64_t i = 0; i < rows; i++) {
+        float worst = max_difference(got + i * stride, want + (first_row + i) * cols, cols);
+        if (!(worst <= 1e-5f)) fail_msg("%s row %lld differs by %g", name, (long long)i, (double)worst);
+    }
+    p->n_checked++;
+}
+
+/* q, k, v are [B, H, T, K] there and columns of qkv here. */
+static void compare_heads(struct partials *p, const char *name, struct tensor qkv, int64_t column0)
+{
+    enum { H = 3, K = 16 };
+    for (int64_t h = 0; h < H; h++)
+        compare(p, name, (const float *)qkv.data + column0 + h * K, qkv.rows, K, qkv.cols,
+                (p->sequence * H + h) * qkv.rows);
+}
+
+static void see_nano_sort(void *ctx, const char *name, int32_t layer, struct tensor t)
+{
+    struct partials *p = ctx;
+    static const struct { const char *ours, *theirs; int32_t layer; } map[] = {
+        {"embed", "x", -1},          {"attn_norm", "ln1", 0},  {"qkv", "qkv", 0},
+        {"attn", "y", 0},            {"attn_resid", "attnResid", 0},
+        {"mlp_norm", "ln2", 0},      {"mlp_act", "gelu", 0},   {"mlp_resid", "mlpResid", 0},
+        {"mlp_resid", "block0", 0},  {"mlp_resid", "block1", 1}, {"mlp_resid", "block2", 2},
+        {"final_norm", "ln_f", -1},  {"logits", "lm_head", -1},
+    };
+    for (size_t i = 0; i < sizeof map / sizeof *map; i++)
+        if (layer == map[i].layer && strcmp(name, map[i].ours) == 0)
+            compare(p, map[i].theirs, t.data, t.rows, t.cols, t.cols, p->sequence * t.rows);
+    if (layer == 0 && strcmp(name, "qkv") == 0) {
+        compare_heads(p, "q", t, 0);
+        compare_heads(p, "k", t, 48);
+        compare_heads(p, "v", t, 96);
+    }
+}
+
+static void check_nano_sort(enum cpu_isa isa)
+{
+    struct error err;
+    struct model_runner r;
+    runner_open(&r, GOLDEN "nano_sort", DTYPE_F32,
+                &(struct cpu_options){.n_threads = 1, .isa = isa}, 11);
+    struct partials p = {0};
+    if (!safetensors_open(GOLDEN "nano_sort/partials.safetensors", &p.file, &err))
+        fail_msg("%s", err.text);
+    const float *idx = (const float *)find_partial(&p, "idx")->data;
+    float logits[11 * 3];
+    for (p.sequence = 0; p.sequence < 3; p.sequence++) {
+        int32_t tokens[11];
+        for (int i = 0; i < 11; i++)
+            tokens[i] = (int32_t)idx[p.sequence * 11 + i];
+        struct gpt_observer observer = {.see = see_nano_sort, .ctx = &p};
+        runner_forward(&r, tokens, 11, 0, logits, &observer);
+    }
+    assert_int_equal(p.n_checked, 3 * (13 + 9));
+    safetensors_close(p.file);
+    runner_close(&r);
+}
+
+static void test_every_intermediate_of_nano_sort(void **state)
+{
+    for (int isa = 0; isa < N_ISAS; isa++)
+        if (isa_available(all_isas[isa])) check_nano_sort(all_isas[isa]);
+}
+
+/* ---- stories260K: a trained Llama from GGUF, text to text ---- */
+
+static void check_stories(enum cpu_isa isa)
+{
+    struct error err;
+    struct model_runner r;
+    runner_open(&r, GOLDEN "stories260K/stories260K.gguf", DTYPE_F32,
+                &(struct cpu_options){.n_threads = 2, .isa = isa}, 1);
+    struct tokenizer *t;
+    if (!tokenizer_open_gguf(checkpoint_gguf(r.checkpoint), &t, &err)) fail_msg("%s", err.text);
+    struct buf expected, text;
+    buf_init(&expected, 1 << 16);
+    buf_init(&text, 1 << 16);
+    if (!file_read(GOLDEN "stories260K/expected-greedy-200.txt", &expected, &err))
+        fail_msg("%s", err.text);
+
+    struct token_decoder decoder = {0};
+    float *logits = malloc((size_t)r.gpt.config.vocab_size * sizeof *logits);
+    int32_t token = tokenizer_bos(t);
+    for (int32_t pos = 0; pos < 200; pos++) {
+        runner_forward(&r, &token, 1, pos, logits, NULL);
+        token = argmax(logits, r.gpt.config.vocab_size);
+        if (token == tokenizer_bos(t) || token == tokenizer_eos(t)) break;
+        size_t n;
+        const char *bytes = token_decode(t, &decoder, token, &n);
+        buf_append(&text, bytes, n);
+    }
+    /* llama2.c ends its print with a newline. */
+    while (expected.len && expected.data[expected.len - 1] == '\n') expected.data[--expected.len] = 0;
+    assert_true(expected.len > 400);
+    assert_true(text.len >= expected.len);
+    assert_memory_equal(text.data, expected.data, expected.len);
+    assert_true(text.len <= expected.len + 8);
+
+    free(logits);
+    buf_free(&expected);
+    buf_free(&text);
+    tokenizer_free(t);
+    runner_close(&r);
+}
+
+static void test_stories260k_greedy_text_equals_llama2c(void **state)
+{
+    for (int isa = 0; isa < N_ISAS; isa++)
+        if (isa_available(all_isas[isa])) check_stories(all_isas[isa]);
+}
+
+/* ---- the same bits, however a sequence is cut ---- */
+
+static void check_chunks(enum dtype dtype, enum cpu_isa isa, int32_t n_threads)
+{
+    struct model_runner r;
+    runner_open(&r, "models/shakespeare", dtype,
+                &(struct cpu_options){.n_threads = n_threads, .isa = isa}, MAX_ROWS);
+    int64_t n_vocab = r.gpt.config.vocab_size;
+    int32_t tokens[MAX_ROWS];
+    for (int32_t i = 0; i < MAX_ROWS; i++) tokens[i] = (int32_t)((i * 37 + 11) % n_vocab);
+    size_t bytes = (size_t)(MAX_ROWS * n_vocab) * sizeof(float);
+    float *whole = malloc(bytes), *cut = malloc(bytes);
+    runner_forward(&r, tokens, MAX_ROWS, 0, whole, NULL);
+    static const int32_t chunks[] = {1, 7, 16, 17};
+    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+        memset(r.kv.data, 0xFF, (size_t)r.plan.component[MEMORY_KV_CACHE]);
+        for (int32_t at = 0; at < MAX_ROWS; at += chunks[c])
+            runner_forward(&r, tokens + at, (int32_t)min_i64(chunks[c], MAX_ROWS - at), at,
+                           cut + at * n_vocab, NULL);
+        assert_memory_equal(whole, cut, bytes);
+    }
+    free(whole);
+    free(cut);
+    runner_close(&r);
+}
+
+static void test_chunking_never_changes_a_bit(void **state)
+{
+    for (int isa = 0; isa < N_ISAS; isa++) {
+        if (!isa_available(all_isas[isa])) continue;
+        check_chunks(DTYPE_F32, all_isas[isa], 1);
+        check_chunks(DTYPE_BF16, all_isas[isa], 2);
+    }
+}
+
+/* bf16 against f32 on a trained model: rounding noise, not another model. */
+static void test_bf16_logits_stay_near_f32(void **state)
+{
+    struct cpu_options cpu = {.n_threads = 2, .isa = CPU_ISA_BEST};
+    struct model_runner a, b;
+    runner_open(&a, "models/shakespeare", DTYPE_F32, &cpu, MAX_ROWS);
+    runner_open(&b, "models/shakespeare", DTYPE_BF16, &cpu, MAX_ROWS);
+    int64_t n = MAX_ROWS * a.gpt.config.vocab_size;
+    int32_t tokens[MAX_ROWS];
+    for (int32_t i = 0; i < MAX_ROWS; i++) tokens[i] = (i * 37 + 11) % 256;
+    float *la = malloc((size_t)n * sizeof *la), *lb = malloc((size_t)n * sizeof *lb);
+    runner_forward(&a, tokens, MAX_ROWS, 0, la, NULL);
+    runner_forward(&b, tokens, MAX_ROWS, 0, lb, NULL);
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        difference += (double)(la[i] - lb[i]) * (la[i] - lb[i]);
+        size += (double)la[i] * la[i];
+    }
+    assert_true(sqrt(difference / size) < 0.02);
+    assert_true(difference > 0);
+    free(la);
+    free(lb);
+    runner_close(&a);
+    runner_close(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_logits_and_greedy_text_equal_transformers),
+        cmocka_unit_test(test_every_intermediate_of_nano_sort),
+        cmocka_unit_test(test_stories260k_greedy_text_equals_llama2c),
+        cmocka_unit_test(test_chunking_never_changes_a_bit),
+        cmocka_unit_test(test_bf16_logits_stay_near_f32),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
