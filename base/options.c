@@ -267,5 +267,7 @@ void options_print_help(FILE *to, const char *usage, const char *summary,
 {
     fprintf(to, "usage: %s\n\n%s\n\n", usage, summary);
     for (size_t i = 0; i < n; i++) print_option(to, &table[i]);
+    fprintf(to, "  --options FILE.json%*sMore options, as {\"name\": value}; later ones count.\n",
+            HELP_COLUMN - 21, "");
     fprintf(to, "  --help%*sThis text.\n", HELP_COLUMN - 8, "");
 }

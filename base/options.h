@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "base/arena.h"
 #include "base/error.h"
 
 enum option_type {
@@ -30,13 +31,18 @@ struct option {
     const char *help;     /* one sentence; the default is appended by the printer */
 };
 
-/* Parses argv[first..argc). Strings are borrowed from argv (or live as long as the process for the options file).
+/* Parses argv[first..argc). Strings are borrowed from argv.
  * Positional arguments (not beginning with "--") go to positional[] up to max_positional; "--" ends
  * options. `--name value` and `--name=value` mean the same; given twice, the last one counts. ERR_INVALID with
  * err->param = the option. --help and -h set *help and return true at once. */
 bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
                    const char **positional, int max_positional, int *n_positional, bool *help,
                    struct error *err) MUST_CHECK;
+/* A copy of argv in which each `--options FILE.json` from argv[first] on is replaced by what the file says:
+ * {"port": 8081, "hint": true, "stop": ["a", "b"]} by --port=8081 --hint --stop=a --stop=b. So a file's keys are
+ * checked like options, and what stands later on the command line counts. Lives in `memory`. */
+bool options_expand(int argc, char **argv, int first, struct arena *memory, int *out_argc,
+                    char ***out_argv, struct error *err) MUST_CHECK;
 void options_print_help(FILE *to, const char *usage, const char *summary,
                         const struct option *table, size_t n);
 bool options_parse_bytes(const char *text, int64_t *out); /* "6GiB" -> 6442450944 */

@@ -15,7 +15,7 @@ static const struct subcommand subcommands[] = {
     {"generate", "generate text on the command line", cmd_generate},
     {"inspect", "print what a checkpoint holds", cmd_inspect},
 };
-enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
+enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands, OPTIONS_LIMIT = 8 << 20 };
 
 static void print_usage(FILE *to)
 {
@@ -38,6 +38,19 @@ static int unknown_subcommand(const char *name)
     return EXIT_USAGE;
 }
 
+/* Runs it on the command line with options files put in their places. */
+static int run_subcommand(const struct subcommand *s, int argc, char **argv)
+{
+    struct arena memory;
+    struct error err;
+    int code;
+    arena_init(&memory, OPTIONS_LIMIT);
+    if (options_expand(argc, argv, 2, &memory, &argc, &argv, &err)) code = s->run(argc, argv);
+    else code = command_usage(s->name, &err);
+    arena_free(&memory);
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -53,6 +66,7 @@ int main(int argc, char **argv)
         return EXIT_DONE;
     }
     for (int i = 0; i < N_SUBCOMMANDS; i++)
-        if (strcmp(argv[1], subcommands[i].name) == 0) return subcommands[i].run(argc, argv);
+        if (strcmp(argv[1], subcommands[i].name) == 0) 
+            return run_subcommand(&subcommands[i], argc, argv);
     return unknown_subcommand(argv[1]);
 }

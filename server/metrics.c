@@ -88,7 +88,7 @@ static void single(struct buf *out, const char *name, const char *type, const ch
                    double value)
 {
     family(out, name, type, help);
-    buf_printf(out, "%s %.17g\n", name, value);
+    buf_printf(out, value == (double)(int64_t)value ? "%s %.0f\n" : "%s %.9g\n", name, value);
 }
 
 static void render_histogram(struct buf *out, const char *name, const char *help,
