@@ -225,7 +225,8 @@ static void init_stops(struct job *j, struct rng *g, int32_t vocab)
         p->stops.at[p->stops.n].bytes = s;
         p->stops.at[p->stops.n++].n = n;
     }
-    for (int32_t i = rng_below(g, 4); i > 0; i--) j->stop_ids[p->n_stop_ids++] = rng_below(g, vocab);
+    for (int32_t i = rng_below(g, 3) * 12; i > 0; i--)
+        j->stop_ids[p->n_stop_ids++] = rng_below(g, vocab);
     p->stop_ids = j->stop_ids;
     p->ignore_eos = rng_below(g, 4) == 0;
 }
@@ -233,7 +234,7 @@ static void init_stops(struct job *j, struct rng *g, int32_t vocab)
 void job_init(struct job *j, uint64_t seed, const struct engine *e)
 {
     static const int32_t max_tokens[] = {1, 2, 15, 16, 17, 32};
-    struct rng g = {seed * 77 + 5};
+    struct rng g = {(seed + 1) * 0x9E3779B97F4A7C15u};
     int32_t vocab = (int32_t)engine_config(e)->vocab_size;
     memset(j, 0, sizeof *j);
     init_prompt(j, &g, vocab);
@@ -241,7 +242,7 @@ void job_init(struct job *j, uint64_t seed, const struct engine *e)
     init_stops(j, &g, vocab);
     struct engine_params *p = &j->params;
     p->max_tokens = rng_below(&g, 2) ? pick(&g, max_tokens, 6) : 1 + rng_below(&g, 24);
-    p->n = rng_below(&g, 3) ? 1 : 1 + rng_below(&g, 3);
+    p->n = rng_below(&g, 3) ? 1 : 2 + rng_below(&g, 2);
     p->n_top = rng_below(&g, 2) ? 0 : rng_below(&g, SAMPLE_MAX_TOP + 1);
     p->cache_salt = (uint64_t)(rng_below(&g, 5) == 0);
     p->prompt_logprobs = rng_below(&g, 5) == 0;

@@ -46,7 +46,7 @@ void fixture_assert_clean(struct engine_fixture *f);
 struct job {
     struct engine_params params;
     int32_t prompt[256];
-    int32_t stop_ids[4];
+    int32_t stop_ids[24];
     struct token_bias bias[4];
     char stops[4][4];
     struct engine_request *request;

@@ -10,7 +10,7 @@
 
 #include "tests/model/engine_fixture.h"
 
-enum { N_JOBS = 40 };
+enum { N_JOBS = 60 };
 
 static struct job jobs[N_JOBS];
 static struct buf alone[N_JOBS];
