@@ -13,7 +13,7 @@ static const struct error_shape {
     {ERR_INVALID, 400, "invalid_request_error", "invalid_value"},
     {ERR_FORMAT, 400, "invalid_request_error", "invalid_json"},
     {ERR_UNSUPPORTED, 400, "invalid_request_error", "unsupported_parameter"},
-    {ERR_NO_FIT, 400, "invalid_request_error", "context_length_exceeded"},
+    {ERR_NO_FIT, 400, "invalid_request_error", "does_not_fit"},
     {ERR_NOT_FOUND, 404, "invalid_request_error", "not_found"},
     {ERR_TOO_LARGE, 413, "invalid_request_error", "request_too_large"},
     {ERR_BUSY, 429, "rate_limit_error", "rate_limit_exceeded"},
@@ -25,6 +25,15 @@ static const struct error_shape {
     {ERR_UNAVAILABLE, 503, "server_error", "unavailable"},
     {ERR_TIMEOUT, 504, "server_error", "timeout"},
 };
+
+/* Two codes of OpenAI's depend on what the error is about. */
+static const char *client_code(const struct error *err, const struct error_shape *shape)
+{
+    if (err->code == ERR_NOT_FOUND && strcmp(err->param, "model") == 0) return "model_not_found";
+    bool of_prompt = strncmp(err->param, "prompt", 6) == 0 || strcmp(err->param, "messages") == 0;
+    if (err->code == ERR_NO_FIT && of_prompt) return "context_length_exceeded";
+    return shape->code;
+}
 
 static const struct error_shape *error_shape(enum error_code code)
 {
@@ -38,7 +47,6 @@ int api_error_status(enum error_code code) { return error_shape(code)->status; }
 void api_render_error(struct buf *out, const struct error *err)
 {
     const struct error_shape *shape = error_shape(err->code);
-    bool of_model = err->code == ERR_NOT_FOUND && strcmp(err->param, "model") == 0;
     /* A bug's text is for the log: it may speak of addresses and files. */
     bool hide = shape->status == 500;
     buf_puts(out, "{\"error\":{\"message\":");
@@ -48,7 +56,7 @@ void api_render_error(struct buf *out, const struct error *err)
     buf_puts(out, ",\"param\":");
     json_out_text(out, err->param[0] ? err->param : NULL);
     buf_puts(out, ",\"code\":");
-    json_out_text(out, of_model ? "model_not_found" : shape->code);
+    json_out_text(out, client_code(err, shape));
     buf_puts(out, "}}");
 }
 
