@@ -77,6 +77,13 @@ const struct gguf *checkpoint_gguf(const struct checkpoint *ck) { return ck->ggu
 enum dtype checkpoint_dtype(const struct checkpoint *ck) { return ck->dtype; }
 int64_t checkpoint_n_tensors(const struct checkpoint *ck) { return ck->n_tensors; }
 
+int64_t checkpoint_file_bytes(const struct checkpoint *ck)
+{
+    size_t bytes = ck->gguf ? ck->gguf->map.size : 0;
+    for (int32_t i = 0; i < ck->n_shards; i++) bytes += ck->shards[i]->map.size;
+    return (int64_t)bytes;
+}
+
 void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint_tensor *out)
 {
     ASSERT(i >= 0 && i < ck->n_tensors);

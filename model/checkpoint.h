@@ -75,6 +75,7 @@ const struct gpt_config *checkpoint_config(const struct checkpoint *ck);
 const struct gguf *checkpoint_gguf(const struct checkpoint *ck); /* NULL for a HF directory */
 /* The element type most of the matrices have in the file. */
 enum dtype checkpoint_dtype(const struct checkpoint *ck);
+int64_t checkpoint_file_bytes(const struct checkpoint *ck); /* of the weight files together */
 int64_t checkpoint_n_tensors(const struct checkpoint *ck);
 void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint_tensor *out);
 /* SHA-256 of the weight files' headers, sizes and a sample of their bytes, 16 hex digits + NUL:
