@@ -13,7 +13,8 @@ GENERATE = ["generate", "--model", MODEL, "--prompt", "ROMEO:", "--max-new-token
 
 def options_of(subcommand):
     """Option names from the help."""
-    return re.findall(r"^ +--([a-z0-9][a-z0-9-]*)", run(subcommand, "--help").stdout, re.M)
+    names = re.findall(r"^ +--([a-z0-9][a-z0-9-]*)", run(subcommand, "--help").stdout, re.M)
+    return [name for name in names if name != "help"]
 
 
 def test_help():
@@ -37,7 +38,7 @@ def test_help_of_each_subcommand(name):
 
 @pytest.mark.parametrize("name", ["serve", "generate"])
 def test_every_option_in_the_help_exists(name):
-    """Given without the value it needs, each says something else than that it is unknown."""
+    """Given an empty value, each says something else than that it is unknown."""
     options = options_of(name)
     assert len(options) > 10
     for option in options:
@@ -74,7 +75,7 @@ def test_wrong_usage_is_exit_2(arguments):
 def test_generate():
     reply = run(*GENERATE, "--temperature", "0")
     assert reply.returncode == 0
-    assert reply.stdout.startswith("ROMEO:") or reply.stdout.strip()
+    assert reply.stdout.strip()
 
 
 def test_generate_is_determined_by_its_seed():
@@ -95,7 +96,7 @@ def test_generate_equals_the_http_reply(flags, body):
             text = text_of(http, prompt="ROMEO:", max_tokens=30, **body)
     finally:
         server.stop()
-    assert printed.removeprefix("ROMEO:").removesuffix("\n") == text.removesuffix("\n")
+    assert printed == text + "\n"
 
 
 def test_inspect():

@@ -38,7 +38,7 @@ def test_what_is_running_finishes(number):
             except httpx.TransportError:
                 pass
             assert joined(events([first, *lines])) == expected
-    server.stop()
+    server.check_end()
 
 
 def test_ready_says_no_while_draining():
@@ -59,7 +59,7 @@ def test_ready_says_no_while_draining():
                 time.sleep(0.005)
             assert 503 in statuses
             assert [line for line in lines if line][-1] == "data: [DONE]"
-    server.stop()
+    server.check_end()
 
 
 def test_a_second_signal_does_not_wait():
