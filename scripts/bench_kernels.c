@@ -1,0 +1,194 @@
+/* How near the CPU's kernels come to what the machine can do: reading memory for one row, multiplying
+ * for many, attention at several contexts. Prints a table; not a test. Build and run:
+ *
+ *     make build/scripts/bench_kernels && build/scripts/bench_kernels [threads] [isa]
+ *
+ * Shapes are those of SmolLM2-135M: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/clock.h"
+#include "cpu/cpu_internal.h"
+
+enum { C = 576, F = 1536, H = 9, G = 3, K = 64, V = 49152, L = 30, MAX_ROWS = 512, MAX_KEYS = 2048 };
+
+static void *take(struct device *d, int64_t bytes)
+{
+    struct error err;
+    void *p = d->ops->alloc(d, (size_t)bytes, &err);
+    if (p) return p;
+    fprintf(stderr, "%s\n", err.text);
+    exit(1);
+}
+
+/* Anything but zeros, which memory and multipliers handle faster. */
+static void fill_bf16(void *p, int64_t n)
+{
+    uint16_t *x = p;
+    uint32_t s = 1;
+    for (int64_t i = 0; i < n; i++) x[i] = f32_to_bf16((float)((s = s * 1664525 + 1) >> 8) * 0x1p-24f - 0.5f);
+}
+
+static void fill_f32(void *p, int64_t n)
+{
+    float *x = p;
+    uint32_t s = 1;
+    for (int64_t i = 0; i < n; i++) x[i] = (float)((s = s * 1664525 + 1) >> 8) * 0x1p-24f - 0.5f;
+}
+
+static void fill(enum dtype dtype, void *p, int64_t bytes)
+{
+    if (dtype == DTYPE_F32)
+        fill_f32(p, bytes / 4);
+    else
+        fill_bf16(p, bytes / 2);
+}
+
+/* The machine: reading a large array with every thread. */
+struct stream { const uint64_t *p; uint64_t sums[256]; };
+
+static void read_stream(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    struct stream *s = ctx;
+    uint64_t a = 0, b = 0, c = 0, e = 0;
+    for (const uint64_t *p = s->p + begin * 131072, *stop = s->p + end * 131072; p < stop; p += 32) {
+        __builtin_prefetch(p + 1024);
+        __builtin_prefetch(p + 1032);
+        __builtin_prefetch(p + 1040);
+        __builtin_prefetch(p + 1048);
+        for (int i = 0; i < 32; i += 4) a += p[i], b += p[i + 1], c += p[i + 2], e += p[i + 3];
+    }
+    s->sums[thread] += a + b + c + e;
+}
+
+static void bench_stream(struct cpu_device *c)
+{
+    int64_t mib = 512;
+    struct stream s = {.p = take(&c->base, mib << 20)};
+    fill_bf16((void *)s.p, mib << 19);
+    double best = 0;
+    for (int i = 0; i < 8; i++) {
+        int64_t t = clock_ns();
+        pool_for(c->pool, mib, 1, read_stream, &s);
+        double rate = (double)(mib << 20) / (double)(clock_ns() - t);
+        best = rate > best ? rate : best;
+    }
+    printf("read bandwidth, %d threads: %.1f GB/s (%llu)\n", pool_n_threads(c->pool), best,
+           (unsigned long long)(s.sums[0] & 1));
+    cpu_of(&c->base)->base.ops->free(&c->base, (void *)s.p, (size_t)mib << 20);
+}
+
+static struct matrix make_matrix(struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in)
+{
+    int64_t bytes = d->ops->matrix_bytes(d, dtype, n_out, n_in);
+    struct matrix w = {take(d, bytes), dtype, n_out, n_in};
+    fill(dtype, w.data, bytes);
+    return w;
+}
+
+enum { QKV, OUT, UP, DOWN, N_KINDS };
+
+static int64_t time_product(struct device *d, const struct matrix *w, void *x, float *y, int64_t r,
+                            enum epilogue epilogue)
+{
+    int64_t t = clock_ns();
+    d->ops->matmul(d, (struct tensor){y, DTYPE_F32, r, w->n_out},
+                   (struct tensor){x, w->dtype, r, w->n_in}, w, NULL, epilogue);
+    return clock_ns() - t;
+}
+
+/* All products of a forward pass, in the order of decoding or of a prompt, so that weights come from
+ * memory. The machine may be shared: what is summed is each kind of product's best time. */
+static void bench_matmul(struct cpu_device *c, enum dtype dtype)
+{
+    struct device *d = &c->base;
+    static const int n_out[N_KINDS] = {(H + 2 * G) * K, C, 2 * F, C}, n_in[N_KINDS] = {C, C, C, F};
+    static struct matrix layers[L][N_KINDS];
+    double products = 0;
+    for (int i = 0; i < L * N_KINDS; i++) {
+        layers[i / N_KINDS][i % N_KINDS] = make_matrix(d, dtype, n_out[i % N_KINDS], n_in[i % N_KINDS]);
+        products += (double)n_out[i % N_KINDS] * n_in[i % N_KINDS];
+    }
+    struct matrix head = make_matrix(d, dtype, V, C);
+    double bytes = products * (double)element_bytes(dtype);
+    void *x = take(d, MAX_ROWS * F * 4);
+    float *y = take(d, MAX_ROWS * 2 * F * 4), *logits = take(d, 64 * (int64_t)V * 4);
+    fill(dtype, x, MAX_ROWS * F * 4);
+    static const int rows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int64_t r = rows[i], best[N_KINDS] = {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
+        int64_t best_head = INT64_MAX;
+        for (int round = 0; round < (r > 32 ? 2 : 8); round++) {
+            for (int l = 0; l < L * N_KINDS; l++)
+                best[l % N_KINDS] =
+                    min_i64(best[l % N_KINDS], time_product(d, &layers[l / N_KINDS][l % N_KINDS], x, y, r,
+                                                            l % 2 ? EPILOGUE_ADD : EPILOGUE_NONE));
+            if (r <= 64)
+                best_head = min_i64(best_head, time_product(d, &head, x, logits, r, EPILOGUE_NONE));
+        }
+        double sum = (double)L * (double)(best[QKV] + best[OUT] + best[UP] + best[DOWN]);
+        printf("%-4s %4d rows: qkv %8.1f us out %8.1f up %8.1f down %8.1f; layers %7.2f ms %5.1f GB/s %6.1f GFLOP/s",
+               dtype ? "bf16" : "f32", (int)r, (double)best[0] * 1e-3, (double)best[1] * 1e-3,
+               (double)best[2] * 1e-3, (double)best[3] * 1e-3, sum * 1e-6, bytes / sum,
+               2 * products * (double)r / sum);
+        if (r <= 64)
+            printf("; head %6.2f ms %5.1f GB/s", (double)best_head * 1e-6,
+                   (double)V * C * (double)element_bytes(dtype) / (double)best_head);
+        printf("\n");
+    }
+}
+
+static void bench_attention(struct cpu_device *c, enum dtype dtype)
+{
+    struct device *d = &c->base;
+    int32_t n_pages = MAX_KEYS / KV_PAGE_TOKENS;
+    struct kv_cache kv = {NULL, dtype, 1, n_pages, G, K};
+    int64_t bytes = n_pages * d->ops->kv_page_bytes(d, dtype, G, K);
+    kv.data = take(d, bytes);
+    fill(dtype, kv.data, bytes);
+    struct attention a = {.n_head = H, .n_kv_head = G, .head_dim = K, .scale = 0.125f};
+    float *qkv = take(d, MAX_ROWS * (H + 2 * G) * K * 4), *out = take(d, MAX_ROWS * H * K * 4);
+    fill_f32(qkv, MAX_ROWS * (H + 2 * G) * K);
+    int32_t pages[MAX_KEYS / KV_PAGE_TOKENS];
+    for (int32_t i = 0; i < n_pages; i++) pages[i] = (i * 37 + 5) % n_pages;
+    static const struct { int rows, start; } cases[] = {{1, 100}, {1, 500}, {1, 2000}, {512, 0}, {512, 1500}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int r = cases[i].rows, start = cases[i].start;
+        struct span span = {0, r, start, 0};
+        struct batch b = {.n_rows = r, .n_spans = 1, .spans = &span, .pages = pages};
+        int64_t best = INT64_MAX;
+        for (int round = 0; round < 20; round++) {
+            int64_t t = clock_ns();
+            d->ops->attention(d, (struct tensor){out, dtype, r, H * K},
+                              (struct tensor){qkv, DTYPE_F32, r, (H + 2 * G) * K}, &b, &a, &kv, 0);
+            best = min_i64(best, clock_ns() - t);
+        }
+        double keys = (double)r * start + 0.5 * r * (r + 1);
+        printf("%-4s attention %3d rows after %4d keys: %8.1f us %6.1f GFLOP/s\n",
+               dtype ? "bf16" : "f32", r, start, (double)best * 1e-3, 4 * keys * H * K / (double)best);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct cpu_options o = {.n_threads = argc > 1 ? atoi(argv[1]) : 0, .isa = CPU_ISA_BEST};
+    struct device *d;
+    struct error err;
+    if ((argc > 2 && !cpu_isa_parse(argv[2], &o.isa)) || !cpu_device_open(&o, &d, &err)) {
+        fprintf(stderr, "usage: bench_kernels [threads] [reference|avx2|avx512|avx512_bf16|best]\n");
+        return 2;
+    }
+    struct workspace_shape shape = {DTYPE_F32, MAX_ROWS, 64, C, F, H, G, K, V, MAX_KEYS};
+    int64_t bytes = d->ops->workspace_bytes(d, &shape);
+    d->ops->set_workspace(d, take(d, bytes), bytes);
+    printf("%s\n", d->ops->description(d));
+    bench_stream(cpu_of(d));
+    bench_matmul(cpu_of(d), DTYPE_BF16);
+    bench_attention(cpu_of(d), DTYPE_BF16);
+    bench_matmul(cpu_of(d), DTYPE_F32);
+    bench_attention(cpu_of(d), DTYPE_F32);
+    d->ops->close(d);
+    return 0;
+}

@@ -1,0 +1,34 @@
+/* What the tests of cpu/ share: devices at every instruction set that this machine has, with a workspace
+ * of exactly the bytes that were planned (so that the address sanitizer sees one byte too far), and
+ * repeatable numbers. */
+#pragma once
+
+#include "cpu/cpu_internal.h"
+
+struct cpu_fixture {
+    struct device *d;
+    void *workspace;
+};
+
+/* Every instruction set from the reference to the best: for (isa = 0; isa <= cpu_isa_best(); isa++). */
+void fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
+                  const struct workspace_shape *shape);
+void fixture_close(struct cpu_fixture *f);
+
+/* Exactly `bytes`, aligned as device memory is, filled with 0xA5 (never a sane number). */
+void *device_bytes(int64_t bytes);
+
+struct rng { uint64_t state; };
+uint32_t rng_next(struct rng *r);
+int32_t rng_below(struct rng *r, int32_t n); /* 0..n-1 */
+float rng_float(struct rng *r);              /* -1..1 */
+void rng_fill(struct rng *r, float *x, int64_t n);
+
+/* A new tensor of the type with these values (rounded to it); free its data. */
+struct tensor tensor_from(enum dtype dtype, int64_t rows, int64_t cols, const float *values);
+struct tensor tensor_blank(enum dtype dtype, int64_t rows, int64_t cols);
+float tensor_at(struct tensor t, int64_t row, int64_t col);
+float rounded(enum dtype dtype, float x); /* x as the type holds it */
+
+/* Fails, naming the place, when |got - want| > tolerance * max(1, |want|) or got is NaN. */
+void assert_near(double got, double want, double tolerance, const char *what, int64_t row, int64_t col);

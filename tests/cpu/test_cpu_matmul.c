@@ -1,0 +1,227 @@
+/* Products at every instruction set: against sums in double, and bit for bit against themselves in other
+ * company (more rows, more threads, another order). */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "tests/cpu/cpu_util.h"
+
+struct shape { int64_t n_out, n_in; };
+
+static const struct shape shapes[] = {
+    {1, 1}, {15, 2}, {16, 3}, {17, 7}, {31, 16}, {32, 15}, {33, 17}, {64, 64}, {65, 33}, {100, 129}, {257, 48},
+};
+static const int64_t row_counts[] = {1, 2, 3, 4, 5, 7, 11, 12, 13, 16, 25, 40};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, N_COUNTS = sizeof row_counts / sizeof *row_counts,
+       MAX_ROWS = 40 };
+
+static struct workspace_shape plan_for(int64_t rows, int64_t n_in)
+{
+    return (struct workspace_shape){.max_rows = rows, .max_logit_rows = 1, .n_embd = n_in, .n_ff = 1,
+                                    .n_head = 1, .n_kv_head = 1, .head_dim = 1, .vocab_size = 1,
+                                    .block_size = 1};
+}
+
+/* Random values that both types hold exactly. */
+static float *random_values(struct rng *r, int64_t n, enum dtype dtype)
+{
+    float *x = malloc((size_t)n * 4);
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(dtype, rng_float(r));
+    return x;
+}
+
+/* Written in two parts where the matrix is large enough, as loading does. */
+static struct matrix packed(struct device *d, enum dtype dtype, struct shape s, const float *values)
+{
+    struct matrix w = {NULL, dtype, s.n_out, s.n_in};
+    w.data = device_bytes(d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in));
+    memset(w.data, 0, (size_t)d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in)); /* as an arena */
+    int64_t first = min_i64(64, s.n_out);
+    d->ops->matrix_write(d, &w, 0, first, values);
+    if (first < s.n_out) d->ops->matrix_write(d, &w, 64, s.n_out - 64, values + 64 * s.n_in);
+    return w;
+}
+
+static double activation(double y, enum epilogue e)
+{
+    if (e == EPILOGUE_GELU_TANH)
+        return 0.5 * y * (1 + tanh(0.79788456080286536 * (y + 0.044715 * y * y * y)));
+    if (e == EPILOGUE_GELU_EXACT) return 0.5 * y * erfc(-y * 0.70710678118654752);
+    return y;
+}
+
+/* Sums of n_in products below 1: f32 rounding adds at most n_in * 2^-24 of their size. */
+static void check_product(struct device *d, enum dtype dtype, struct shape s, int64_t rows,
+                          enum dtype out_dtype, enum epilogue e, bool with_bias, struct rng *rng)
+{
+    float *wv = random_values(rng, s.n_out * s.n_in, dtype);
+    float *xv = random_values(rng, rows * s.n_in, dtype), *bias = random_values(rng, s.n_out, 0);
+    float *before = random_values(rng, rows * s.n_out, 0);
+    struct matrix w = packed(d, dtype, s, wv);
+    struct tensor x = tensor_from(dtype, rows, s.n_in, xv);
+    struct tensor out = tensor_from(out_dtype, rows, s.n_out, before);
+    d->ops->matmul(d, out, x, &w, with_bias ? bias : NULL, e);
+    double tolerance = out_dtype == DTYPE_F32 ? 2e-6 + 1e-7 * (double)s.n_in : 5e-3;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t n = 0; n < s.n_out; n++) {
+            double y = with_bias ? bias[n] : 0;
+            for (int64_t k = 0; k < s.n_in; k++)
+                y += (double)xv[r * s.n_in + k] * wv[n * s.n_in + k];
+            y = activation(y, e) + (e == EPILOGUE_ADD ? before[r * s.n_out + n] : 0);
+            assert_near(tensor_at(out, r, n), y, tolerance, d->ops->description(d), r, n);
+        }
+    free(wv), free(xv), free(bias), free(before), free(w.data), free(x.data), free(out.data);
+}
+
+static void products_are_right(void **state)
+{
+    struct rng rng = {1};
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+        struct cpu_fixture f;
+        struct workspace_shape plan = plan_for(MAX_ROWS, 129);
+        fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+        for (int s = 0; s < N_SHAPES; s++)
+            for (int c = 0; c < N_COUNTS; c++) {
+                enum epilogue e = (enum epilogue)((s + c) % 4);
+                enum dtype out = e == EPILOGUE_ADD || c % 2 ? DTYPE_F32 : DTYPE_BF16;
+                check_product(f.d, DTYPE_F32, shapes[s], row_counts[c], DTYPE_F32, e, s % 2, &rng);
+                check_product(f.d, DTYPE_BF16, shapes[s], row_counts[c], out, e, c % 3, &rng);
+            }
+        fixture_close(&f);
+    }
+}
+
+/* Values far out, where a sloppy exp or erf shows. */
+static void activations_hold_at_extremes(void **state)
+{
+    static const float at[] = {0, 1e-30f, -1e-30f, 0.5f, -0.5f, 1, -1, 3, -3, 5, -5, 9, -9, 13, -13,
+                               30, -30, 100, -100, 1e5f, -1e5f, 1e20f, -1e20f, 3e38f, -3e38f};
+    enum { N = sizeof at / sizeof *at };
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+        struct cpu_fixture f;
+        struct workspace_shape plan = plan_for(1, 1);
+        fixture_open(&f, (enum cpu_isa)isa, 1, &plan);
+        float one = 1, out[N];
+        struct matrix w = packed(f.d, DTYPE_F32, (struct shape){N, 1}, at);
+        for (enum epilogue e = EPILOGUE_GELU_TANH; e <= EPILOGUE_GELU_EXACT; e++) {
+            f.d->ops->matmul(f.d, (struct tensor){out, DTYPE_F32, 1, N},
+                             (struct tensor){&one, DTYPE_F32, 1, 1}, &w, NULL, e);
+            for (int i = 0; i < N; i++)
+                assert_near(out[i], activation(at[i], e), 4e-7, f.d->ops->description(f.d), e, i);
+        }
+        free(w.data);
+        fixture_close(&f);
+    }
+}
+
+/* The same rows in calls of every size, at every offset, with other threads: the same bits. */
+static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64_t rows)
+{
+    struct rng rng = {7};
+    struct workspace_shape plan = plan_for(rows, s.n_in);
+    struct cpu_fixture one, many;
+    fixture_open(&one, isa, 1, &plan);
+    fixture_open(&many, isa, 3, &plan);
+    float *wv = random_values(&rng, s.n_out * s.n_in, dtype), *xv = random_values(&rng, rows * s.n_in, dtype);
+    struct matrix w = packed(one.d, dtype, s, wv);
+    struct tensor x = tensor_from(dtype, rows, s.n_in, xv);
+    struct tensor whole = tensor_blank(DTYPE_F32, rows, s.n_out), part = tensor_blank(DTYPE_F32, rows, s.n_out);
+    many.d->ops->matmul(many.d, whole, x, &w, NULL, EPILOGUE_NONE);
+    for (int64_t size = 1; size <= rows; size = size < 20 ? size + 1 : size * 2 + 1) {
+        struct device *d = size % 2 ? one.d : many.d;
+        memset(part.data, 0xA5, (size_t)(rows * s.n_out) * 4);
+        for (int64_t r = 0; r < rows; r += size) {
+            int64_t n = min_i64(size, rows - r);
+            d->ops->matmul(d, (struct tensor){tensor_row(part, r), DTYPE_F32, n, s.n_out},
+                           (struct tensor){tensor_row(x, r), dtype, n, s.n_in}, &w, NULL,
+                           EPILOGUE_NONE);
+        }
+        assert_memory_equal(part.data, whole.data, (size_t)(rows * s.n_out) * 4);
+    }
+    free(wv), free(xv), free(w.data), free(x.data), free(whole.data), free(part.data);
+    fixture_close(&one);
+    fixture_close(&many);
+}
+
+static void rows_do_not_know_their_neighbours(void **state)
+{
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
+        for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
+            check_bits((enum cpu_isa)isa, (enum dtype)dtype, (struct shape){100, 129}, 40);
+            check_bits((enum cpu_isa)isa, (enum dtype)dtype, (struct shape){64, 1536}, 200); /* row groups */
+        }
+}
+
+/* The embedding reads its rows back out of the packed matrix. */
+static void embedding_reads_packed_rows(void **state)
+{
+    enum { N_VOCAB = 77, WIDTH = 35, ROWS = 9, POSITIONS = 4 };
+    static const int32_t tokens[ROWS] = {0, 1, 31, 32, 33, 63, 64, 76, 76};
+    static const int32_t positions[ROWS] = {0, 1, 2, 3, 0, 1, 2, 3, 0};
+    struct rng rng = {3};
+    for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
+        struct cpu_fixture f;
+        struct workspace_shape plan = plan_for(ROWS, WIDTH);
+        fixture_open(&f, CPU_ISA_BEST, 2, &plan);
+        float *values = random_values(&rng, N_VOCAB * WIDTH, 0);
+        float *wpe = random_values(&rng, POSITIONS * WIDTH, 0);
+        struct matrix w = packed(f.d, (enum dtype)dtype, (struct shape){N_VOCAB, WIDTH}, values);
+        struct tensor out = tensor_blank(DTYPE_F32, ROWS, WIDTH);
+        struct batch b = {.n_rows = ROWS, .tokens = tokens, .positions = positions};
+        for (int with = 0; with < 2; with++) {
+            f.d->ops->embed(f.d, out, &b, &w, with ? wpe : NULL);
+            for (int64_t r = 0; r < ROWS; r++)
+                for (int64_t k = 0; k < WIDTH; k++) {
+                    float want = rounded((enum dtype)dtype, values[tokens[r] * WIDTH + k]);
+                    if (with) want += wpe[positions[r] * WIDTH + k];
+                    assert_true(tensor_at(out, r, k) == want);
+                }
+        }
+        free(values), free(wpe), free(w.data), free(out.data);
+        fixture_close(&f);
+    }
+}
+
+/* A NaN or infinity in one row or one output stays there. */
+static void poison_does_not_spread(void **state)
+{
+    enum { ROWS = 5, N_OUT = 40, N_IN = 6 };
+    struct rng rng = {5};
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
+        for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
+            struct cpu_fixture f;
+            struct workspace_shape plan = plan_for(ROWS, N_IN);
+            fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+            float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, 0);
+            wv[33 * N_IN + 2] = NAN;
+            xv[2 * N_IN + 5] = INFINITY;
+            struct matrix w = packed(f.d, (enum dtype)dtype, (struct shape){N_OUT, N_IN}, wv);
+            struct tensor x = tensor_from((enum dtype)dtype, ROWS, N_IN, xv);
+            struct tensor out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+            f.d->ops->matmul(f.d, out, x, &w, NULL, EPILOGUE_NONE);
+            for (int64_t r = 0; r < ROWS; r++)
+                for (int64_t n = 0; n < N_OUT; n++)
+                    assert_int_equal(isfinite(tensor_at(out, r, n)), r != 2 && n != 33);
+            free(wv), free(xv), free(w.data), free(x.data), free(out.data);
+            fixture_close(&f);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_are_right),
+        cmocka_unit_test(activations_hold_at_extremes),
+        cmocka_unit_test(rows_do_not_know_their_neighbours),
+        cmocka_unit_test(embedding_reads_packed_rows),
+        cmocka_unit_test(poison_does_not_spread),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
