@@ -67,7 +67,13 @@ $(BUILD)/%.o: %.c
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(OBJS)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_OBJS) $(OBJS)
+# A test gets the helpers of its own folder; others' come from the library, as far as it uses them.
+$(BUILD)/libtests.a: $(TEST_OBJS)
+	rm -f $@ && ar rcs $@ $^
+
+.SECONDEXPANSION:
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $$(filter $(BUILD)/tests/$$(*D)/%,$(TEST_OBJS)) \
+                  $(BUILD)/libtests.a $(OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
 
 .PRECIOUS: $(BUILD)/%.o

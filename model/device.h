@@ -97,6 +97,10 @@ struct attention {
     const float *q_norm;    /* [K] RMSNorm weight of each query head before RoPE, or NULL */
     const float *k_norm;    /* [K] */
     float qk_norm_eps;
+    /* Of training; zero when serving. */
+    float *lse;             /* [R, H]: where attention leaves log(sum exp(scale q.k)), or NULL */
+    float dropout;          /* of the attention weights: model/device_train.h */
+    uint64_t dropout_key;
 };
 
 /* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the
@@ -150,8 +154,8 @@ struct device_ops {
                    const float *bias, enum epilogue epilogue);
     /* out = silu(gate) * up; gate_up f32 [R, 2F], gate first. out f32 or bf16 [R, F]. */
     void (*swiglu)(struct device *d, struct tensor out, struct tensor gate_up);
-    /* qkv f32 [R, (H + 2G) K]: norms (if any) and rotates Q in place; norms and rotates K; writes K and V to
-     * their slots of `layer`. */
+    /* qkv f32 [R, (H + 2G) K]: norms (if any) and rotates Q and K in place; writes K and V to their
+     * slots of `layer`. */
     void (*kv_write)(struct device *d, struct tensor qkv, const struct batch *b,
                      const struct attention *a, const struct kv_cache *kv, int32_t layer);
     /* Causal attention of each row's query over its sequence's keys at positions 0..its own, through the
@@ -165,8 +169,11 @@ struct device_ops {
                    struct sample_out *out);
 };
 
+struct device_train_ops; /* model/device_train.h */
+
 struct device {
     const struct device_ops *ops;
+    const struct device_train_ops *train; /* NULL: this device only serves */
     char name[16]; /* "cpu", "cuda:0" */
 };
 

@@ -27,7 +27,7 @@ static void layout_device(struct engine *e, struct plan *plan)
 {
     const struct gpt_config *c = &e->gpt.config;
     const struct device_ops *ops = e->device->ops;
-    gpt_layout(&e->gpt, e->device, plan);
+    gpt_layout(&e->gpt, e->device, MEMORY_WEIGHTS, plan);
     e->kv.data = plan_take(plan, MEMORY_KV_CACHE, e->kv.n_pages, e->kv_page_bytes);
     gpt_state_layout(&e->state, &e->gpt, e->options.max_batch_tokens, e->max_logit_rows, plan);
     struct workspace_shape shape = {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "model/device_train.h"
 
 /* Rows are read and packed in blocks of about this many floats. */
 enum { LOAD_BLOCK_FLOATS = 1 << 20, LOAD_ROW_UNIT = 64 };
@@ -20,65 +21,74 @@ static int64_t qkv_width(const struct gpt_config *c)
 
 /* ---- layout ---- */
 
-static struct matrix take_matrix(const struct gpt *g, const struct device *d, struct plan *plan,
-                                 enum weight_role role)
+/* What a layout walks with. */
+struct layout {
+    const struct gpt *g;
+    const struct device *d;
+    enum memory_component component;
+    struct plan *plan;
+};
+
+static struct matrix take_matrix(const struct layout *at, enum weight_role role)
 {
-    struct matrix m = {.dtype = g->dtype};
-    bool exists = weight_role_shape(&g->config, role, &m.n_out, &m.n_in);
+    struct matrix m = {.dtype = at->g->dtype};
+    bool exists = weight_role_shape(&at->g->config, role, &m.n_out, &m.n_in);
     ASSERT(exists);
-    m.data = plan_take(plan, MEMORY_WEIGHTS, d->ops->matrix_bytes(d, m.dtype, m.n_out, m.n_in), 1);
+    int64_t bytes = at->d->ops->matrix_bytes(at->d, m.dtype, m.n_out, m.n_in);
+    m.data = plan_take(at->plan, at->component, bytes, 1);
     return m;
 }
 
 /* A vector that a model of this config may do without: NULL then. */
-static float *take_vector(const struct gpt *g, struct plan *plan, enum weight_role role)
+static float *take_vector(const struct layout *at, enum weight_role role)
 {
     int64_t n_out, n_in;
-    if (!weight_role_shape(&g->config, role, &n_out, &n_in)) return NULL;
-    return plan_take(plan, MEMORY_WEIGHTS, n_out * n_in, sizeof(float));
+    if (!weight_role_shape(&at->g->config, role, &n_out, &n_in)) return NULL;
+    return plan_take(at->plan, at->component, n_out * n_in, sizeof(float));
 }
 
-static struct norm take_norm(const struct gpt *g, struct plan *plan, enum weight_role weight,
+static struct norm take_norm(const struct layout *at, enum weight_role weight,
                              enum weight_role bias)
 {
     return (struct norm){
-        .weight = take_vector(g, plan, weight),
-        .bias = take_vector(g, plan, bias),
-        .eps = g->config.norm_eps,
-        .rms = g->config.norm_type == NORM_RMSNORM,
+        .weight = take_vector(at, weight),
+        .bias = take_vector(at, bias),
+        .eps = at->g->config.norm_eps,
+        .rms = at->g->config.norm_type == NORM_RMSNORM,
     };
 }
 
-static void layer_layout(struct gpt_layer *l, const struct gpt *g, const struct device *d,
-                         struct plan *plan)
+static void layer_layout(struct gpt_layer *l, const struct layout *at)
 {
-    l->attn_norm = take_norm(g, plan, WEIGHT_ATTN_NORM, WEIGHT_ATTN_NORM_BIAS);
-    l->qkv = take_matrix(g, d, plan, WEIGHT_QKV);
-    l->qkv_bias = take_vector(g, plan, WEIGHT_QKV_BIAS);
-    l->q_norm = take_vector(g, plan, WEIGHT_Q_NORM);
-    l->k_norm = take_vector(g, plan, WEIGHT_K_NORM);
-    l->attn_out = take_matrix(g, d, plan, WEIGHT_ATTN_OUT);
-    l->attn_out_bias = take_vector(g, plan, WEIGHT_ATTN_OUT_BIAS);
-    l->mlp_norm = take_norm(g, plan, WEIGHT_MLP_NORM, WEIGHT_MLP_NORM_BIAS);
-    l->mlp_up = take_matrix(g, d, plan, WEIGHT_MLP_UP);
-    l->mlp_up_bias = take_vector(g, plan, WEIGHT_MLP_UP_BIAS);
-    l->mlp_down = take_matrix(g, d, plan, WEIGHT_MLP_DOWN);
-    l->mlp_down_bias = take_vector(g, plan, WEIGHT_MLP_DOWN_BIAS);
+    l->attn_norm = take_norm(at, WEIGHT_ATTN_NORM, WEIGHT_ATTN_NORM_BIAS);
+    l->qkv = take_matrix(at, WEIGHT_QKV);
+    l->qkv_bias = take_vector(at, WEIGHT_QKV_BIAS);
+    l->q_norm = take_vector(at, WEIGHT_Q_NORM);
+    l->k_norm = take_vector(at, WEIGHT_K_NORM);
+    l->attn_out = take_matrix(at, WEIGHT_ATTN_OUT);
+    l->attn_out_bias = take_vector(at, WEIGHT_ATTN_OUT_BIAS);
+    l->mlp_norm = take_norm(at, WEIGHT_MLP_NORM, WEIGHT_MLP_NORM_BIAS);
+    l->mlp_up = take_matrix(at, WEIGHT_MLP_UP);
+    l->mlp_up_bias = take_vector(at, WEIGHT_MLP_UP_BIAS);
+    l->mlp_down = take_matrix(at, WEIGHT_MLP_DOWN);
+    l->mlp_down_bias = take_vector(at, WEIGHT_MLP_DOWN_BIAS);
 }
 
-void gpt_layout(struct gpt *g, const struct device *d, struct plan *plan)
+void gpt_layout(struct gpt *g, const struct device *d, enum memory_component component,
+                struct plan *plan)
 {
     const struct gpt_config *c = &g->config;
+    struct layout at = {g, d, component, plan};
     ASSERT(g->max_context > 0 && g->max_context <= c->block_size);
-    g->wte = take_matrix(g, d, plan, WEIGHT_TOKEN_EMBEDDING);
-    g->wpe = take_vector(g, plan, WEIGHT_POSITION_EMBEDDING);
+    g->wte = take_matrix(&at, WEIGHT_TOKEN_EMBEDDING);
+    g->wpe = take_vector(&at, WEIGHT_POSITION_EMBEDDING);
     g->rope = NULL;
-    if (c->pos_encoding == POS_ROPE)
-        g->rope = plan_take(plan, MEMORY_WEIGHTS, g->max_context * c->head_dim, sizeof(float));
-    for (int64_t i = 0; i < c->n_layer; i++) layer_layout(&g->layers[i], g, d, plan);
-    g->final_norm = take_norm(g, plan, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
-    g->lm_head = c->tie_weights ? g->wte : take_matrix(g, d, plan, WEIGHT_LM_HEAD);
-    g->lm_head_bias = take_vector(g, plan, WEIGHT_LM_HEAD_BIAS);
+    if (c->pos_encoding == POS_ROPE && component == MEMORY_WEIGHTS)
+        g->rope = plan_take(plan, component, g->max_context * c->head_dim, sizeof(float));
+    for (int64_t i = 0; i < c->n_layer; i++) layer_layout(&g->layers[i], &at);
+    g->final_norm = take_norm(&at, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
+    g->lm_head = c->tie_weights ? g->wte : take_matrix(&at, WEIGHT_LM_HEAD);
+    g->lm_head_bias = take_vector(&at, WEIGHT_LM_HEAD_BIAS);
 }
 
 static struct tensor take_tensor(struct plan *plan, enum dtype dtype, int64_t rows, int64_t cols)
@@ -102,13 +112,9 @@ void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows
     s->h = take_tensor(plan, act, max_rows, c->n_embd);
     s->qkv = take_tensor(plan, DTYPE_F32, max_rows, qkv_width(c));
     s->attn = take_tensor(plan, act, max_rows, c->n_head * c->head_dim);
-    if (c->mlp_type == MLP_SWIGLU) {
-        s->up = take_tensor(plan, DTYPE_F32, max_rows, 2 * c->n_ff);
-        s->mlp = take_tensor(plan, act, max_rows, c->n_ff);
-    } else {
-        s->up = take_tensor(plan, act, max_rows, c->n_ff);
-        s->mlp = s->up;
-    }
+    s->up = (struct tensor){0};
+    if (c->mlp_type == MLP_SWIGLU) s->up = take_tensor(plan, DTYPE_F32, max_rows, 2 * c->n_ff);
+    s->mlp = take_tensor(plan, act, max_rows, c->n_ff);
     s->out_x = take_tensor(plan, DTYPE_F32, max_logit_rows, c->n_embd);
     s->out_h = take_tensor(plan, act, max_logit_rows, c->n_embd);
     s->logits = take_tensor(plan, DTYPE_F32, max_logit_rows, c->vocab_size);
@@ -255,69 +261,114 @@ static struct tensor first_rows(struct tensor t, int64_t rows)
     return t;
 }
 
-static enum epilogue mlp_epilogue(enum mlp_type type)
+struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct gpt_block *t)
 {
-    switch (type) {
-    case MLP_GELU_TANH: return EPILOGUE_GELU_TANH;
-    case MLP_GELU_EXACT: return EPILOGUE_GELU_EXACT;
-    case MLP_SWIGLU: return EPILOGUE_NONE;
+    const struct gpt_config *c = &g->config;
+    return (struct attention){
+        .n_head = (int32_t)c->n_head,
+        .n_kv_head = (int32_t)c->n_kv_head,
+        .head_dim = (int32_t)c->head_dim,
+        .scale = 1.0f / sqrtf((float)c->head_dim),
+        .rope = g->rope,
+        .q_norm = g->layers[layer].q_norm,
+        .k_norm = g->layers[layer].k_norm,
+        .qk_norm_eps = c->norm_eps,
+        .lse = t->lse,
+        .dropout = t->dropout,
+        .dropout_key = gpt_dropout_key(t->dropout_key, DROPOUT_ATTENTION),
+    };
+}
+
+uint64_t gpt_dropout_key(uint64_t block_key, enum gpt_dropout_place place)
+{
+    return block_key ^ ((uint64_t)place + 1) << 60;
+}
+
+/* x_out = x_in + dropout(h W^T + bias), in place where x_in is x_out. Without dropout the addition is
+ * the product's own epilogue; training with dropout goes through `scratch` [R, C] f32. */
+static void add_branch(const struct gpt_block *t, struct device *d, struct tensor x_out,
+                       struct tensor x_in, struct tensor h, const struct matrix *w,
+                       const float *bias, enum gpt_dropout_place place)
+{
+    if (x_out.data != x_in.data)
+        d->train->dropout(d, x_out, x_in, (struct dropout){0}); /* a copy */
+    if (t->dropout == 0) {
+        d->ops->matmul(d, x_out, h, w, bias, EPILOGUE_ADD);
+        return;
     }
-    ASSERT(!"mlp_type");
-    return EPILOGUE_NONE;
+    struct dropout drop = {t->dropout, gpt_dropout_key(t->dropout_key, place)};
+    d->ops->matmul(d, t->branch, h, w, bias, EPILOGUE_NONE);
+    d->train->add_dropout(d, x_out, t->branch, drop);
+}
+
+/* mlp = act(up): fused into the product where nothing is kept. */
+static void mlp_activation(const struct gpt *g, const struct gpt_layer *l, const struct gpt_block *t,
+                           struct device *d)
+{
+    enum mlp_type type = g->config.mlp_type;
+    bool exact = type == MLP_GELU_EXACT, keep = t->up_kept.data != NULL;
+    if (type == MLP_SWIGLU || keep) {
+        d->ops->matmul(d, t->up, t->h_mlp, &l->mlp_up, l->mlp_up_bias, EPILOGUE_NONE);
+    } else {
+        enum epilogue e = exact ? EPILOGUE_GELU_EXACT : EPILOGUE_GELU_TANH;
+        d->ops->matmul(d, t->mlp, t->h_mlp, &l->mlp_up, l->mlp_up_bias, e);
+        return;
+    }
+    if (keep) d->train->dropout(d, t->up_kept, t->up, (struct dropout){0});
+    if (type == MLP_SWIGLU) d->ops->swiglu(d, t->mlp, t->up);
+    else d->train->gelu(d, t->mlp, t->up, exact);
+}
+
+void gpt_block_forward(const struct gpt *g, int32_t i, const struct gpt_block *t, struct device *d,
+                       const struct batch *b, const struct kv_cache *kv, int32_t kv_layer,
+                       const struct gpt_observer *observer)
+{
+    const struct device_ops *ops = d->ops;
+    const struct gpt_layer *l = &g->layers[i];
+    struct attention a = gpt_attention(g, i, t);
+
+    ops->norm(d, t->h_attn, t->x_in, &l->attn_norm);
+    see(observer, "attn_norm", i, t->h_attn);
+    ops->matmul(d, t->qkv, t->h_attn, &l->qkv, l->qkv_bias, EPILOGUE_NONE);
+    see(observer, "qkv", i, t->qkv);
+    if (t->qkv_pre.data) d->train->dropout(d, t->qkv_pre, t->qkv, (struct dropout){0});
+    ops->kv_write(d, t->qkv, b, &a, kv, kv_layer);
+    see(observer, "qkv_rotated", i, t->qkv);
+    if (t->qkv_kept.data) d->train->dropout(d, t->qkv_kept, t->qkv, (struct dropout){0});
+    ops->attention(d, t->attn, t->qkv, b, &a, kv, kv_layer);
+    see(observer, "attn", i, t->attn);
+    add_branch(t, d, t->x_mid, t->x_in, t->attn, &l->attn_out, l->attn_out_bias, DROPOUT_ATTN_OUT);
+    see(observer, "attn_resid", i, t->x_mid);
+
+    ops->norm(d, t->h_mlp, t->x_mid, &l->mlp_norm);
+    see(observer, "mlp_norm", i, t->h_mlp);
+    mlp_activation(g, l, t, d);
+    see(observer, "mlp_act", i, t->mlp);
+    add_branch(t, d, t->x_out, t->x_mid, t->mlp, &l->mlp_down, l->mlp_down_bias, DROPOUT_MLP_OUT);
+    see(observer, "mlp_resid", i, t->x_out);
 }
 
 void gpt_forward(const struct gpt *g, struct gpt_state *s, struct device *d, const struct batch *b,
                  const struct kv_cache *kv, const int32_t *out_rows, int32_t n_out,
                  const struct gpt_observer *observer)
 {
-    const struct gpt_config *c = &g->config;
     const struct device_ops *ops = d->ops;
     int64_t n = b->n_rows;
     ASSERT(n > 0 && n <= s->max_rows && n_out >= 0 && n_out <= s->max_logit_rows);
 
-    struct tensor x = first_rows(s->x, n);       /* [R, C] */
-    struct tensor h = first_rows(s->h, n);       /* [R, C] */
-    struct tensor qkv = first_rows(s->qkv, n);   /* [R, (H + 2G) K] */
-    struct tensor attn = first_rows(s->attn, n); /* [R, H K] */
-    struct tensor up = first_rows(s->up, n);     /* [R, F] or [R, 2F] */
-    struct tensor mlp = first_rows(s->mlp, n);   /* [R, F] */
-    struct attention a = {
-        .n_head = (int32_t)c->n_head,
-        .n_kv_head = (int32_t)c->n_kv_head,
-        .head_dim = (int32_t)c->head_dim,
-        .scale = 1.0f / sqrtf((float)c->head_dim),
-        .rope = g->rope,
-        .qk_norm_eps = c->norm_eps,
+    struct tensor x = first_rows(s->x, n), h = first_rows(s->h, n);
+    struct gpt_block block = {
+        .x_in = x, .x_mid = x, .x_out = x,
+        .h_attn = h, .h_mlp = h,
+        .qkv = first_rows(s->qkv, n),
+        .attn = first_rows(s->attn, n),
+        .up = first_rows(s->up, n),
+        .mlp = first_rows(s->mlp, n),
     };
-
     ops->embed(d, x, b, &g->wte, g->wpe);
     see(observer, "embed", -1, x);
-
-    for (int32_t i = 0; i < (int32_t)c->n_layer; i++) {
-        const struct gpt_layer *l = &g->layers[i];
-        a.q_norm = l->q_norm;
-        a.k_norm = l->k_norm;
-
-        ops->norm(d, h, x, &l->attn_norm);
-        see(observer, "attn_norm", i, h);
-        ops->matmul(d, qkv, h, &l->qkv, l->qkv_bias, EPILOGUE_NONE);
-        see(observer, "qkv", i, qkv);
-        ops->kv_write(d, qkv, b, &a, kv, i);
-        see(observer, "qkv_rotated", i, qkv);
-        ops->attention(d, attn, qkv, b, &a, kv, i);
-        see(observer, "attn", i, attn);
-        ops->matmul(d, x, attn, &l->attn_out, l->attn_out_bias, EPILOGUE_ADD);
-        see(observer, "attn_resid", i, x);
-
-        ops->norm(d, h, x, &l->mlp_norm);
-        see(observer, "mlp_norm", i, h);
-        ops->matmul(d, up, h, &l->mlp_up, l->mlp_up_bias, mlp_epilogue(c->mlp_type));
-        see(observer, "mlp_up", i, up);
-        if (c->mlp_type == MLP_SWIGLU) ops->swiglu(d, mlp, up);
-        see(observer, "mlp_act", i, mlp);
-        ops->matmul(d, x, mlp, &l->mlp_down, l->mlp_down_bias, EPILOGUE_ADD);
-        see(observer, "mlp_resid", i, x);
-    }
+    for (int32_t i = 0; i < (int32_t)g->config.n_layer; i++)
+        gpt_block_forward(g, i, &block, d, b, kv, i, observer);
 
     if (n_out == 0) return;
     struct tensor out_x = first_rows(s->out_x, n_out);

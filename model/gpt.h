@@ -36,16 +36,16 @@ struct gpt_state {
     struct tensor h;       /* [R, C]: normed, activation type */
     struct tensor qkv;     /* [R, (H + 2G) K] f32 */
     struct tensor attn;    /* [R, H K] activation type */
-    struct tensor up;      /* [R, F] activation type (gelu), or [R, 2F] f32 (swiglu) */
-    struct tensor mlp;     /* [R, F] activation type; = up for gelu */
+    struct tensor up;      /* [R, 2F] f32, with swiglu */
+    struct tensor mlp;     /* [R, F] activation type */
     struct tensor out_x;   /* [M, C] f32: rows that want logits */
     struct tensor out_h;   /* [M, C] */
     struct tensor logits;  /* [M, V] f32 */
 };
 
-/* Lays out the weights (component weights) for the config: all pointers of `g` that live on the
+/* Lays out the weights (as component c: weights, or gradients for their twins) for the config: all pointers of `g` that live on the
  * device. g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */
-void gpt_layout(struct gpt *g, const struct device *d, struct plan *plan);
+void gpt_layout(struct gpt *g, const struct device *d, enum memory_component c, struct plan *plan);
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
@@ -57,11 +57,55 @@ bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, stru
 
 /* Sees every named intermediate tensor of a forward pass, as soon as it is computed: for tests. `layer` is -1
  * for tensors of the whole model. Names: "embed" "attn_norm" "qkv" (before rotation) "qkv_rotated"
- * "attn" "attn_resid" "mlp_norm" "mlp_up" "mlp_act" "mlp_resid" "out_rows" "final_norm" "logits". */
+ * "attn" "attn_resid" "mlp_norm" "mlp_act" "mlp_resid" "out_rows" "final_norm" "logits". */
 struct gpt_observer {
     void (*see)(void *ctx, const char *name, int32_t layer, struct tensor t);
     void *ctx;
 };
+
+/* The tensors of one block (layer) at work, all with the step's number of rows. Serving lets x_in, x_mid and
+ * x_out be one buffer and keeps nothing; training keeps what its backward pass needs, in buffers of each
+ * layer's own. The arithmetic is the same. */
+struct gpt_block {
+    struct tensor x_in, x_mid, x_out; /* [R, C] f32: before, after attention, after the MLP */
+    struct tensor h_attn, h_mlp;      /* [R, C] act: normed */
+    struct tensor qkv;                /* [R, (H + 2G) K] f32 */
+    struct tensor attn;               /* [R, H K] act */
+    struct tensor up;                 /* before the activation, f32: [R, 2F] with swiglu, [R, F] where
+                                         up_kept; else unused: gelu is fused into the product */
+    struct tensor mlp;                /* [R, F] act */
+    struct tensor branch;             /* [R, C] f32, with dropout */
+    /* Kept for the backward pass; data NULL: not kept. */
+    struct tensor qkv_kept;           /* [R, (H + 2G) K] act: rotated */
+    struct tensor qkv_pre;            /* [R, (H + 2G) K] act: before q_norm and k_norm */
+    struct tensor up_kept;            /* [R, F] or [R, 2F] act: before the activation */
+    float *lse;                       /* [R, H] */
+    float dropout;                    /* of attention weights and both branches; 0: off */
+    uint64_t dropout_key;             /* of this layer and step; three keys are derived from it */
+};
+
+/* Block `layer` of the forward pass, through layer kv_layer of the cache. */
+void gpt_block_forward(const struct gpt *g, int32_t layer, const struct gpt_block *t,
+                       struct device *d, const struct batch *b, const struct kv_cache *kv,
+                       int32_t kv_layer, const struct gpt_observer *observer);
+/* What attention of this block needs to know. */
+struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct gpt_block *t);
+enum gpt_dropout_place { DROPOUT_ATTENTION, DROPOUT_ATTN_OUT, DROPOUT_MLP_OUT };
+uint64_t gpt_dropout_key(uint64_t block_key, enum gpt_dropout_place place);
+
+/* The weights one by one, in a fixed order: whole-model roles, then layer by layer. */
+struct gpt_param {
+    enum weight_role role;
+    int64_t layer;         /* 0 for whole-model roles */
+    struct matrix *matrix; /* NULL: a vector */
+    float *vector;
+    int64_t n_out, n_in;
+};
+int64_t gpt_n_params(const struct gpt *g);
+struct gpt_param gpt_param(struct gpt *g, int64_t i);
+/* Random weights as GPT-2 starts: normal, 0.02; projections into the residual stream scaled by
+ * 1 / sqrt(2 L); biases 0, norms 1. The bits depend on seed and config alone. */
+bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, struct error *err) MUST_CHECK;
 
 /* One forward pass: rows of the batch through all layers, writing their keys and values to kv;
  * then logits [n_out, V] in s->logits for the rows listed in out_rows (device memory, n_out <= max_logit_rows; n_out

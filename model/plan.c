@@ -9,7 +9,8 @@ const char *memory_component_name(enum memory_component c)
     static const char *const names[N_MEMORY_COMPONENTS] = {
         [MEMORY_WEIGHTS] = "weights",     [MEMORY_KV_CACHE] = "kv_cache",
         [MEMORY_ACTIVATIONS] = "activations", [MEMORY_WORKSPACE] = "workspace",
-        [MEMORY_STAGING] = "staging",     [MEMORY_HOST] = "host",
+        [MEMORY_STAGING] = "staging",     [MEMORY_GRADIENTS] = "gradients",
+        [MEMORY_OPTIMIZER] = "optimizer", [MEMORY_HOST] = "host",
     };
     ASSERT(c >= 0 && c < N_MEMORY_COMPONENTS);
     return names[c];

@@ -25,6 +25,8 @@ enum memory_component {
     MEMORY_ACTIVATIONS,
     MEMORY_WORKSPACE,
     MEMORY_STAGING, /* step inputs and outputs between host and device */
+    MEMORY_GRADIENTS,
+    MEMORY_OPTIMIZER, /* moments and master copies */
     MEMORY_HOST,    /* engine slots, page tables, prefix index, request queue */
     N_MEMORY_COMPONENTS,
 };

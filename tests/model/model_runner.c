@@ -21,7 +21,7 @@ static void layout(struct model_runner *r)
     const struct device *d = r->device;
     const struct gpt_config *c = &r->gpt.config;
     struct plan *p = &r->plan;
-    gpt_layout(&r->gpt, d, p);
+    gpt_layout(&r->gpt, d, MEMORY_WEIGHTS, p);
     gpt_state_layout(&r->state, &r->gpt, r->max_rows, r->max_rows, p);
     r->kv = (struct kv_cache){
         .dtype = r->gpt.dtype,
