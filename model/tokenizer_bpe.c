@@ -146,8 +146,8 @@ static void merge_short(const struct tokenizer *t, const char *s, struct symbol 
 bool bpe_keeps_whole(const struct tokenizer *t, int32_t id)
 {
     const struct token *token = &t->tokens[id];
-    if (token->n_piece > BPE_SHORT) return false;
-    struct symbol sym[BPE_SHORT];
+    if (token->n_piece > BPE_WHOLE) return false;
+    struct symbol sym[BPE_WHOLE];
     struct encoder e = {.t = t};
     size_t count;
     if (!first_symbols(&e, token->piece, token->n_piece, sym, &count)) return false;
@@ -157,16 +157,20 @@ bool bpe_keeps_whole(const struct tokenizer *t, int32_t id)
 
 /* ---- Long pieces ---- */
 
+/* A heap of four children each: half the levels of a binary one, and the children of a node share
+ * a cache line. */
 static void sift_down(struct candidate *heap, size_t n, size_t i)
 {
     struct candidate moving = heap[i];
     for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= n) break;
-        if (child + 1 < n && heap[child + 1].order < heap[child].order) child++;
-        if (moving.order <= heap[child].order) break;
-        heap[i] = heap[child];
-        i = child;
+        size_t first = 4 * i + 1, end = first + 4 < n ? first + 4 : n;
+        if (first >= n) break;
+        size_t least = first;
+        for (size_t child = first + 1; child < end; child++)
+            if (heap[child].order < heap[least].order) least = child;
+        if (moving.order <= heap[least].order) break;
+        heap[i] = heap[least];
+        i = least;
     }
     heap[i] = moving;
 }
@@ -174,9 +178,9 @@ static void sift_down(struct candidate *heap, size_t n, size_t i)
 static void heap_push(struct candidate *heap, size_t *n, struct candidate c)
 {
     size_t i = (*n)++;
-    while (i > 0 && c.order < heap[(i - 1) / 2].order) {
-        heap[i] = heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+    while (i > 0 && c.order < heap[(i - 1) / 4].order) {
+        heap[i] = heap[(i - 1) / 4];
+        i = (i - 1) / 4;
     }
     heap[i] = c;
 }
@@ -226,7 +230,7 @@ static void merge_long(struct encoder *e, const char *s, size_t count)
     }
     for (size_t i = 0; i < count; i++)
         n_heap += make_candidate(e, s, (int32_t)i, &e->heap[n_heap]);
-    for (size_t i = n_heap / 2; i-- > 0;) sift_down(e->heap, n_heap, i);
+    for (size_t i = n_heap / 4 + 1; i-- > 0 && n_heap > 0;) sift_down(e->heap, n_heap, i);
     while (n_heap > 0) {
         struct candidate best = e->heap[0];
         heap_pop(e->heap, &n_heap);

@@ -351,7 +351,7 @@ static void survey_pieces(struct builder *b, size_t *n_pieces)
         if (token->n_piece > t->max_piece) t->max_piece = token->n_piece;
         if (t->byte_level && token->n_piece == 1) t->byte_ids[(uint8_t)token->piece[0]] = id;
         characters = characters && is_one_character(token);
-        apart = apart && !joins_words(token);
+        apart = apart && !t->byte_level && !joins_words(token);
     }
     bool plain = t->n_merges == 0 && !t->scored && !t->byte_fallback;
     t->kind = t->byte_level          ? TOKENIZER_BYTE_BPE

@@ -136,7 +136,7 @@ struct tokenizer {
     size_t n_merges;
     struct pair_map merges; /* left id << 32 | right id -> rank, id of the merged */
     struct text_map pieces; /* pieces that merging may produce */
-    struct text_map whole;  /* pieces that merging leaves whole: looked up first */
+    struct text_map whole;  /* pieces that merging leaves whole */
 
     /* The stages before it. */
     struct added_set added;            /* matched in the text as it is */
@@ -190,6 +190,7 @@ struct encoder {
     pcre2_match_data *match;
     pcre2_match_context *match_context;
     pcre2_jit_stack *jit_stack;
+    int64_t deadline_ns; /* by clock_ns: patterns give up */
     struct symbol *symbols; /* [n_symbols] */
     size_t n_symbols;
     struct candidate *heap; /* [2 * n_symbols] */
@@ -228,9 +229,10 @@ const char *pretokenize_family(const struct tokenizer *t);
 
 /* tokenizer_bpe.c: pushes the ids of one piece. */
 bool bpe_encode(struct encoder *e, const char *s, size_t n) MUST_CHECK;
-/* Is `id` what merging makes of the token's own piece (up to BPE_SHORT symbols)? */
+/* Is `id` what merging makes of the token's own piece? False for one over BPE_WHOLE bytes: pre-tokens of
+ * that length are rare, and asking costs the square of it. */
 bool bpe_keeps_whole(const struct tokenizer *t, int32_t id);
-enum { BPE_SHORT = 32 };
+enum { BPE_SHORT = 32, BPE_WHOLE = 16 };
 
 /* ---- Building (tokenizer_build.c) ----
  *

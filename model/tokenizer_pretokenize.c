@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/utf8.h"
 #include "model/tokenizer_internal.h"
 
@@ -165,8 +166,8 @@ static bool compile(struct split_step *step, const struct buf *pattern, bool lit
     if (!context) return error_set(err, ERR_MEMORY, NULL, "%s: no memory for a pattern", where);
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     /* Ruby's ^ and $ are those of lines. */
-    uint32_t options = literal ? PCRE2_UTF | PCRE2_LITERAL
-                               : PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+    uint32_t options = PCRE2_UTF | PCRE2_USE_OFFSET_LIMIT;
+    options |= literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
     int code;
     PCRE2_SIZE at;
     step->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, options, &code, &at,
@@ -261,27 +262,47 @@ static bool cut(struct encoder *e, int32_t step, const char *s, struct pending *
     return true;
 }
 
-/* Finds the next match at or after `at`. Returns 1, 0 (none), or -1 with the error set. */
+/* Tries to match from `at` up to `last` (the last place where a match may begin). PCRE2's result. */
+static int match_between(struct encoder *e, const struct split_step *step, const char *s, size_t n,
+                         size_t at, size_t last)
+{
+    pcre2_set_offset_limit(e->match_context, last);
+    int rc = pcre2_match(step->code, (PCRE2_SPTR)s, n, at, PCRE2_NO_UTF_CHECK, e->match,
+                         e->match_context);
+    if (rc != PCRE2_ERROR_JIT_STACKLIMIT || e->jit_stack) return rc;
+    /* The 32 KiB that PCRE2 takes from our stack do for all but odd patterns. */
+    e->jit_stack = pcre2_jit_stack_create(64 << 10, 8 << 20, NULL);
+    if (!e->jit_stack) return rc;
+    pcre2_jit_stack_assign(e->match_context, NULL, e->jit_stack);
+    return match_between(e, step, s, n, at, last);
+}
+
+/* Finds the next match at or after `at`. Returns 1, 0 (none), or -1 with the error set.
+ *
+ * A pattern that fails at each place only after a long look ahead (\s+$ on a line of spaces) takes the
+ * square of the text's length, which PCRE2's own limits do not see: they count for one place. So the
+ * search goes by windows, with an eye on the clock between them. The usual patterns match where
+ * they start and never get there. */
 static int next_match(struct encoder *e, const struct split_step *step, const char *s, size_t n,
                       size_t at, size_t *begin, size_t *end)
 {
+    enum { WINDOW = 64 };
     int rc;
+    size_t from = at;
     for (;;) {
-        rc = pcre2_match(step->code, (PCRE2_SPTR)s, n, at, PCRE2_NO_UTF_CHECK, e->match,
-                         e->match_context);
-        if (rc != PCRE2_ERROR_JIT_STACKLIMIT || e->jit_stack) break;
-        /* The 32 KiB that PCRE2 takes from our stack do for all but odd patterns. */
-        e->jit_stack = pcre2_jit_stack_create(64 << 10, 8 << 20, NULL);
-        if (!e->jit_stack) break;
-        pcre2_jit_stack_assign(e->match_context, NULL, e->jit_stack);
+        size_t last = n - from > WINDOW ? from + WINDOW : n;
+        rc = match_between(e, step, s, n, from, last);
+        if (rc != PCRE2_ERROR_NOMATCH || last == n) break;
+        for (from = last + 1; from < n && ((uint8_t)s[from] & 0xC0) == 0x80;) from++;
+        if (clock_ns() > e->deadline_ns) rc = PCRE2_ERROR_MATCHLIMIT;
+        if (rc != PCRE2_ERROR_NOMATCH) break;
     }
     if (rc >= 0) {
         const PCRE2_SIZE *range = pcre2_get_ovector_pointer(e->match);
         *begin = range[0];
         *end = range[1];
         /* \K may leave these out of order; such a match splits nothing. */
-        if (*begin < at || *end < *begin) return 0;
-        return 1;
+        return *begin >= at && *end >= *begin;
     }
     if (rc == PCRE2_ERROR_NOMATCH) return 0;
     PCRE2_UCHAR why[120] = "";
