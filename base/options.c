@@ -149,6 +149,8 @@ static bool parse_option(const struct option *table, size_t n, int argc, char **
         if (o && o->type != OPTION_FLAG) o = NULL;
         on = false;
     }
+    if (!o && equals && len == 4 && memcmp(arg, "help", 4) == 0)
+        return error_set(err, ERR_INVALID, "help", "--help takes no value");
     if (!o) return unknown_option(table, n, arg, len, err);
     if (o->type == OPTION_FLAG) {
         if (equals)

@@ -234,7 +234,10 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
     buf_free(&r->body);
     if (!opened) return respond_error(r, 0, &err);
     keep_alive(r->connection);
-    return answer_exchange(r);
+    /* Not suspended yet: libmicrohttpd (0.9.75) updates what it waits for only after a call that leaves
+     * the connection running. Suspended in this call, it would still wait to read, and on resuming take
+     * the end of a half-closed client's bytes for the end of the client. It calls again at once. */
+    return MHD_YES;
 }
 
 static enum MHD_Result answer(struct request *r)
