@@ -43,7 +43,7 @@ bool exchange_open(struct exchanges *all, enum completion_kind kind, const char 
     MUST_CHECK;
 
 enum exchange_step {
-    EXCHANGE_WAIT,    /* suspended: the handler will be called again */
+    EXCHANGE_WAIT,    /* not yet: the handler will be called again */
     EXCHANGE_RESPOND, /* *response is to be queued with status 200 */
     EXCHANGE_FAILED,  /* *err is the answer */
     EXCHANGE_GONE,    /* no one to answer: close the connection */
