@@ -21,8 +21,10 @@ static int count(const char *text, const char *what)
 
 static enum chat_family recognise(const char *jinja)
 {
-    /* "<|im_sep|>" is Phi-4's, "[SYSTEM_PROMPT]" later Mistrals': other formats on the same markers. */
-    if (has(jinja, "<|im_start|>")) return has(jinja, "<|im_sep|>") ? CHAT_UNKNOWN : CHAT_CHATML;
+    /* Other formats on the same markers: "<|im_sep|>" is Phi-4's, "## Metadata" SmolLM3's, "[SYSTEM_PROMPT]"
+     * later Mistrals'. */
+    if (has(jinja, "<|im_start|>"))
+        return has(jinja, "<|im_sep|>") || has(jinja, "## Metadata") ? CHAT_UNKNOWN : CHAT_CHATML;
     if (has(jinja, "<|start_header_id|>")) return CHAT_LLAMA3;
     if (has(jinja, "<start_of_turn>")) return CHAT_GEMMA;
     if (has(jinja, "[INST]")) {
@@ -98,6 +100,7 @@ void chat_template_init(struct chat_template *ct, const char *jinja)
     ct->family = recognise(jinja);
     ct->emits_bos = has(jinja, "bos_token") || has(jinja, "<s>");
     ct->drops_thinking = has(jinja, "</think>");
+    ct->keeps_last_thinking = ct->drops_thinking && has(jinja, "last_query_index");
     ct->states_dates = has(jinja, "Cutting Knowledge Date");
     if (ct->family == CHAT_CHATML) find_default_system(ct, jinja);
     if (ct->family == CHAT_GEMMA) ct->takes_system = has(jinja, "first_user_prefix");
@@ -248,17 +251,28 @@ static bool check_turns(struct writer *w, const struct chat_message *m, size_t n
     return w->ok;
 }
 
-/* Qwen3's: replies before the last question lose their reasoning. */
-static struct chat_message without_thinking(struct chat_message m)
+static bool is_newline(char c) { return c == '\n'; }
+
+/* A reply in two: what is thought, up to the first "</think>", and what is said, after the last. Newlines around
+ * both are dropped. Without "</think>" all is said. */
+static void split_thinking(struct chat_message m, struct chat_message *thought,
+                           struct chat_message *said)
 {
-    static const char end[] = "</think>";
-    const char *p = m.content, *stop = m.content + m.n_content;
-    for (const char *hit; (hit = memmem(p, (size_t)(stop - p), end, sizeof end - 1));)
-        p = hit + sizeof end - 1;
-    while (p > m.content && p < stop && *p == '\n') p++;
-    m.n_content = (size_t)(stop - p);
-    m.content = p;
-    return m;
+    static const char open[] = "<think>", close[] = "</think>";
+    enum { N_OPEN = sizeof open - 1, N_CLOSE = sizeof close - 1 };
+    const char *begin = m.content, *end = m.content + m.n_content;
+    const char *first = memmem(begin, m.n_content, close, N_CLOSE);
+    *thought = (struct chat_message){.content = begin};
+    *said = m;
+    if (!first) return;
+    const char *p = first, *hit;
+    for (; (hit = memmem(p, (size_t)(end - p), close, N_CLOSE)); p = hit + N_CLOSE) continue;
+    while (p < end && is_newline(*p)) p++;
+    *said = (struct chat_message){.content = p, .n_content = (size_t)(end - p)};
+    while (first > begin && is_newline(first[-1])) first--;
+    while ((hit = memmem(begin, (size_t)(first - begin), open, N_OPEN))) begin = hit + N_OPEN;
+    while (begin < first && is_newline(*begin)) begin++;
+    *thought = (struct chat_message){.content = begin, .n_content = (size_t)(first - begin)};
 }
 
 static void put_chatml_turn(struct writer *w, const char *role, struct chat_message m)
@@ -271,20 +285,43 @@ static void put_chatml_turn(struct writer *w, const char *role, struct chat_mess
     put(w, "\n");
 }
 
+/* An assistant's turn where the template parts thoughts from replies. */
+static void put_thoughtful_turn(struct writer *w, struct chat_message m, bool after_question,
+                                bool last)
+{
+    struct chat_message thought, said;
+    split_thinking(m, &thought, &said);
+    put_marker(w, "<|im_start|>");
+    put(w, "assistant\n");
+    if (after_question && (last || thought.n_content > 0)) {
+        put(w, "<think>\n");
+        put_content(w, thought);
+        put(w, "\n</think>\n\n");
+        while (said.n_content > 0 && is_newline(*said.content)) {
+            said.content++;
+            said.n_content--;
+        }
+    }
+    put_content(w, said);
+    put_marker(w, "<|im_end|>");
+    put(w, "\n");
+}
+
 static void encode_chatml(struct writer *w, const struct chat_message *m, size_t n)
 {
     const struct chat_template *ct = w->ct;
-    size_t last_user = n;
+    size_t question = n - 1; /* the last one; the last message when there is none */
     for (size_t i = 0; i < n; i++)
-        if (is_role(&m[i], "user")) last_user = i;
+        if (is_role(&m[i], "user")) question = i;
     if (ct->emits_bos) put_bos(w);
     if (ct->adds_default_system && !is_role(&m[0], "system"))
         put_chatml_turn(w, "system", (struct chat_message){.content = ct->default_system,
                                                            .n_content = strlen(ct->default_system)});
     for (size_t i = 0; i < n; i++) {
-        bool drop = ct->drops_thinking && is_role(&m[i], "assistant") && last_user < n &&
-                    i < last_user;
-        put_chatml_turn(w, role_of(&m[i]), drop ? without_thinking(m[i]) : m[i]);
+        if (ct->drops_thinking && is_role(&m[i], "assistant"))
+            put_thoughtful_turn(w, m[i], ct->keeps_last_thinking && i > question, i == n - 1);
+        else
+            put_chatml_turn(w, role_of(&m[i]), m[i]);
     }
     put_marker(w, "<|im_start|>");
     put(w, "assistant\n");
@@ -317,6 +354,20 @@ static void encode_llama3(struct writer *w, const struct chat_message *m, size_t
     put_llama3_header(w, "assistant");
 }
 
+/* The system message inside the first user's. The template strips the whole: behind <<SYS>> only its end. */
+static void put_llama2_system(struct writer *w, struct chat_message system,
+                              struct chat_message user)
+{
+    struct chat_message inner = trimmed(user);
+    put(w, "<<SYS>>\n");
+    put_content(w, system);
+    put(w, "\n<</SYS>>");
+    if (inner.n_content == 0) return;
+    put(w, "\n\n");
+    user.n_content = (size_t)(inner.content + inner.n_content - user.content);
+    put_content(w, user);
+}
+
 static void encode_llama2(struct writer *w, const struct chat_message *m, size_t n)
 {
     size_t first = is_role(&m[0], "system") ? 1 : 0;
@@ -331,20 +382,8 @@ static void encode_llama2(struct writer *w, const struct chat_message *m, size_t
         }
         put_bos(w);
         put(w, "[INST] ");
-        struct chat_message user = m[i];
-        if (i == 1 && first == 1) {
-            /* The template strips the whole: behind <<SYS>> only the end of the user's text. */
-            put(w, "<<SYS>>\n");
-            put_content(w, m[0]);
-            put(w, "\n<</SYS>>\n\n");
-            struct chat_message inner = trimmed(user);
-            user.n_content = inner.n_content > 0
-                                 ? (size_t)(inner.content + inner.n_content - user.content)
-                                 : 0;
-            put_content(w, user);
-        } else {
-            put_trimmed(w, user);
-        }
+        if (i == 1 && first == 1) put_llama2_system(w, m[0], m[1]);
+        else put_trimmed(w, m[i]);
         put(w, " [/INST]");
     }
 }

@@ -16,7 +16,8 @@ struct chat_template {
     char default_system[512];
     /* Where templates of one family differ. */
     bool emits_bos;         /* ChatML, Zephyr, plain: begins with BOS (the other families always do) */
-    bool drops_thinking;    /* ChatML of Qwen3: earlier replies without what precedes </think> */
+    bool drops_thinking;    /* ChatML: replies lose what precedes </think>, ... */
+    bool keeps_last_thinking; /* ... those after the last question excepted (Qwen3) */
     bool states_dates;      /* Llama-3.1 and later: every prompt begins with a system message with dates */
     bool takes_system;      /* Mistral, Gemma: a system message is put before a user's text */
     bool system_at_last;    /* Mistral: before the last one's, else the first one's */

@@ -104,9 +104,16 @@ struct tokenizer *tokenizer_with_specials(const char *const *specials)
     put_token(&json, "\xA9", 1, id++);
     put_token(&json, "\xC2", 1, id++);
     put_token(&json, "\xA0", 1, id++);
+    put_token(&json, "\t", 1, id++);
     buf_puts(&json, "}},\"added_tokens\":[");
-    for (size_t i = 0; specials[i]; i++) put_special(&json, specials[i], id++, i == 0);
-    buf_puts(&json, "]}");
+    int32_t n = 0;
+    for (; specials[n]; n++) put_special(&json, specials[n], id++, n == 0);
+    /* The first is BOS. */
+    buf_printf(&json,
+               "],\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+               "{\"id\":\"%s\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"
+               "\"special_tokens\":{\"%s\":{\"id\":\"%s\",\"ids\":[%d],\"tokens\":[\"%s\"]}}}}",
+               specials[0], specials[0], specials[0], id - n, specials[0]);
     return open_json(&json);
 }
 

@@ -28,8 +28,8 @@ void api_fixture_open(struct api_fixture *f, bool with_tokenizer, const char *ji
 void api_fixture_close(struct api_fixture *f);
 void api_fixture_notify(void *ctx); /* ctx: the fixture */
 
-/* A byte-level tokenizer with these special tokens (ids 0 ...), then one token for each printable ASCII byte and
- * newline. NULL-terminated list. For chat templates. */
+/* A byte-level tokenizer with one token for each printable ASCII byte, newline and a few others, and these special
+ * tokens (a NULL-terminated list), of which the first goes before a text (BOS). For chat templates. */
 struct tokenizer *tokenizer_with_specials(const char *const *specials);
 
 /* Reads a completion to its end: all its bytes (JSON, or events), to be freed; NULL when it failed. */
