@@ -30,16 +30,17 @@ static void swiglu_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct row_job *job = ctx;
     for (int64_t r = begin; r < end; r++) {
-        const float *gate = tensor_row(job->in, r);
-        job->kernels->swiglu_row(tensor_row(job->out, r), job->out.dtype, gate,
-                                 gate + job->out.cols, job->out.cols);
+        const uint8_t *gate = tensor_row(job->in, r);
+        const uint8_t *up = gate + (size_t)job->out.cols * element_bytes(job->in.dtype);
+        job->kernels->swiglu_row(tensor_row(job->out, r), job->out.dtype, gate, up,
+                                 job->out.cols);
     }
 }
 
 void cpu_swiglu(struct device *d, struct tensor out, struct tensor gate_up)
 {
     struct cpu_device *c = cpu_of(d);
-    ASSERT(gate_up.dtype == DTYPE_F32 && out.rows == gate_up.rows && 2 * out.cols == gate_up.cols);
+    ASSERT(gate_up.dtype == out.dtype && out.rows == gate_up.rows && 2 * out.cols == gate_up.cols);
     struct row_job job = {.kernels = &c->kernels, .out = out, .in = gate_up};
     pool_for(c->pool, out.rows, cpu_row_grain(out.cols * 2), swiglu_rows, &job);
 }

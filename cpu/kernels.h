@@ -69,7 +69,8 @@ struct cpu_kernels {
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);
-    /* out[i] = epilogue(y[i] + bias[i]); bias may be NULL; EPILOGUE_ADD adds to out (f32). */
+    /* out[i] = epilogue(y[i] + bias[i]); bias may be NULL; EPILOGUE_ADD adds to out (f32); gelu takes its
+     * argument rounded to out's type. */
     void (*finish)(void *out, enum dtype dtype, const float *y, const float *bias,
                    enum epilogue epilogue, int64_t n);
 
@@ -82,7 +83,8 @@ struct cpu_kernels {
     void (*scale_row)(void *out, enum dtype dtype, const float *x, float scale, int64_t n);
 
     void (*norm_row)(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm);
-    void (*swiglu_row)(void *out, enum dtype dtype, const float *gate, const float *up, int64_t n);
+    /* gate and up have out's type. */
+    void (*swiglu_row)(void *out, enum dtype dtype, const void *gate, const void *up, int64_t n);
     /* x[i], x[i + half] turned by the angle of cos_sin[i][2], for i < half. */
     void (*rotate)(float *x, const float *cos_sin, int64_t half);
     void (*to_bf16)(uint16_t *out, const float *x, int64_t n);

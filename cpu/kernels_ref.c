@@ -43,6 +43,17 @@ static void store(void *out, enum dtype dtype, int64_t i, float y)
         ((uint16_t *)out)[i] = f32_to_bf16(y);
 }
 
+static float load(const void *x, enum dtype dtype, int64_t i)
+{
+    return dtype == DTYPE_F32 ? ((const float *)x)[i] : bf16_to_f32(((const uint16_t *)x)[i]);
+}
+
+/* y as a tensor of the type would hold it. */
+static float round_to(enum dtype dtype, float y)
+{
+    return dtype == DTYPE_F32 ? y : bf16_to_f32(f32_to_bf16(y));
+}
+
 static float gelu_tanh(float x)
 {
     return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
@@ -55,8 +66,8 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
 {
     for (int64_t i = 0; i < n; i++) {
         float v = bias ? y[i] + bias[i] : y[i];
-        if (epilogue == EPILOGUE_GELU_TANH) v = gelu_tanh(v);
-        if (epilogue == EPILOGUE_GELU_EXACT) v = gelu_exact(v);
+        if (epilogue == EPILOGUE_GELU_TANH) v = gelu_tanh(round_to(dtype, v));
+        if (epilogue == EPILOGUE_GELU_EXACT) v = gelu_exact(round_to(dtype, v));
         if (epilogue == EPILOGUE_ADD) v += ((float *)out)[i];
         store(out, dtype, i, v);
     }
@@ -145,9 +156,12 @@ static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, con
     }
 }
 
-static void swiglu_row(void *out, enum dtype dtype, const float *gate, const float *up, int64_t n)
+static void swiglu_row(void *out, enum dtype dtype, const void *gate, const void *up, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) store(out, dtype, i, gate[i] / (1 + expf(-gate[i])) * up[i]);
+    for (int64_t i = 0; i < n; i++) {
+        float x = load(gate, dtype, i);
+        store(out, dtype, i, x / (1 + expf(-x)) * load(up, dtype, i));
+    }
 }
 
 static void rotate(float *x, const float *cos_sin, int64_t half)

@@ -17,6 +17,18 @@ static inline void store_lanes(void *out, enum dtype dtype, int64_t i, vf y, int
         vf_store_n((float *)out + i, y, n);
 }
 
+static inline vf load_lanes(const void *x, enum dtype dtype, int64_t i, int64_t n)
+{
+    return dtype == DTYPE_BF16 ? vf_load_bf16((const uint16_t *)x + i, n)
+                               : vf_load_n((const float *)x + i, n);
+}
+
+/* y as a tensor of the type would hold it. */
+static inline vf round_lanes(enum dtype dtype, vf y)
+{
+    return dtype == DTYPE_BF16 ? vf_round_bf16(y) : y;
+}
+
 static void finish(void *out, enum dtype dtype, const float *y, const float *bias,
                    enum epilogue epilogue, int64_t n)
 {
@@ -24,8 +36,8 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
         int64_t m = lanes_left(n, i);
         vf v = vf_load_n(y + i, m);
         if (bias) v = vf_add(v, vf_load_n(bias + i, m));
-        if (epilogue == EPILOGUE_GELU_TANH) v = vf_gelu_tanh(v);
-        if (epilogue == EPILOGUE_GELU_EXACT) v = vf_gelu_exact(v);
+        if (epilogue == EPILOGUE_GELU_TANH) v = vf_gelu_tanh(round_lanes(dtype, v));
+        if (epilogue == EPILOGUE_GELU_EXACT) v = vf_gelu_exact(round_lanes(dtype, v));
         if (epilogue == EPILOGUE_ADD) v = vf_add(v, vf_load_n((float *)out + i, m));
         store_lanes(out, dtype, i, v, m);
     }
@@ -73,11 +85,11 @@ static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, con
     }
 }
 
-static void swiglu_row(void *out, enum dtype dtype, const float *gate, const float *up, int64_t n)
+static void swiglu_row(void *out, enum dtype dtype, const void *gate, const void *up, int64_t n)
 {
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t m = lanes_left(n, i);
-        vf y = vf_mul(vf_silu(vf_load_n(gate + i, m)), vf_load_n(up + i, m));
+        vf y = vf_mul(vf_silu(load_lanes(gate, dtype, i, m)), load_lanes(up, dtype, i, m));
         store_lanes(out, dtype, i, y, m);
     }
 }

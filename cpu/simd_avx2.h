@@ -92,15 +92,30 @@ static inline vf vf_odd(vi a)
     return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32((int)0xFFFF0000)));
 }
 
-/* Rounds to nearest even; NaN stays NaN. n lanes. */
-static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
+/* To the nearest bf16, ties to even, in the high half of each word; NaN stays NaN. */
+static inline vi vi_round_bf16(vf a)
 {
     vi bits = _mm256_castps_si256(a);
     vi lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     vi rounded = _mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7FFF)));
     vi quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     vi nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm256_blendv_epi8(rounded, quiet, nan);
+}
+
+static inline vf vf_round_bf16(vf a) { return vf_odd(vi_round_bf16(a)); }
+
+/* n lanes. */
+static inline vf vf_load_bf16(const uint16_t *p, int64_t n)
+{
+    uint16_t lanes[LANES] = {0};
+    if (n < LANES) p = memcpy(lanes, p, (size_t)n * sizeof *p);
+    return vf_even(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
+{
+    vi rounded = _mm256_srli_epi32(vi_round_bf16(a), 16);
     __m128i halves =
         _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     if (n == LANES) {

@@ -82,14 +82,26 @@ static inline vf vf_odd(vi a)
     return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xFFFF0000)));
 }
 
-/* Rounds to nearest even; NaN stays NaN. n lanes. */
-static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
+/* To the nearest bf16, ties to even, in the high half of each word; NaN stays NaN. */
+static inline vi vi_round_bf16(vf a)
 {
     vi bits = _mm512_castps_si512(a);
     vi lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     vi rounded = _mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7FFF)));
     __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+}
+
+static inline vf vf_round_bf16(vf a) { return vf_odd(vi_round_bf16(a)); }
+
+/* n lanes. */
+static inline vf vf_load_bf16(const uint16_t *p, int64_t n)
+{
+    return vf_even(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)));
+}
+
+static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
+{
+    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(vi_round_bf16(a), 16));
     _mm256_mask_storeu_epi16(p, first_lanes(n), halves);
 }

@@ -84,7 +84,7 @@ struct norm {
 
 enum epilogue {
     EPILOGUE_NONE,
-    EPILOGUE_GELU_TANH, /* out = gelu(y), Hendrycks & Gimpel's tanh form */
+    EPILOGUE_GELU_TANH, /* out = gelu(y rounded to out's type), Hendrycks & Gimpel's tanh form */
     EPILOGUE_GELU_EXACT,
     EPILOGUE_ADD, /* out += y; out is the f32 residual stream */
 };
@@ -152,7 +152,7 @@ struct device_ops {
      * [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
     void (*matmul)(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                    const float *bias, enum epilogue epilogue);
-    /* out = silu(gate) * up; gate_up f32 [R, 2F], gate first. out f32 or bf16 [R, F]. */
+    /* out = silu(gate) * up; gate_up [R, 2F] of out's type, gate first. out f32 or bf16 [R, F]. */
     void (*swiglu)(struct device *d, struct tensor out, struct tensor gate_up);
     /* qkv f32 [R, (H + 2G) K]: norms (if any) and rotates Q and K in place; writes K and V to their
      * slots of `layer`. */

@@ -76,7 +76,7 @@ struct device_train_ops {
     void (*dropout)(struct device *d, struct tensor out, struct tensor in, struct dropout drop);
     /* x += dropout(y); both f32. */
     void (*add_dropout)(struct device *d, struct tensor x, struct tensor y, struct dropout drop);
-    /* out = gelu(in): the very bits of matmul's GELU epilogues. in f32, or act (recompute). */
+    /* out = gelu(in), both act: the very bits of matmul's GELU epilogues. */
     void (*gelu)(struct device *d, struct tensor out, struct tensor in, bool exact);
 
     /* dx = dy W, or dx += dy W. dy [R, n_out] act, dx [R, n_in] f32 (or act when not adding). */
@@ -88,10 +88,10 @@ struct device_train_ops {
     /* dx += d norm(x) / dx applied to dy; dweight +=, dbias += (NULL: none). dx, dy, x f32 [R, C]. */
     void (*norm_backward)(struct device *d, struct tensor dx, float *dweight, float *dbias,
                           struct tensor dy, struct tensor x, const struct norm *n);
-    /* dx = dy * gelu'(pre). dx act, dy f32, pre act or f32; [R, F]. */
+    /* dx = dy * gelu'(pre). dx act, dy f32, pre act; [R, F]. */
     void (*gelu_backward)(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,
                           bool exact);
-    /* d gate_up act [R, 2F] from dmlp f32 [R, F] and gate_up act or f32 [R, 2F]. */
+    /* d gate_up act [R, 2F] from dmlp f32 [R, F] and gate_up act [R, 2F]. */
     void (*swiglu_backward)(struct device *d, struct tensor dgate_up, struct tensor dmlp,
                             struct tensor gate_up);
     /* dqkv f32 [R, (H + 2G) K] = gradient of attention's output with respect to the rotated q, k and v. qkv act (as

@@ -113,7 +113,7 @@ void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows
     s->qkv = take_tensor(plan, DTYPE_F32, max_rows, qkv_width(c));
     s->attn = take_tensor(plan, act, max_rows, c->n_head * c->head_dim);
     s->up = (struct tensor){0};
-    if (c->mlp_type == MLP_SWIGLU) s->up = take_tensor(plan, DTYPE_F32, max_rows, 2 * c->n_ff);
+    if (c->mlp_type == MLP_SWIGLU) s->up = take_tensor(plan, act, max_rows, 2 * c->n_ff);
     s->mlp = take_tensor(plan, act, max_rows, c->n_ff);
     s->out_x = take_tensor(plan, DTYPE_F32, max_logit_rows, c->n_embd);
     s->out_h = take_tensor(plan, act, max_logit_rows, c->n_embd);
@@ -211,21 +211,21 @@ static float rope_inverse_frequency(const struct gpt_config *c, int64_t i)
     return (1.0f - smooth) * f / c->rope_factor + smooth * f;
 }
 
-/* [max_context, K/2, 2]: cos and sin of every position's angles. */
-static void load_rope(const struct load *load, const struct gpt *g)
+/* [max_context, K/2, 2]: cos and sin of every position's angles, made in `staging`. */
+void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
 {
     const struct gpt_config *c = &g->config;
     int64_t half = c->head_dim / 2;
+    if (!g->rope) return;
     for (int64_t i = 0; i < half; i++) {
         float f = rope_inverse_frequency(c, i);
         for (int64_t pos = 0; pos < g->max_context; pos++) {
             double angle = (float)pos * f;
-            load->staging[(pos * half + i) * 2] = (float)cos(angle);
-            load->staging[(pos * half + i) * 2 + 1] = (float)sin(angle);
+            staging[(pos * half + i) * 2] = (float)cos(angle);
+            staging[(pos * half + i) * 2 + 1] = (float)sin(angle);
         }
     }
-    load->d->ops->upload(load->d, g->rope, load->staging,
-                         (size_t)(g->max_context * c->head_dim) * sizeof(float));
+    d->ops->upload(d, g->rope, staging, (size_t)(g->max_context * c->head_dim) * sizeof(float));
 }
 
 bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, struct error *err)
@@ -237,7 +237,7 @@ bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, stru
                          checkpoint_path(ck), (long long)bytes);
     load_matrix(&load, &g->wte, WEIGHT_TOKEN_EMBEDDING, 0);
     load_vector(&load, g->wpe, WEIGHT_POSITION_EMBEDDING, 0);
-    if (g->rope) load_rope(&load, g);
+    gpt_write_rope(g, d, load.staging);
     for (int64_t i = 0; i < g->config.n_layer; i++) load_layer(&load, &g->layers[i], i);
     load_vector(&load, g->final_norm.weight, WEIGHT_FINAL_NORM, 0);
     load_vector(&load, g->final_norm.bias, WEIGHT_FINAL_NORM_BIAS, 0);
@@ -301,22 +301,26 @@ static void add_branch(const struct gpt_block *t, struct device *d, struct tenso
     d->train->add_dropout(d, x_out, t->branch, drop);
 }
 
-/* mlp = act(up): fused into the product where nothing is kept. */
-static void mlp_activation(const struct gpt *g, const struct gpt_layer *l, const struct gpt_block *t,
-                           struct device *d)
+void gpt_mlp_activation(const struct gpt *g, const struct gpt_block *t, struct device *d)
 {
     enum mlp_type type = g->config.mlp_type;
-    bool exact = type == MLP_GELU_EXACT, keep = t->up_kept.data != NULL;
-    if (type == MLP_SWIGLU || keep) {
+    if (type == MLP_SWIGLU) d->ops->swiglu(d, t->mlp, t->up);
+    else d->train->gelu(d, t->mlp, t->up, type == MLP_GELU_EXACT);
+}
+
+/* mlp = act(h W^T + bias). What goes into the activation is rounded to the activation type either way,
+ * so fusing it into the product changes no bit. */
+static void mlp_up(const struct gpt *g, const struct gpt_layer *l, const struct gpt_block *t,
+                   struct device *d)
+{
+    if (t->up.data) {
         d->ops->matmul(d, t->up, t->h_mlp, &l->mlp_up, l->mlp_up_bias, EPILOGUE_NONE);
-    } else {
-        enum epilogue e = exact ? EPILOGUE_GELU_EXACT : EPILOGUE_GELU_TANH;
-        d->ops->matmul(d, t->mlp, t->h_mlp, &l->mlp_up, l->mlp_up_bias, e);
+        gpt_mlp_activation(g, t, d);
         return;
     }
-    if (keep) d->train->dropout(d, t->up_kept, t->up, (struct dropout){0});
-    if (type == MLP_SWIGLU) d->ops->swiglu(d, t->mlp, t->up);
-    else d->train->gelu(d, t->mlp, t->up, exact);
+    bool exact = g->config.mlp_type == MLP_GELU_EXACT;
+    enum epilogue e = exact ? EPILOGUE_GELU_EXACT : EPILOGUE_GELU_TANH;
+    d->ops->matmul(d, t->mlp, t->h_mlp, &l->mlp_up, l->mlp_up_bias, e);
 }
 
 void gpt_block_forward(const struct gpt *g, int32_t i, const struct gpt_block *t, struct device *d,
@@ -342,7 +346,7 @@ void gpt_block_forward(const struct gpt *g, int32_t i, const struct gpt_block *t
 
     ops->norm(d, t->h_mlp, t->x_mid, &l->mlp_norm);
     see(observer, "mlp_norm", i, t->h_mlp);
-    mlp_activation(g, l, t, d);
+    mlp_up(g, l, t, d);
     see(observer, "mlp_act", i, t->mlp);
     add_branch(t, d, t->x_out, t->x_mid, t->mlp, &l->mlp_down, l->mlp_down_bias, DROPOUT_MLP_OUT);
     see(observer, "mlp_resid", i, t->x_out);

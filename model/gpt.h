@@ -36,7 +36,7 @@ struct gpt_state {
     struct tensor h;       /* [R, C]: normed, activation type */
     struct tensor qkv;     /* [R, (H + 2G) K] f32 */
     struct tensor attn;    /* [R, H K] activation type */
-    struct tensor up;      /* [R, 2F] f32, with swiglu */
+    struct tensor up;      /* [R, 2F] activation type, with swiglu */
     struct tensor mlp;     /* [R, F] activation type */
     struct tensor out_x;   /* [M, C] f32: rows that want logits */
     struct tensor out_h;   /* [M, C] */
@@ -49,6 +49,8 @@ void gpt_layout(struct gpt *g, const struct device *d, enum memory_component c, 
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
+/* Fills the rotation table, if the model has one; staging: max_context * K floats. */
+void gpt_write_rope(const struct gpt *g, struct device *d, float *staging);
 /* Bytes of the staging buffer that gpt_load needs (host, freed after). */
 int64_t gpt_load_staging_bytes(const struct gpt *g);
 /* Reads every weight from the checkpoint into the device layout. */
@@ -71,14 +73,13 @@ struct gpt_block {
     struct tensor h_attn, h_mlp;      /* [R, C] act: normed */
     struct tensor qkv;                /* [R, (H + 2G) K] f32 */
     struct tensor attn;               /* [R, H K] act */
-    struct tensor up;                 /* before the activation, f32: [R, 2F] with swiglu, [R, F] where
-                                         up_kept; else unused: gelu is fused into the product */
+    struct tensor up;                 /* [R, F] act, or [R, 2F] with swiglu: before the activation. With
+                                         gelu data may be NULL: fused into the product */
     struct tensor mlp;                /* [R, F] act */
     struct tensor branch;             /* [R, C] f32, with dropout */
     /* Kept for the backward pass; data NULL: not kept. */
     struct tensor qkv_kept;           /* [R, (H + 2G) K] act: rotated */
     struct tensor qkv_pre;            /* [R, (H + 2G) K] act: before q_norm and k_norm */
-    struct tensor up_kept;            /* [R, F] or [R, 2F] act: before the activation */
     float *lse;                       /* [R, H] */
     float dropout;                    /* of attention weights and both branches; 0: off */
     uint64_t dropout_key;             /* of this layer and step; three keys are derived from it */
@@ -88,6 +89,8 @@ struct gpt_block {
 void gpt_block_forward(const struct gpt *g, int32_t layer, const struct gpt_block *t,
                        struct device *d, const struct batch *b, const struct kv_cache *kv,
                        int32_t kv_layer, const struct gpt_observer *observer);
+/* mlp = act(up), where up is kept. */
+void gpt_mlp_activation(const struct gpt *g, const struct gpt_block *t, struct device *d);
 /* What attention of this block needs to know. */
 struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct gpt_block *t);
 enum gpt_dropout_place { DROPOUT_ATTENTION, DROPOUT_ATTN_OUT, DROPOUT_MLP_OUT };

@@ -17,7 +17,7 @@ static void open_at(struct cpu_fixture *f, int isa, int32_t threads)
 {
     struct workspace_shape plan = {.max_rows = 1, .max_logit_rows = 1, .n_embd = 1, .n_ff = 1,
                                    .n_head = 1, .n_kv_head = 1, .head_dim = 1, .vocab_size = 1};
-    fixture_open(f, (enum cpu_isa)isa, threads, &plan);
+    cpu_fixture_open(f, (enum cpu_isa)isa, threads, &plan);
 }
 
 /* bf16 outputs are f32 results rounded once: half of 2^-8, and a rounding that f32's error may tip. */
@@ -25,9 +25,9 @@ static double tolerance_of(enum dtype out) { return out == DTYPE_F32 ? 3e-6 : 4e
 
 static void check_norm(struct cpu_fixture *f, int64_t n, bool rms, bool bias, enum dtype out_dtype)
 {
-    struct rng rng = {(uint64_t)n};
+    struct cpu_rng rng = {(uint64_t)n};
     float *xv = malloc((size_t)(ROWS * n) * 4), *weight = malloc((size_t)n * 4), *shift = malloc((size_t)n * 4);
-    rng_fill(&rng, xv, ROWS * n), rng_fill(&rng, weight, n), rng_fill(&rng, shift, n);
+    cpu_rng_fill(&rng, xv, ROWS * n), cpu_rng_fill(&rng, weight, n), cpu_rng_fill(&rng, shift, n);
     for (int64_t i = 0; i < ROWS * n; i++) xv[i] = xv[i] * 3 + 1;
     struct norm norm = {weight, bias ? shift : NULL, 1e-5f, rms};
     struct tensor x = tensor_from(DTYPE_F32, ROWS, n, xv), out = tensor_blank(out_dtype, ROWS, n);
@@ -59,7 +59,7 @@ static void norms_are_right(void **state)
         for (int w = 0; w < N_WIDTHS; w++)
             for (int kind = 0; kind < 4; kind++)
                 check_norm(&f, widths[w], kind & 1, kind & 2, w % 2 ? DTYPE_BF16 : DTYPE_F32);
-        fixture_close(&f);
+        cpu_fixture_close(&f);
     }
 }
 
@@ -76,7 +76,7 @@ static void layernorm_survives_an_offset(void **state)
         f.d->ops->norm(f.d, (struct tensor){out, DTYPE_F32, 1, N}, (struct tensor){x, DTYPE_F32, 1, N},
                        &norm);
         for (int i = 0; i < N; i++) assert_near(out[i], i % 2 ? 1 : -1, 2e-3, "offset", 0, i);
-        fixture_close(&f);
+        cpu_fixture_close(&f);
     }
 }
 
@@ -87,11 +87,14 @@ static void swiglu_is_right(void **state)
         open_at(&f, isa, 2);
         for (int w = 0; w < N_WIDTHS; w++) {
             int64_t n = widths[w];
-            struct rng rng = {5};
+            struct cpu_rng rng = {5};
             enum dtype out_dtype = w % 2 ? DTYPE_F32 : DTYPE_BF16;
-            struct tensor x = tensor_blank(DTYPE_F32, ROWS, 2 * n), out = tensor_blank(out_dtype, ROWS, n);
-            for (int64_t i = 0; i < ROWS * 2 * n; i++) ((float *)x.data)[i] = rng_float(&rng) * 8;
-            ((float *)x.data)[0] = -200; /* exp(200) overflows; silu is zero */
+            float *values = malloc((size_t)(ROWS * 2 * n) * sizeof *values);
+            for (int64_t i = 0; i < ROWS * 2 * n; i++) values[i] = cpu_rng_float(&rng) * 8;
+            values[0] = -200; /* exp(200) overflows; silu is zero */
+            struct tensor x = tensor_from(out_dtype, ROWS, 2 * n, values);
+            struct tensor out = tensor_blank(out_dtype, ROWS, n);
+            free(values);
             f.d->ops->swiglu(f.d, out, x);
             for (int64_t r = 0; r < ROWS; r++)
                 for (int64_t i = 0; i < n; i++) {
@@ -101,7 +104,7 @@ static void swiglu_is_right(void **state)
                 }
             free(x.data), free(out.data);
         }
-        fixture_close(&f);
+        cpu_fixture_close(&f);
     }
 }
 
@@ -110,13 +113,13 @@ static void gather_copies_rows(void **state)
     static const int32_t rows[] = {3, 0, 3, 39, 1};
     struct cpu_fixture f;
     open_at(&f, 0, 1);
-    struct rng rng = {5};
+    struct cpu_rng rng = {5};
     struct tensor x = tensor_blank(DTYPE_F32, ROWS, 33), out = tensor_blank(DTYPE_F32, 5, 33);
-    rng_fill(&rng, x.data, ROWS * 33);
+    cpu_rng_fill(&rng, x.data, ROWS * 33);
     f.d->ops->gather(f.d, out, x, rows);
     for (int i = 0; i < 5; i++) assert_memory_equal(tensor_row(out, i), tensor_row(x, rows[i]), 33 * 4);
     free(x.data), free(out.data);
-    fixture_close(&f);
+    cpu_fixture_close(&f);
 }
 
 /* Every bf16 rounding case: ties to even, carries into the exponent, infinities, NaN. */

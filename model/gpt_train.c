@@ -1,0 +1,404 @@
+/* Forward keeping, loss, backward: see gpt_train.h. The backward pass reads the forward pass from its end to its
+ * beginning; each product's two gradients are dW = dY^T X and dX = dY W. */
+#include "model/gpt_train.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+
+const char *recompute_name(enum recompute r)
+{
+    static const char *const names[] = {"none", "selective", "block"};
+    ASSERT((unsigned)r < 3);
+    return names[r];
+}
+
+bool recompute_parse(const char *name, enum recompute *out)
+{
+    for (int r = RECOMPUTE_NONE; r <= RECOMPUTE_BLOCK; r++) {
+        if (strcmp(name, recompute_name((enum recompute)r)) != 0) continue;
+        *out = (enum recompute)r;
+        return true;
+    }
+    return false;
+}
+
+/* ---- layout ---- */
+
+int64_t gpt_train_pages(const struct gpt_train_options *o)
+{
+    /* A span's last page may be nearly empty. */
+    return o->max_rows / KV_PAGE_TOKENS + o->max_spans;
+}
+
+static struct tensor take(struct plan *plan, enum dtype dtype, int64_t rows, int64_t cols)
+{
+    void *data = plan_take(plan, MEMORY_ACTIVATIONS, rows, cols * dtype_bytes(dtype, 1));
+    return (struct tensor){.data = data, .dtype = dtype, .rows = rows, .cols = cols};
+}
+
+static int64_t qkv_cols(const struct gpt_config *c)
+{
+    return (c->n_head + 2 * c->n_kv_head) * c->head_dim;
+}
+
+static int64_t up_cols(const struct gpt_config *c)
+{
+    return c->mlp_type == MLP_SWIGLU ? 2 * c->n_ff : c->n_ff;
+}
+
+/* What recomputing can bring back cheaply: the normed rows and the activation. */
+static void take_cheap(struct gpt_block *b, const struct gpt_train *t, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    enum dtype act = t->gpt->dtype;
+    int64_t R = t->options.max_rows;
+    b->h_attn = take(plan, act, R, c->n_embd);
+    b->h_mlp = take(plan, act, R, c->n_embd);
+    b->mlp = take(plan, act, R, c->n_ff);
+}
+
+/* What only running the block again brings back. */
+static void take_dear(struct gpt_block *b, const struct gpt_train *t, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    enum dtype act = t->gpt->dtype;
+    int64_t R = t->options.max_rows;
+    b->x_mid = take(plan, DTYPE_F32, R, c->n_embd);
+    b->qkv_kept = take(plan, act, R, qkv_cols(c));
+    if (c->qk_norm) b->qkv_pre = take(plan, act, R, qkv_cols(c));
+    b->attn = take(plan, act, R, c->n_head * c->head_dim);
+    b->lse = plan_take(plan, MEMORY_ACTIVATIONS, R * c->n_head, sizeof(float));
+    b->up = take(plan, act, R, up_cols(c));
+}
+
+static void shared_layout(struct gpt_train *t, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    struct gpt_block *s = &t->shared;
+    int64_t R = t->options.max_rows;
+    *s = (struct gpt_block){0};
+    if (t->options.recompute != RECOMPUTE_NONE) take_cheap(s, t, plan);
+    if (t->options.recompute == RECOMPUTE_BLOCK) take_dear(s, t, plan);
+    s->qkv = take(plan, DTYPE_F32, R, qkv_cols(c));
+    s->x_out = take(plan, DTYPE_F32, R, c->n_embd); /* of the last block */
+    if (t->options.dropout > 0) s->branch = take(plan, DTYPE_F32, R, c->n_embd);
+}
+
+static void backward_layout(struct gpt_train *t, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    enum dtype act = t->gpt->dtype;
+    int64_t R = t->options.max_rows;
+    t->h_final = take(plan, act, R, c->n_embd);
+    t->logits = take(plan, DTYPE_F32, t->options.loss_rows, c->vocab_size);
+    t->dlogits = act == DTYPE_F32 ? t->logits : take(plan, act, t->options.loss_rows, c->vocab_size);
+    t->dx = take(plan, DTYPE_F32, R, c->n_embd);
+    t->dh = take(plan, DTYPE_F32, R, c->n_embd);
+    t->dy = take(plan, act, R, c->n_embd);
+    t->dmlp = take(plan, DTYPE_F32, R, c->n_ff);
+    t->dup = take(plan, act, R, up_cols(c));
+    t->dattn = take(plan, DTYPE_F32, R, c->n_head * c->head_dim);
+    t->dqkv = take(plan, DTYPE_F32, R, qkv_cols(c));
+    t->dqkv_act = act == DTYPE_F32 ? t->dqkv : take(plan, act, R, qkv_cols(c));
+    t->losses = plan_take(plan, MEMORY_ACTIVATIONS, R, sizeof *t->losses);
+}
+
+static void cache_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    int64_t n_pages = gpt_train_pages(&t->options);
+    t->kv = (struct kv_cache){
+        .dtype = t->gpt->dtype,
+        .n_layer = 1,
+        .n_pages = (int32_t)n_pages,
+        .n_kv_head = (int32_t)c->n_kv_head,
+        .head_dim = (int32_t)c->head_dim,
+    };
+    int64_t page = d->ops->kv_page_bytes(d, t->kv.dtype, t->kv.n_kv_head, t->kv.head_dim);
+    t->kv.data = plan_take(plan, MEMORY_KV_CACHE, n_pages, page);
+}
+
+void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    struct gpt_layer *layers = t->grads.layers;
+    ASSERT(t->options.loss_rows > 0 && t->options.loss_rows <= t->options.max_rows);
+    ASSERT(gpt_train_pages(&t->options) < INT32_MAX / KV_PAGE_TOKENS);
+    t->grads = (struct gpt){.config = *c, .dtype = DTYPE_F32, .layers = layers,
+                            .max_context = t->gpt->max_context};
+    gpt_layout(&t->grads, d, MEMORY_GRADIENTS, plan);
+    for (int64_t i = 0; i < c->n_layer; i++) {
+        struct gpt_block *b = &t->blocks[i];
+        *b = (struct gpt_block){0};
+        b->x_in = take(plan, DTYPE_F32, t->options.max_rows, c->n_embd);
+        if (t->options.recompute == RECOMPUTE_NONE) take_cheap(b, t, plan);
+        if (t->options.recompute != RECOMPUTE_BLOCK) take_dear(b, t, plan);
+    }
+    shared_layout(t, plan);
+    backward_layout(t, plan);
+    cache_layout(t, d, plan);
+}
+
+/* ---- rows ---- */
+
+void gpt_rows_layout(struct gpt_rows *r, const struct gpt_train_options *o, struct plan *plan)
+{
+    *r = (struct gpt_rows){0};
+    r->tokens = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->tokens);
+    r->positions = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->positions);
+    r->slots = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->slots);
+    r->targets = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->targets);
+    r->spans = plan_take(plan, MEMORY_STAGING, o->max_spans, sizeof *r->spans);
+    r->pages = plan_take(plan, MEMORY_STAGING, gpt_train_pages(o), sizeof *r->pages);
+}
+
+void gpt_rows_clear(struct gpt_rows *r) { r->n_rows = r->n_spans = r->n_pages = 0; }
+
+bool gpt_rows_add(struct gpt_rows *r, const struct gpt_train_options *o, const int32_t *tokens,
+                  const int32_t *targets, int32_t n)
+{
+    ASSERT(n > 0);
+    if (r->n_spans == o->max_spans || n > o->max_rows - r->n_rows) return false;
+    r->spans[r->n_spans++] = (struct span){.row0 = r->n_rows, .n_rows = n, .table = r->n_pages};
+    int32_t page0 = r->n_pages;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t row = r->n_rows++;
+        r->tokens[row] = tokens[i];
+        r->targets[row] = targets[i];
+        r->positions[row] = i;
+        r->slots[row] = page0 * KV_PAGE_TOKENS + i;
+    }
+    for (; r->n_pages < page0 + ceil_div(n, KV_PAGE_TOKENS); r->n_pages++)
+        r->pages[r->n_pages] = r->n_pages;
+    return true;
+}
+
+static void upload(struct device *d, int32_t *dst, const int32_t *src, int32_t n)
+{
+    d->ops->upload(d, dst, src, (size_t)n * sizeof *src);
+}
+
+struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *h, const struct gpt_rows *to,
+                                       struct device *d)
+{
+    upload(d, to->tokens, h->tokens, h->n_rows);
+    upload(d, to->positions, h->positions, h->n_rows);
+    upload(d, to->slots, h->slots, h->n_rows);
+    upload(d, to->targets, h->targets, h->n_rows);
+    upload(d, to->pages, h->pages, h->n_pages);
+    d->ops->upload(d, to->spans, h->spans, (size_t)h->n_spans * sizeof *h->spans);
+    return (struct gpt_micro_batch){
+        .batch = {.n_rows = h->n_rows, .n_spans = h->n_spans, .tokens = to->tokens,
+                  .positions = to->positions, .slots = to->slots, .spans = to->spans,
+                  .pages = to->pages},
+        .targets = to->targets,
+    };
+}
+
+/* ---- forward ---- */
+
+static struct tensor rows_of(struct tensor t, int64_t row0, int64_t rows)
+{
+    if (t.data) t.data = (uint8_t *)t.data + row0 * t.cols * dtype_bytes(t.dtype, 1);
+    t.rows = rows;
+    return t;
+}
+
+static struct tensor first(struct tensor kept, struct tensor shared, int64_t rows)
+{
+    return rows_of(kept.data ? kept : shared, 0, rows);
+}
+
+/* Block i with n rows: what is its own, else what is shared. */
+static struct gpt_block block_at(const struct gpt_train *t, int64_t i, int64_t n)
+{
+    const struct gpt_block *b = &t->blocks[i], *s = &t->shared;
+    bool last = i + 1 == t->gpt->config.n_layer;
+    return (struct gpt_block){
+        .x_in = rows_of(b->x_in, 0, n),
+        .x_mid = first(b->x_mid, s->x_mid, n),
+        .x_out = rows_of(last ? s->x_out : t->blocks[i + 1].x_in, 0, n),
+        .h_attn = first(b->h_attn, s->h_attn, n),
+        .h_mlp = first(b->h_mlp, s->h_mlp, n),
+        .qkv = rows_of(s->qkv, 0, n),
+        .attn = first(b->attn, s->attn, n),
+        .up = first(b->up, s->up, n),
+        .mlp = first(b->mlp, s->mlp, n),
+        .branch = rows_of(s->branch, 0, n),
+        .qkv_kept = first(b->qkv_kept, s->qkv_kept, n),
+        .qkv_pre = first(b->qkv_pre, s->qkv_pre, n),
+        .lse = b->lse ? b->lse : s->lse,
+    };
+}
+
+/* Streams of random bits that must not meet: layers, and the embedding. */
+static uint64_t layer_key(uint64_t step_key, int64_t layer)
+{
+    return (step_key + (uint64_t)(layer + 2) * 0xD1B54A32D192ED03u) >> 4;
+}
+
+static void forward(struct gpt_train *t, struct device *d, const struct batch *b, float dropout,
+                    uint64_t key)
+{
+    const struct gpt *g = t->gpt;
+    int64_t n = b->n_rows, L = g->config.n_layer;
+    struct tensor x = rows_of(t->blocks[0].x_in, 0, n);
+    d->ops->embed(d, x, b, &g->wte, g->wpe);
+    if (dropout > 0) d->train->dropout(d, x, x, (struct dropout){dropout, layer_key(key, -1)});
+    for (int64_t i = 0; i < L; i++) {
+        struct gpt_block block = block_at(t, i, n);
+        block.dropout = dropout;
+        block.dropout_key = layer_key(key, i);
+        gpt_block_forward(g, (int32_t)i, &block, d, b, &t->kv, 0, NULL);
+    }
+    d->ops->norm(d, rows_of(t->h_final, 0, n), rows_of(t->shared.x_out, 0, n), &g->final_norm);
+}
+
+/* ---- loss ---- */
+
+/* Logits of `loss_rows` rows at a time: the B T V logits never exist. With `backward` the gradient goes to dh
+ * and to the head's weights. */
+static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                 const struct loss_options *o, bool backward)
+{
+    const struct gpt *g = t->gpt;
+    struct matrix *dw = g->config.tie_weights ? &t->grads.wte : &t->grads.lm_head;
+    int64_t n = m->batch.n_rows;
+    for (int64_t row = 0; row < n; row += t->options.loss_rows) {
+        int64_t rows = min_i64(t->options.loss_rows, n - row);
+        struct tensor h = rows_of(t->h_final, row, rows);
+        struct tensor logits = rows_of(t->logits, 0, rows);
+        struct tensor dlogits = backward ? rows_of(t->dlogits, 0, rows) : (struct tensor){0};
+        d->ops->matmul(d, logits, h, &g->lm_head, g->lm_head_bias, EPILOGUE_NONE);
+        d->train->cross_entropy(d, dlogits, logits, m->targets + row, o, t->losses + row);
+        if (!backward) continue;
+        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h);
+        d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head, false);
+    }
+}
+
+/* ---- backward ---- */
+
+/* Brings back what was not kept of block i. */
+static void recompute_block(struct gpt_train *t, struct device *d, const struct batch *b, int64_t i,
+                            const struct gpt_block *block)
+{
+    const struct gpt *g = t->gpt;
+    const struct gpt_layer *l = &g->layers[i];
+    if (t->options.recompute == RECOMPUTE_NONE) return;
+    if (t->options.recompute == RECOMPUTE_BLOCK) {
+        /* x_out is the next block's x_in: rewritten with the very same bits. */
+        gpt_block_forward(g, (int32_t)i, block, d, b, &t->kv, 0, NULL);
+        return;
+    }
+    d->ops->norm(d, block->h_attn, block->x_in, &l->attn_norm);
+    d->ops->norm(d, block->h_mlp, block->x_mid, &l->mlp_norm);
+    gpt_mlp_activation(g, block, d);
+}
+
+/* dx becomes the gradient of x_mid. */
+static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt_block *b, int64_t i)
+{
+    const struct device_train_ops *ops = d->train;
+    const struct gpt_layer *l = &t->gpt->layers[i];
+    struct gpt_layer *dl = &t->grads.layers[i];
+    enum mlp_type type = t->gpt->config.mlp_type;
+    int64_t n = b->x_in.rows;
+    struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
+    struct tensor dmlp = rows_of(t->dmlp, 0, n), dup = rows_of(t->dup, 0, n);
+    struct dropout drop = {b->dropout, gpt_dropout_key(b->dropout_key, DROPOUT_MLP_OUT)};
+
+    ops->dropout(d, dy, dx, drop);
+    ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp);
+    ops->matmul_backward_x(d, dmlp, dy, &l->mlp_down, false);
+    if (type == MLP_SWIGLU) ops->swiglu_backward(d, dup, dmlp, b->up);
+    else ops->gelu_backward(d, dup, dmlp, b->up, type == MLP_GELU_EXACT);
+    ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp);
+    ops->matmul_backward_x(d, dh, dup, &l->mlp_up, false);
+    ops->norm_backward(d, dx, (float *)dl->mlp_norm.weight, (float *)dl->mlp_norm.bias, dh,
+                       b->x_mid, &l->mlp_norm);
+}
+
+/* dx becomes the gradient of x_in. */
+static void backward_attention(struct gpt_train *t, struct device *d, const struct batch *batch,
+                               const struct gpt_block *b, int64_t i)
+{
+    const struct device_train_ops *ops = d->train;
+    const struct gpt_layer *l = &t->gpt->layers[i];
+    struct gpt_layer *dl = &t->grads.layers[i];
+    struct attention a = gpt_attention(t->gpt, (int32_t)i, b);
+    int64_t n = b->x_in.rows;
+    struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
+    struct tensor dattn = rows_of(t->dattn, 0, n), dqkv = rows_of(t->dqkv, 0, n);
+    struct tensor dqkv_act = rows_of(t->dqkv_act, 0, n);
+    struct dropout drop = {b->dropout, gpt_dropout_key(b->dropout_key, DROPOUT_ATTN_OUT)};
+
+    ops->dropout(d, dy, dx, drop);
+    ops->matmul_backward_w(d, &dl->attn_out, dl->attn_out_bias, dy, b->attn);
+    ops->matmul_backward_x(d, dattn, dy, &l->attn_out, false);
+    ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, batch, &a);
+    ops->rope_backward(d, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
+    if (dqkv_act.data != dqkv.data) ops->dropout(d, dqkv_act, dqkv, (struct dropout){0});
+    ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn);
+    ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv, false);
+    ops->norm_backward(d, dx, (float *)dl->attn_norm.weight, (float *)dl->attn_norm.bias, dh,
+                       b->x_in, &l->attn_norm);
+}
+
+static void backward(struct gpt_train *t, struct device *d, const struct batch *b, uint64_t key)
+{
+    const struct gpt *g = t->gpt;
+    float dropout = t->options.dropout;
+    int64_t n = b->n_rows;
+    struct tensor dx = rows_of(t->dx, 0, n);
+    d->train->zero(d, dx.data, n * dx.cols * (int64_t)sizeof(float));
+    d->train->norm_backward(d, dx, (float *)t->grads.final_norm.weight,
+                            (float *)t->grads.final_norm.bias, rows_of(t->dh, 0, n),
+                            rows_of(t->shared.x_out, 0, n), &g->final_norm);
+    for (int64_t i = g->config.n_layer - 1; i >= 0; i--) {
+        struct gpt_block block = block_at(t, i, n);
+        block.dropout = dropout;
+        block.dropout_key = layer_key(key, i);
+        recompute_block(t, d, b, i, &block);
+        backward_mlp(t, d, &block, i);
+        backward_attention(t, d, b, &block, i);
+    }
+    if (dropout > 0) d->train->dropout(d, dx, dx, (struct dropout){dropout, layer_key(key, -1)});
+    d->train->embed_backward(d, &t->grads.wte, t->grads.wpe, dx, b);
+}
+
+/* ---- a micro-batch ---- */
+
+static void check_micro_batch(const struct gpt_train *t, const struct gpt_micro_batch *m)
+{
+    ASSERT(m->batch.n_rows > 0 && m->batch.n_rows <= t->options.max_rows);
+    ASSERT(m->batch.n_spans > 0 && m->batch.n_spans <= t->options.max_spans);
+}
+
+void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                          float grad_scale)
+{
+    check_micro_batch(t, m);
+    struct loss_options o = {grad_scale, t->options.label_smoothing, t->options.z_loss};
+    forward(t, d, &m->batch, t->options.dropout, m->dropout_key);
+    loss(t, d, m, &o, true);
+    backward(t, d, &m->batch, m->dropout_key);
+}
+
+void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
+{
+    check_micro_batch(t, m);
+    forward(t, d, &m->batch, 0, 0);
+    loss(t, d, m, &(struct loss_options){.scale = 1}, false);
+}
+
+void gpt_train_zero_grads(struct gpt_train *t, struct device *d)
+{
+    for (int64_t i = 0; i < gpt_n_params(&t->grads); i++) {
+        struct gpt_param p = gpt_param(&t->grads, i);
+        int64_t bytes = p.matrix ? d->ops->matrix_bytes(d, DTYPE_F32, p.n_out, p.n_in)
+                                 : p.n_out * p.n_in * (int64_t)sizeof(float);
+        d->train->zero(d, p.matrix ? p.matrix->data : p.vector, bytes);
+    }
+}
