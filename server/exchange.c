@@ -31,7 +31,6 @@ struct exchange {
 
     /* The connection's thread's, then the reaper's. */
     bool is_stream;
-    bool settled;     /* libmicrohttpd has been given a turn before the first suspension */
     bool chunked;     /* a reply through write_reply is on its way */
     bool more;        /* completion_read had more to say than it said */
     bool ended;       /* completion_read has said all */
@@ -213,13 +212,6 @@ enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **respo
                                  struct error *err)
 {
     if (e->is_stream) return respond_chunked(e, response, err);
-    /* A connection that is suspended within the very turn that read its request still counts as
-     * one to read from: when it is resumed, libmicrohttpd 0.9.75 finds the end of what a half-closed
-     * client says, and hangs up on it. One more turn makes it a connection that waits for us. */
-    if (!e->settled) {
-        e->settled = true;
-        return EXCHANGE_WAIT;
-    }
     for (;;) {
         switch (wait_for_something(e)) {
         case WAIT_SUSPENDED: return EXCHANGE_WAIT;
