@@ -41,9 +41,11 @@ TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
-# Helpers that several tests share: every tests/*/ file that is not itself a test.
+# Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
+# it calls.
 TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c),$(wildcard tests/*/*.c))
 TEST_OBJS := $(TEST_LIB:%.c=$(BUILD)/%.o)
+LIBRARIES := $(BUILD)/tests/helpers.a $(BUILD)/gptd.a
 
 .PHONY: all tests threaded-tests fuzz-targets
 all: $(BUILD)/gptd
@@ -64,16 +66,16 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(OBJS)
+$(BUILD)/gptd.a: $(OBJS)
+$(BUILD)/tests/helpers.a: $(TEST_OBJS)
+$(LIBRARIES):
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
-# A test gets the helpers of its own folder; others' come from the library, as far as it uses them.
-$(BUILD)/libtests.a: $(TEST_OBJS)
-	rm -f $@ && ar rcs $@ $^
-
-.SECONDEXPANSION:
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $$(filter $(BUILD)/tests/$$(*D)/%,$(TEST_OBJS)) \
-                  $(BUILD)/libtests.a $(OBJS)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
 
 .PRECIOUS: $(BUILD)/%.o

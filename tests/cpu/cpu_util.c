@@ -19,7 +19,7 @@ void *device_bytes(int64_t bytes)
     return p;
 }
 
-void fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
+void cpu_fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
                   const struct workspace_shape *shape)
 {
     struct cpu_options o = {.n_threads = n_threads, .isa = isa};
@@ -30,25 +30,25 @@ void fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
     f->d->ops->set_workspace(f->d, f->workspace, bytes);
 }
 
-void fixture_close(struct cpu_fixture *f)
+void cpu_fixture_close(struct cpu_fixture *f)
 {
     f->d->ops->close(f->d);
     free(f->workspace);
 }
 
-uint32_t rng_next(struct rng *r)
+uint32_t cpu_rng_next(struct cpu_rng *r)
 {
     r->state = r->state * 6364136223846793005u + 1442695040888963407u;
     return (uint32_t)(r->state >> 32);
 }
 
-int32_t rng_below(struct rng *r, int32_t n) { return (int32_t)((uint64_t)rng_next(r) * (uint64_t)n >> 32); }
+int32_t cpu_rng_below(struct cpu_rng *r, int32_t n) { return (int32_t)((uint64_t)cpu_rng_next(r) * (uint64_t)n >> 32); }
 
-float rng_float(struct rng *r) { return (float)(int32_t)rng_next(r) * 0x1p-31f; }
+float cpu_rng_float(struct cpu_rng *r) { return (float)(int32_t)cpu_rng_next(r) * 0x1p-31f; }
 
-void rng_fill(struct rng *r, float *x, int64_t n)
+void cpu_rng_fill(struct cpu_rng *r, float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) x[i] = rng_float(r);
+    for (int64_t i = 0; i < n; i++) x[i] = cpu_rng_float(r);
 }
 
 struct tensor tensor_blank(enum dtype dtype, int64_t rows, int64_t cols)

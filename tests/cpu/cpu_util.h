@@ -11,18 +11,18 @@ struct cpu_fixture {
 };
 
 /* Every instruction set from the reference to the best: for (isa = 0; isa <= cpu_isa_best(); isa++). */
-void fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
+void cpu_fixture_open(struct cpu_fixture *f, enum cpu_isa isa, int32_t n_threads,
                   const struct workspace_shape *shape);
-void fixture_close(struct cpu_fixture *f);
+void cpu_fixture_close(struct cpu_fixture *f);
 
 /* Exactly `bytes`, aligned as device memory is, filled with 0xA5 (never a sane number). */
 void *device_bytes(int64_t bytes);
 
-struct rng { uint64_t state; };
-uint32_t rng_next(struct rng *r);
-int32_t rng_below(struct rng *r, int32_t n); /* 0..n-1 */
-float rng_float(struct rng *r);              /* -1..1 */
-void rng_fill(struct rng *r, float *x, int64_t n);
+struct cpu_rng { uint64_t state; };
+uint32_t cpu_rng_next(struct cpu_rng *r);
+int32_t cpu_rng_below(struct cpu_rng *r, int32_t n); /* 0..n-1 */
+float cpu_rng_float(struct cpu_rng *r);              /* -1..1 */
+void cpu_rng_fill(struct cpu_rng *r, float *x, int64_t n);
 
 /* A new tensor of the type with these values (rounded to it); free its data. */
 struct tensor tensor_from(enum dtype dtype, int64_t rows, int64_t cols, const float *values);

@@ -37,7 +37,7 @@ static void rig_open(struct rig *g, enum cpu_isa isa, int32_t n_threads, enum dt
                                    .n_ff = 1, .n_head = s.h, .n_kv_head = s.g, .head_dim = s.k,
                                    .vocab_size = 1, .block_size = MAX_PAGES * P};
     *g = (struct rig){0};
-    fixture_open(&g->f, isa, n_threads, &plan);
+    cpu_fixture_open(&g->f, isa, n_threads, &plan);
     g->a = (struct attention){.n_head = s.h, .n_kv_head = s.g, .head_dim = s.k,
                               .scale = 1 / sqrtf((float)s.k), .qk_norm_eps = 1e-5f};
     g->kv_bytes = 2 * MAX_PAGES * g->f.d->ops->kv_page_bytes(g->f.d, dtype, s.g, s.k);
@@ -48,7 +48,7 @@ static void rig_open(struct rig *g, enum cpu_isa isa, int32_t n_threads, enum dt
 static void rig_close(struct rig *g)
 {
     free(g->kv.data);
-    fixture_close(&g->f);
+    cpu_fixture_close(&g->f);
 }
 
 /* One sequence: its qkv rows as the model would hand them, its page table, how far it has come. */
@@ -59,12 +59,12 @@ struct sequence {
     float *out;               /* [n, H K] */
 };
 
-static struct sequence sequence_new(struct rng *rng, struct heads s, int32_t n, int32_t first_page)
+static struct sequence sequence_new(struct cpu_rng *rng, struct heads s, int32_t n, int32_t first_page)
 {
     int64_t cols = (s.h + 2 * s.g) * s.k;
     struct sequence q = {.n = n, .qkv = malloc((size_t)(n * cols) * 4),
                          .out = calloc((size_t)n * s.h * s.k, 4)};
-    rng_fill(rng, q.qkv, n * cols);
+    cpu_rng_fill(rng, q.qkv, n * cols);
     /* Queries of some size, so that the softmax is not flat. */
     for (int64_t r = 0; r < n; r++)
         for (int64_t i = 0; i < s.h * s.k; i++) q.qkv[r * cols + i] *= 4;
@@ -170,7 +170,7 @@ static double tolerance_of(enum dtype kv, enum dtype out)
 
 static void attention_is_right(void **state)
 {
-    struct rng rng = {11};
+    struct cpu_rng rng = {11};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int s = 0; s < N_HEADS; s++)
             for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
@@ -192,15 +192,15 @@ static void attention_is_right(void **state)
 static void rotation_and_head_norms_are_right(void **state)
 {
     enum { N = 40, K = 64, HALF = K / 2 };
-    struct rng rng = {13};
+    struct cpu_rng rng = {13};
     float *rope = malloc(N * HALF * 2 * sizeof *rope), q_norm[K], k_norm[K];
     for (int p = 0; p < N; p++)
         for (int i = 0; i < HALF; i++) {
             rope[(p * HALF + i) * 2] = cosf((float)p * powf(10000, -(float)i / HALF));
             rope[(p * HALF + i) * 2 + 1] = sinf((float)p * powf(10000, -(float)i / HALF));
         }
-    rng_fill(&rng, q_norm, K);
-    rng_fill(&rng, k_norm, K);
+    cpu_rng_fill(&rng, q_norm, K);
+    cpu_rng_fill(&rng, k_norm, K);
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int norms = 0; norms < 2; norms++) {
             struct rig g;
@@ -222,7 +222,7 @@ static void rotation_and_head_norms_are_right(void **state)
  * a cache full of NaN. */
 static void check_company(enum cpu_isa isa, enum dtype dtype, struct heads s, int32_t n)
 {
-    struct rng rng = {17};
+    struct cpu_rng rng = {17};
     struct rig alone, busy;
     rig_open(&alone, isa, 1, dtype, s, 0);
     rig_open(&busy, isa, 3, dtype, s, 0xFF);
@@ -236,7 +236,7 @@ static void check_company(enum cpu_isa isa, enum dtype dtype, struct heads s, in
     memcpy(seqs[1].qkv, whole.qkv, (size_t)(n * (s.h + 2 * s.g) * s.k) * 4);
     static const int32_t sizes[] = {1, 1, 17, 2, 40, 1, 7, 130};
     for (int turn = 0; seqs[1].done < n; turn++) {
-        int32_t counts[3], size = turn > 200 ? 1 : sizes[rng_below(&rng, 8)];
+        int32_t counts[3], size = turn > 200 ? 1 : sizes[cpu_rng_below(&rng, 8)];
         for (int i = 0; i < 3; i++) counts[i] = (int32_t)min_i64(size + i, seqs[i].n - seqs[i].done);
         if (turn % 3 == 0) counts[0] = counts[2] = 0; /* decoding or a prompt by itself */
         step(&busy, seqs, counts, 3, dtype);
@@ -266,7 +266,7 @@ static void decoding_equals_the_prompt(void **state)
     struct heads s = {9, 3, 64};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int threads = 1; threads <= 5; threads += 2) {
-            struct rng rng = {19};
+            struct cpu_rng rng = {19};
             struct rig a, b;
             int32_t n = 400, one = 1;
             rig_open(&a, (enum cpu_isa)isa, 2, DTYPE_BF16, s, 0);
@@ -287,7 +287,7 @@ static void large_scores_are_finite(void **state)
     struct heads s = {2, 1, 16};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
-            struct rng rng = {23};
+            struct cpu_rng rng = {23};
             struct rig g;
             int32_t n = 140;
             rig_open(&g, (enum cpu_isa)isa, 1, (enum dtype)dtype, s, 0xFF);
