@@ -6,6 +6,9 @@
 #include "base/json.h"
 #include "model/tokenizer_internal.h"
 
+/* \w of the regex crate, which the Whitespace pre-tokenizer is made with (Oniguruma's differs). */
+#define RUST_WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}"
+
 enum { MAX_JSON_BYTES = 256 << 20, MAX_DEPTH = 32 };
 
 struct reader {
@@ -308,7 +311,7 @@ static bool read_pretokenizer(struct reader *r, const struct cJSON *item)
     if (strcmp(type, "Metaspace") == 0) return read_metaspace(r, item);
     if (strcmp(type, "Punctuation") == 0) return read_punctuation(r, item);
     if (strcmp(type, "Whitespace") == 0)
-        return add_step(r, "\\w+|[^\\w\\s]+", false, SPLIT_REMOVED, true);
+        return add_step(r, "[" RUST_WORD "]+|[^" RUST_WORD "\\s]+", false, SPLIT_REMOVED, true);
     if (strcmp(type, "WhitespaceSplit") == 0)
         return add_step(r, "\\s+", false, SPLIT_REMOVED, false);
     return unsupported(r, "pre-tokenizer", type);

@@ -106,14 +106,16 @@ static bool refuse(const char *where, const char *pattern, size_t n, const char 
 }
 
 /* The escape \c, when it means something else in PCRE2: what to write for it, outside and inside
- * a [class]. NULL: as it is. \s there takes U+180E too; \w there lacks marks; \h there is a space. */
+ * a [class]. NULL: as it is. \s there takes U+180E too; \w there lacks marks and circled letters (and
+ * Oniguruma's has Latin-1's raised digits and fractions); \h there is a space. */
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 static const char *escape_for(char c, bool in_class)
 {
     switch (c) {
     case 's': return "\\p{White_Space}";
     case 'S': return "\\P{White_Space}";
-    case 'w': return in_class ? "\\p{L}\\p{M}\\p{Nd}\\p{Pc}" : "[\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
-    case 'W': return in_class ? NULL : "[^\\p{L}\\p{M}\\p{Nd}\\p{Pc}]";
+    case 'w': return in_class ? WORD : "[" WORD "]";
+    case 'W': return in_class ? NULL : "[^" WORD "]";
     case 'h': return in_class ? "0-9A-Fa-f" : "[0-9A-Fa-f]";
     default: return NULL;
     }
@@ -246,13 +248,14 @@ static bool flush(struct encoder *e, int32_t step, const char *s, struct pending
     return drop || run_steps(e, step + 1, s + p->begin, p->end - p->begin);
 }
 
+/* The text from where p ends to `end` matched, or did not. An empty match still cuts. */
 static bool cut(struct encoder *e, int32_t step, const char *s, struct pending *p, size_t end,
                 bool is_match)
 {
     size_t begin = p->end;
-    if (begin == end) return true;
+    if (begin == end && !is_match) return true;
     is_match ^= e->t->steps[step].invert;
-    if (p->begin < p->end && joins(e->t->steps[step].behavior, p, is_match)) {
+    if (begin < end && p->begin < p->end && joins(e->t->steps[step].behavior, p, is_match)) {
         p->end = end;
         p->is_match = is_match;
         return true;

@@ -382,9 +382,12 @@ static void test_split_behaviors(void **state)
     t = with_pattern(SPLIT("{\"Regex\": \"(?=b)\"}", "Isolated", "false"));
     ASSERT_IDS(t, "abab", 0, 0, 1, 0, 1);
     tokenizer_free(t);
+    t = with_pattern(SPLIT("{\"Regex\": \"(?=b)\"}", "Contiguous", "false"));
+    ASSERT_IDS(t, "abab", 0, 0, 1, 0, 1);
+    tokenizer_free(t);
 }
 
-/* Oniguruma's \s has no U+180E, its $ is a line's end. */
+/* Oniguruma's \s has no U+180E, its \w has circled letters and raised digits, its $ is a line's end. */
 static void test_patterns_mean_what_oniguruma_means(void **state)
 {
     struct tokenizer *t = with_pattern(SPLIT("{\"Regex\": \"\\\\s+\"}", "Removed", "false"));
@@ -392,6 +395,9 @@ static void test_patterns_mean_what_oniguruma_means(void **state)
     struct error err = {0};
     ASSERT_IDS(t, "a\xC2\x85" "b\xE3\x80\x80" "ab", 0, 0, 1, 3);
     assert_false(tokenizer_encode(t, "a\xE1\xA0\x8E" "b", 5, 0, 9, &ids, &err));
+    tokenizer_free(t);
+    t = with_pattern(SPLIT("{\"Regex\": \"\\\\w+\"}", "Removed", "false"));
+    ASSERT_IDS(t, "ab_\xC2\xB2\xE2\x93\x90-\xCC\x81\xD9\xA3", 0, 4);
     tokenizer_free(t);
     t = with_pattern(SPLIT("{\"Regex\": \"b$\\n\"}", "Removed", "false"));
     ASSERT_IDS(t, "ab\nab", 0, 0, 3);

@@ -34,7 +34,7 @@ static const struct {
     {MODEL("\"vocab\": {\"b\": 1, \"a\": \"0\"}, \"merges\": []"), ERR_FORMAT, "\"a\" is a string"},
     {MODEL("\"vocab\": {\"a\": -1}, \"merges\": []"), ERR_FORMAT, "no tokens"},
     {MODEL("\"vocab\": {\"a\": 0, \"b\": -1}, \"merges\": []"), ERR_FORMAT, "id -1"},
-    {MODEL("\"vocab\": {\"a\": 0.5}, \"merges\": []"), ERR_FORMAT, "token id"},
+    {MODEL("\"vocab\": {\"b\": 1, \"a\": 0.5}, \"merges\": []"), ERR_FORMAT, "token id"},
     {MODEL("\"vocab\": {\"a\": 1e15}, \"merges\": []"), ERR_FORMAT, "out of range"},
     {MODEL("\"vocab\": {\"a\": 4000000}, \"merges\": []"), ERR_FORMAT, "out of range"},
     {MODEL("\"vocab\": {\"a\": 0, \"b\": 0}, \"merges\": []"), ERR_FORMAT, "share the id 0"},
