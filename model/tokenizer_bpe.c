@@ -148,7 +148,7 @@ bool bpe_keeps_whole(const struct tokenizer *t, int32_t id)
     const struct token *token = &t->tokens[id];
     if (token->n_piece > BPE_WHOLE) return false;
     struct symbol sym[BPE_WHOLE];
-    struct encoder e = {.t = t};
+    struct encoder e = {.t = t, .text = token->piece, .n_text = token->n_piece};
     size_t count;
     if (!first_symbols(&e, token->piece, token->n_piece, sym, &count)) return false;
     merge_short(t, token->piece, sym, &count);

@@ -165,12 +165,14 @@ static int32_t named_token(const struct tokenizer *t, const struct cJSON *config
     return id;
 }
 
-static void read_named(struct tokenizer *t, const struct cJSON *config)
+/* Takes over the markers that the file names. Does it name eos? */
+static bool read_named(struct tokenizer *t, const struct cJSON *config)
 {
     int32_t bos = named_token(t, config, "bos_token"), eos = named_token(t, config, "eos_token");
     if (bos >= 0 && !t->adds_bos) t->bos = bos; /* a post-processor has named its own */
     if (eos >= 0) t->eos = eos;
     builder_stop(t, eos);
+    return eos >= 0;
 }
 
 static int32_t valid_id(const struct tokenizer *t, const struct cJSON *item)
@@ -233,10 +235,8 @@ struct configs { struct cJSON *tokenizer, *specials, *generation, *model; };
 
 static void apply_configs(struct tokenizer *t, const struct configs *c, bool has_postprocessor)
 {
-    bool named = json_get(c->tokenizer, "eos_token") != NULL;
-    read_named(t, c->specials);
-    read_named(t, c->tokenizer); /* the later file goes before the earlier */
-    named = named || json_get(c->specials, "eos_token");
+    bool named = read_named(t, c->specials);
+    named |= read_named(t, c->tokenizer); /* where both do, this one's stays */
     int32_t first = read_stop_ids(t, c->generation);
     if (first < 0) first = read_stop_ids(t, c->model);
     if (!named && first >= 0) t->eos = first;
