@@ -58,15 +58,15 @@ struct checkpoint {
     enum dtype dtype;
 };
 
-/* How a family names the tensors of each role: up to three that lie under each other. NULL: this layout
- * has no such weight. */
+/* How a family names the tensors of each role: up to three that lie under each other. NULL: this
+ * layout has no such weight. */
 struct tensor_names {
     const char *prefix;       /* before the names of the whole model, but not lm_head's */
-    const char *layer_prefix; /* after it, with %lld for the layer: "layers.%lld." */
+    const char *layer_prefix; /* after it, before the layer's number: "layers." */
     const char *(*roles)[CHECKPOINT_MAX_PARTS]; /* [N_WEIGHT_ROLES] */
     bool conv1d;              /* matrices inside layers are stored [in, out] */
     bool rope_pairs;          /* q and k rows are stored in pairs */
-    const char *const *needless; /* tensors that may be there and are not read: suffixes, NULL ends */
+    const char *const *needless; /* suffixes of tensors that need not be read; NULL ends them */
 };
 
 /* Fills the table from the opened files and sorts by_name. Refuses a name that occurs twice. */

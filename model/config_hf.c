@@ -144,8 +144,8 @@ static bool any_sliding_layer(struct config_reader *r, bool absent)
     return sliding;
 }
 
-/* A query sees the window's newest keys, its own among them. Contexts up to the window therefore see
- * everything, and full attention is exact: the window limits block_size. */
+/* A query sees the window's newest keys, its own among them. Contexts up to the window therefore
+ * see everything, and full attention is exact: the window limits block_size. */
 static void read_sliding_window(struct config_reader *r, const struct family *f,
                                 struct gpt_config *c)
 {

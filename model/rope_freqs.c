@@ -39,8 +39,8 @@ bool rope_freqs_to_config(const float *factors, int64_t n, const char *where, st
     float largest = factors[0];
     for (int64_t i = 0; i < n; i++) {
         if (!(factors[i] >= 1e-3f && factors[i] <= 1e6f))
-            return error_set(err, ERR_FORMAT, NULL, "%s: rope_freqs.weight[%d] is %g", where, (int)i,
-                             (double)factors[i]);
+            return error_set(err, ERR_FORMAT, NULL, "%s: rope_freqs.weight[%d] is %g", where,
+                             (int)i, (double)factors[i]);
         uniform = uniform && factors[i] == factors[0];
         largest = fmaxf(largest, factors[i]);
     }

@@ -1,7 +1,8 @@
-/* One safetensors file: u64 header length, a JSON header, the data. Opening maps the file and checks
- * the whole header against the file's size; tensors of every element type are listed, those that
- * gptd cannot compute with (masks, indices) as unusable. Borrowed from the map. Read-only after open:
- * any thread. Source: the format's description in huggingface/safetensors. */
+/* One safetensors file: u64 header length, a JSON header, the data. Opening maps the file and
+ * checks the whole header against the file's size; tensors of every element type are listed,
+ * those that gptd cannot compute with (masks, indices) as unusable. Their bytes are borrowed from
+ * the map. Read-only after open: any thread. Source: the format's description in
+ * huggingface/safetensors. */
 #pragma once
 
 #include <stdbool.h>

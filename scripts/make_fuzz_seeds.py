@@ -28,8 +28,9 @@ def value(v):
         return struct.pack("<If", F32, v)
     if isinstance(v, str):
         return struct.pack("<I", STRING) + string(v)
-    kind, pack = (STRING, string) if isinstance(v[0], str) else (F32, lambda x: struct.pack("<f", x))
-    return struct.pack("<IIQ", ARRAY, kind, len(v)) + b"".join(pack(x) for x in v)
+    if isinstance(v[0], str):
+        return struct.pack("<IIQ", ARRAY, STRING, len(v)) + b"".join(map(string, v))
+    return struct.pack(f"<IIQ{len(v)}f", ARRAY, F32, len(v), *v)
 
 
 def gguf(keys, tensors, version=3):
@@ -56,7 +57,8 @@ def llama(arch, kind="f32", width=8, **more):
             f"{arch}.attention.head_count": width // 8, f"{arch}.context_length": 4,
             f"{arch}.attention.layer_norm_rms_epsilon": 1e-5, f"{arch}.rope.freq_base": 1e4, **more}
     tensors = {"token_embd.weight": (kind, (width, 3)), "output_norm.weight": ("f32", (width,)),
-               "blk.0.attn_norm.weight": ("f32", (width,)), "blk.0.ffn_norm.weight": ("f32", (width,))}
+               "blk.0.attn_norm.weight": ("f32", (width,)),
+               "blk.0.ffn_norm.weight": ("f32", (width,))}
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         tensors[f"blk.0.{name}.weight"] = (kind, (width, width))
     if arch == "qwen3":

@@ -262,8 +262,8 @@ static void print_json(struct buf *out, const struct report *r)
         buf_printf(out, ",\"%s\":%" PRId64, kind_names[k], r->parameters[k]);
     buf_puts(out, "},\"memory\":{");
     for (int i = 0; i < 2; i++)
-        buf_printf(out, "%s\"%s\":{\"weight_bytes\":%" PRId64 ",\"kv_bytes_per_token\":%" PRId64 "}",
-                   i ? "," : "", dtype_info(load_dtypes[i])->name, r->weight_bytes[i],
+        buf_printf(out, "%s\"%s\":{\"weight_bytes\":%" PRId64 ",\"kv_bytes_per_token\":%" PRId64
+                   "}", i ? "," : "", dtype_info(load_dtypes[i])->name, r->weight_bytes[i],
                    r->kv_bytes_per_token[i]);
     buf_puts(out, "},\"tensors\":[");
     print_json_tensors(out, r->ck);

@@ -41,8 +41,8 @@ static void accept(const char *text)
 static void test_values_arrive(void **state)
 {
     struct error err;
-    struct cJSON *root = parse(" {\"a\": [1, -2.5e1, true, null], \"A\": \"\\u00e9\\ud83d\\ude00\"}\n",
-                               &err);
+    struct cJSON *root = parse(" {\"a\": [1, -2.5e1, true, null],"
+                               " \"A\": \"\\u00e9\\ud83d\\ude00\"}\n", &err);
     assert_non_null(root);
     const struct cJSON *a = json_get(root, "a");
     assert_int_equal(cJSON_GetArraySize(a), 4);

@@ -9,7 +9,8 @@
 
 #include "base/options.h"
 
-static const char *const names[] = {"n_layer", "n_head", "n_embd", "block_size", "batch_size", "seed"};
+static const char *const names[] = {"n_layer",    "n_head",     "n_embd",
+                                    "block_size", "batch_size", "seed"};
 enum { N_NAMES = sizeof names / sizeof *names };
 
 static void test_nearest_by_edits(void **state)

@@ -1,5 +1,5 @@
-/* libFuzzer: any bytes as a Hugging Face config and as a preset. A config that is taken must pass its
- * own check and have a countable number of parameters. */
+/* libFuzzer: any bytes as a Hugging Face config and as a preset. A config that is taken must pass
+ * its own check and have a countable number of parameters. */
 #include <stdint.h>
 #include <string.h>
 

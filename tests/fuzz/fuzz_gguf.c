@@ -1,5 +1,5 @@
-/* libFuzzer: any bytes as a GGUF file. What opens must be readable through every accessor; what then
- * opens as a checkpoint must give all its weights. */
+/* libFuzzer: any bytes as a GGUF file. What opens must be readable through every accessor; what
+ * then opens as a checkpoint must give all its weights. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -53,7 +53,8 @@ static void refuse_preset(const char *json, const char *param, const char *why)
 {
     struct gpt_config c;
     struct error err = {0};
-    if (gpt_config_from_preset(json, strlen(json), "own.json", &c, &err)) fail_msg("taken: %s", json);
+    if (gpt_config_from_preset(json, strlen(json), "own.json", &c, &err))
+        fail_msg("taken: %s", json);
     if (!strstr(err.text, why)) fail_msg("expected \"%s\" in \"%s\"", why, err.text);
     assert_string_equal(err.param, param);
 }
@@ -63,14 +64,15 @@ static void test_gpt2(void **state)
     struct gpt_config c = from_hf(GPT2);
     assert_string_equal(c.arch, "gpt2");
     assert_true(c.n_layer == 12 && c.n_head == 12 && c.n_kv_head == 12 && c.head_dim == 64);
-    assert_true(c.n_embd == 768 && c.n_ff == 3072 && c.block_size == 1024 && c.vocab_size == 50257);
+    assert_true(c.n_embd == 768 && c.n_ff == 3072);
+    assert_true(c.block_size == 1024 && c.vocab_size == 50257);
     assert_true(c.pos_encoding == POS_LEARNED && c.norm_type == NORM_LAYERNORM);
     assert_true(c.mlp_type == MLP_GELU_TANH && c.norm_eps == 1e-5f && c.tie_weights);
     assert_true(c.bias_qkv && c.bias_attn_out && c.bias_mlp && c.bias_norm && !c.bias_lm_head);
     assert_int_equal(gpt_config_parameters(&c), 124439808); /* as published */
 
-    c = from_hf(GPT2 ",\"n_inner\":100,\"activation_function\":\"gelu\",\"layer_norm_epsilon\":1e-6,"
-                     "\"tie_word_embeddings\":false");
+    c = from_hf(GPT2 ",\"n_inner\":100,\"activation_function\":\"gelu\","
+                     "\"layer_norm_epsilon\":1e-6,\"tie_word_embeddings\":false");
     assert_true(c.n_ff == 100 && c.mlp_type == MLP_GELU_EXACT && c.norm_eps == 1e-6f);
     assert_false(c.tie_weights);
     assert_int_equal(from_hf(GPT2 ",\"n_inner\":null").n_ff, 3072);
@@ -183,7 +185,8 @@ static void test_rope_scaling_in_every_spelling(void **state)
     assert_int_equal(c.rope_scaling, ROPE_SCALING_NONE);
     c = from_hf(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\"," LLAMA3 "}");
     check_llama3(&c);
-    c = from_hf(LLAMA ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":5e5," LLAMA3 "}");
+    c = from_hf(LLAMA ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":5e5,"
+                LLAMA3 "}");
     check_llama3(&c);
     assert_true(c.rope_theta == 5e5f);
 }
@@ -193,7 +196,8 @@ static void test_rope_scaling_refusals(void **state)
     refuse_hf(LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}", "rope_scaling", "yarn");
     refuse_hf(LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}", "factor", "missing");
     refuse_hf(LLAMA ",\"rope_scaling\":\"linear\"", "rope_scaling", "a string");
-    refuse_hf(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}", "rope_factor", "within");
+    refuse_hf(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}", "rope_factor",
+              "within");
     refuse_hf(LLAMA ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
               "\"high_freq_factor\":4,\"original_max_position_embeddings\":8}", "low_freq_factor",
               "not below");
@@ -230,8 +234,8 @@ static void test_preset_defaults_and_switches(void **state)
     assert_string_equal(c.arch, "gpt2");
     assert_true(c.n_kv_head == 4 && c.head_dim == 16 && c.n_ff == 256 && c.tie_weights);
     assert_true(!c.bias_qkv && !c.bias_norm && c.norm_eps == 1e-5f && c.dropout == 0.0f);
-    c = from_preset("{\"n_layer\":2,\"n_head\":4,\"n_embd\":64,\"block_size\":32,\"vocab_size\":100,"
-                    "\"bias\":true,\"bias_mlp\":false,\"dropout\":0.25}");
+    c = from_preset("{\"n_layer\":2,\"n_head\":4,\"n_embd\":64,\"block_size\":32,"
+                    "\"vocab_size\":100,\"bias\":true,\"bias_mlp\":false,\"dropout\":0.25}");
     assert_true(c.bias_qkv && c.bias_attn_out && !c.bias_mlp && c.bias_norm && !c.bias_lm_head);
     assert_true(c.dropout == 0.25f);
     c = from_preset("{\"n_layer\":2,\"n_head\":4,\"n_kv_head\":2,\"n_embd\":64,\"block_size\":32,"
