@@ -3,7 +3,7 @@
  * The thread goes round one loop, at its own pace:
  *
  *   collect    take what was submitted out of the locked inbox; sleep if there is nothing at all
- *   expire     end what was canceled, is past its deadline or hit by shutdown; its pages are free now
+ *   expire     end what was canceled, is past its deadline or meets shutdown; its pages are free now
  *   admit      in order of arrival, while slots are free and every page that a request may ever
  *              need can be reserved; the first that does not fit makes all others wait
  *   step       one row for each decoding choice, then chunks of prompts up to max_batch_tokens
@@ -54,7 +54,10 @@ static void *engine_main(void *arg)
         closing = engine_collect(e);
         engine_end_expired(e, closing);
         engine_admit(e);
-        if (e->n_active > 0) engine_step(e);
+        if (e->n_active > 0) {
+            engine_publish_stats(e); /* a step may be long: who runs is known before it ends */
+            engine_step(e);
+        }
         engine_deliver(e);
     } while (!closing);
     return NULL;

@@ -101,7 +101,7 @@ struct engine_request {
     struct engine_choice *choices;      /* [n] */
     struct token_logprob *prompt_scores; /* [n_prompt]; entry 0 has id only. NULL unless asked */
     struct token_logprob *prompt_top;   /* [n_prompt, n_top] */
-    _Atomic int32_t n_prompt_scored;
+    _Atomic int32_t n_prompt_scored;    /* entries that are there (acquire); 1 from the start when asked */
     _Atomic int32_t state;              /* enum request_state; DONE is the last thing the engine writes */
     struct error error;                 /* FINISH_ERROR: why. Read after DONE */
     /* Times by clock_ns, 0 = not yet; read after DONE (first_token: after n_tokens > 0). */
@@ -162,8 +162,8 @@ struct engine_stats {
     struct kv_pool_stats kv;
     int32_t running, queued;             /* sequences; requests */
     int64_t n_steps, n_prefill_tokens, n_decode_tokens;
-    int64_t last_progress_ns;            /* clock_ns at the end of the last step, or when a request came to
-                                            an idle engine: old while running or queued means stuck */
+    int64_t last_progress_ns;            /* clock_ns when the last step began or ended, or when a request
+                                            came to an idle engine: old while running or queued means stuck */
     int64_t busy_ns;                     /* time spent in steps */
     bool draining;
 };

@@ -65,7 +65,6 @@ struct engine {
     struct seq *seqs;              /* [max_seqs] */
     int32_t *active;               /* [max_seqs] slots in use, in order of admission */
     int32_t n_active;
-    int32_t next_decode;           /* where in `active` the next step's decodes begin */
     bool admission_blocked;        /* the first in line did not fit, and nothing has ended since */
     bool device_failed;
     struct request_list waiting;
@@ -97,6 +96,8 @@ struct engine_request *request_list_pop(struct request_list *l);
 bool engine_collect(struct engine *e);
 /* Remembers to notify the request's owner after this step. */
 void engine_touch(struct engine *e, struct engine_request *r);
+/* Makes `live` what engine_stats sees. */
+void engine_publish_stats(struct engine *e);
 /* Ends a step: publishes its numbers, then tells the owners. */
 void engine_deliver(struct engine *e);
 /* From now on nothing can run; submissions are refused with this error. */

@@ -1,9 +1,9 @@
 /* Requests, and how they pass between their owner's thread and the engine's.
  *
  * In: a locked inbox, which the engine empties once a step. Out: release stores that the owner
- * reads without a lock, then one `notify` per request and step. When a request ends, the engine stores
- * DONE, calls notify a last time and posts `released`; engine_request_free waits for that post, so an
- * owner that sees DONE early (from another thread, before notify has returned) can free at once. */
+ * reads without a lock, then one `notify` per request and step. When a request ends, the engine
+ * stores DONE, calls notify a last time and posts `released`; engine_request_free waits for that post,
+ * so an owner that sees DONE early (before notify has returned) can free at once. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,11 +114,12 @@ static void spread_choices(struct engine_request *r)
     }
 }
 
-/* Nothing was scored yet: the first token never is, and alternatives start out unused. */
+/* The first token counts as scored, with nothing to say about it; alternatives start out unused. */
 static void clear_scores(struct engine_request *r)
 {
     const struct engine_params *p = &r->params;
     r->prompt_scores[0].id = p->prompt[0];
+    atomic_init(&r->n_prompt_scored, 1);
     for (int64_t i = 0; i < (int64_t)p->n_prompt * p->n_top; i++) r->prompt_top[i].id = -1;
 }
 
@@ -287,7 +288,7 @@ void engine_touch(struct engine *e, struct engine_request *r)
     request_list_push(&e->touched, r);
 }
 
-static void publish_stats(struct engine *e)
+void engine_publish_stats(struct engine *e)
 {
     struct engine_stats *s = &e->live;
     kv_pool_stats(e->pool, &s->kv);
@@ -313,7 +314,7 @@ static void release_request(struct engine *e, struct engine_request *r)
 void engine_deliver(struct engine *e)
 {
     /* The numbers come first: who sees a request DONE sees its pages free. */
-    publish_stats(e);
+    engine_publish_stats(e);
     for (struct engine_request *r; (r = request_list_pop(&e->touched));) {
         r->touched = false;
         if (r->n_live == 0) release_request(e, r);

@@ -84,22 +84,15 @@ static void add_span(struct engine *e, struct seq *s, int32_t n)
     s->n_out = step->n_out - s->out0;
 }
 
-/* One row for every decoding choice. Where there are more than rows, the next step begins with those
- * left out. */
+/* One row for every decoding choice. They never outnumber the rows: to get there, each needed a row
+ * beside those that decoded already. */
 static void add_decodes(struct engine *e)
 {
-    int32_t begin = e->next_decode < e->n_active ? e->next_decode : 0;
-    e->next_decode = 0;
     for (int32_t i = 0; i < e->n_active; i++) {
-        int32_t at = (begin + i) % e->n_active;
-        struct seq *s = &e->seqs[e->active[at]];
-        if (s->waits_for_fork || !is_decoding(s)) continue;
-        if (e->step.n_rows == e->options.max_batch_tokens) {
-            e->next_decode = at;
-            return;
-        }
-        add_span(e, s, 1);
+        struct seq *s = &e->seqs[e->active[i]];
+        if (!s->waits_for_fork && is_decoding(s)) add_span(e, s, 1);
     }
+    ASSERT(e->step.n_rows <= e->options.max_batch_tokens);
 }
 
 /* How many of at most n next prompt tokens can go into this step, given the logits left. */

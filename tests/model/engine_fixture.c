@@ -78,8 +78,8 @@ void fixture_fail(struct engine_fixture *f)
 
 /* ---- Opening ---- */
 
-/* A tokenizer for any golden model: token i is i written in the digits a, b, c (without zero, so that no
- * two are equal). With so few letters stop strings are hit often. */
+/* A tokenizer for any golden model: token i is i + 1 written in the digits a, b, c (there is no zero,
+ * so that no two are equal). With so few letters stop strings are hit often. */
 static struct tokenizer *letters_tokenizer(int32_t vocab_size)
 {
     struct buf json;
@@ -121,8 +121,8 @@ bool fixture_try_open(struct engine_fixture *f, const char *model, const struct 
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
     struct error why;
-    must(cpu_device_open(&(struct cpu_options){.n_threads = 2, .isa = CPU_ISA_BEST}, &f->device, &why),
-         &why);
+    struct cpu_options cpu = {.n_threads = 2, .isa = CPU_ISA_BEST};
+    must(cpu_device_open(&cpu, &f->device, &why), &why);
     f->real = f->device->ops;
     f->ops = *f->real;
     f->ops.alloc = counted_alloc;
@@ -173,7 +173,10 @@ int32_t rng_below(struct rng *g, int32_t n)
     return (int32_t)((g->state >> 33) % (uint64_t)n);
 }
 
-static int32_t pick(struct rng *g, const int32_t *values, int32_t n) { return values[rng_below(g, n)]; }
+static int32_t pick(struct rng *g, const int32_t *values, int32_t n)
+{
+    return values[rng_below(g, n)];
+}
 
 /* Three fixed texts, of which the prompts are beginnings. */
 static int32_t base_token(int32_t text, int32_t i, int32_t vocab)

@@ -1,5 +1,5 @@
-/* An engine on a golden model, for tests: requests made from a seed, replies as bytes to compare, and a
- * device whose steps can be held, counted and made to fail. One at a time in a process. */
+/* An engine on a golden model, for tests: requests made from a seed, replies as bytes to compare,
+ * and a device whose steps can be held, counted and made to fail. One at a time in a process. */
 #pragma once
 
 #include <pthread.h>
@@ -57,8 +57,8 @@ enum { JOB_CONTEXT = 96 }; /* jobs stay within this many tokens */
 struct rng { uint64_t state; };
 int32_t rng_below(struct rng *g, int32_t n);
 
-/* A request of every kind that there is: lengths around page boundaries, common prefixes, samplers, n,
- * stops, scoring. */
+/* A request of every kind that there is: lengths around page boundaries, common prefixes, samplers,
+ * n, stops, scoring. */
 void job_init(struct job *j, uint64_t seed, const struct engine *e);
 /* A plain greedy request: n_prompt tokens, max_tokens. */
 void job_init_plain(struct job *j, int32_t n_prompt, int32_t max_tokens);

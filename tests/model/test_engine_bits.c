@@ -1,5 +1,5 @@
-/* The same request gives the same bytes, alone or beside any others: every kind of request, first alone on
- * a plain engine, then all at once on engines of many makeups. */
+/* The same request gives the same bytes, alone or beside any others: every kind of request, first
+ * alone on a plain engine, then all at once on engines of many makeups. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
