@@ -32,7 +32,7 @@ static struct pair find_pair(const struct tokenizer *t, const char *s, const str
 
 /* ---- The symbols that merging starts from ---- */
 
-/* A character without a token, or -1 with the error set when nothing can stand for it. */
+/* For a character that has no token and that nothing can stand for. */
 static bool unknown_character(struct encoder *e, const char *s, size_t n)
 {
     bool in_text = s >= e->text && s < e->text + e->n_text;

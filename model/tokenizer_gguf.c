@@ -186,7 +186,10 @@ static bool read_markers(struct reader *r)
         !get_flag(r, "tokenizer.ggml.add_bos_token", t->adds_bos, &adds_bos))
         return false;
     t->adds_bos = adds_bos;
-    if (!mark_special(r, t->bos) || !mark_special(r, t->eos) || !mark_special(r, t->unk) ||
+    int32_t unk = t->unk;
+    /* Byte-level BPE has no use for it: writers fill in the end of text, which no text may become. */
+    if (!r->sentencepiece) t->unk = -1;
+    if (!mark_special(r, t->bos) || !mark_special(r, t->eos) || !mark_special(r, unk) ||
         !mark_special(r, eot) || !mark_special(r, eom))
         return false;
     if (r->sentencepiece) {

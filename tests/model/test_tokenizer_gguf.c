@@ -244,6 +244,23 @@ static void test_gpt2_model(void **state)
     tokenizer_free(t);
 }
 
+/* SmolLM2 names its end of text as the unknown token, and lacks a few control characters. */
+static void test_unknown_bytes_do_not_become_the_end_of_text(void **state)
+{
+    struct writer w;
+    struct token_ids ids = {0};
+    struct error err = {0};
+    write_gpt2(&w, "smollm");
+    add_u32(&w, "tokenizer.ggml.unknown_token_id", 9);
+    struct tokenizer *t = open_written(&w);
+    assert_false(tokenizer_encode(t, "ab\x04", 3, 0, 10, &ids, &err));
+    assert_int_equal(err.code, ERR_INVALID);
+    assert_non_null(strstr(err.text, "U+0004"));
+    assert_non_null(strstr(err.text, "byte 2"));
+    token_ids_free(&ids);
+    tokenizer_free(t);
+}
+
 static void test_named_pretokenizers(void **state)
 {
     static const struct { const char *pre, *description; } names[] = {
@@ -355,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_control_tokens_do_not_come_out_of_text),
         cmocka_unit_test(test_leading_space_is_stripped_once),
         cmocka_unit_test(test_gpt2_model),
+        cmocka_unit_test(test_unknown_bytes_do_not_become_the_end_of_text),
         cmocka_unit_test(test_named_pretokenizers),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_no_tokenizer),
