@@ -154,6 +154,36 @@ static void read_sizes(struct metadata *m, struct gpt_config *c)
     if (window > 0 && window < c->block_size) c->block_size = window;
 }
 
+/* Settings of related models that change the arithmetic: refused unless they have no effect, which
+ * 0 (unset) never has. */
+static void refuse_other_arithmetic(struct metadata *m)
+{
+    static const struct { const char *key; float neutral; } settings[] = {
+        {"attention.scale", 0},        {"attention.max_alibi_bias", 0},
+        {"attention.clamp_kqv", 0},    {"attn_logit_softcapping", 0},
+        {"final_logit_softcapping", 0}, {"logit_scale", 1},
+        {"residual_scale", 1},         {"embedding_scale", 1},
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        float value = metadata_float(m, settings[i].key, 0);
+        if (value != 0 && value != settings[i].neutral)
+            metadata_fail(m, ERR_UNSUPPORTED, settings[i].key, "is set, which is not supported");
+    }
+    bool causal = true;
+    if (gguf_get_bool(metadata_find(m, "attention.causal"), &causal) && !causal)
+        metadata_fail(m, ERR_UNSUPPORTED, "attention.causal",
+                      "is false: the model does not generate text");
+}
+
+static bool check_whole(const struct checkpoint *ck, struct error *err)
+{
+    int64_t n_files;
+    if (!gguf_get_i64(gguf_find(ck->gguf, "split.count"), &n_files) || n_files <= 1) return true;
+    return error_set(err, ERR_UNSUPPORTED, "split.count",
+                     "%s is one of %" PRId64 " files that make the model: merge them first",
+                     ck->path, n_files);
+}
+
 static bool read_config(struct checkpoint *ck, struct error *err)
 {
     struct metadata m = {.gguf = ck->gguf, .path = ck->path, .err = err};
@@ -161,6 +191,7 @@ static bool read_config(struct checkpoint *ck, struct error *err)
     if (!read_arch(&m)) return false;
     memcpy(c->arch, m.arch, sizeof m.arch);
     bool gpt2 = strcmp(m.arch, "gpt2") == 0;
+    refuse_other_arithmetic(&m);
     read_sizes(&m, c);
     if (gpt2) {
         c->norm_type = NORM_LAYERNORM;
@@ -198,8 +229,8 @@ static bool read_rope_freqs(struct checkpoint *ck, struct error *err)
 bool checkpoint_open_gguf(struct checkpoint *ck, struct error *err)
 {
     ck->format = CHECKPOINT_GGUF;
-    if (!gguf_open(ck->path, &ck->gguf, err) || !checkpoint_list_tensors(ck, err) ||
-        !read_config(ck, err))
+    if (!gguf_open(ck->path, &ck->gguf, err) || !check_whole(ck, err) ||
+        !checkpoint_list_tensors(ck, err) || !read_config(ck, err))
         return false;
     struct gpt_config *c = &ck->config;
     bool gpt2 = c->norm_type == NORM_LAYERNORM;

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "model/gguf.h"
 #include "tests/model/checkpoint_util.h"
 #include "tests/model/gguf_writer.h"
 
@@ -149,6 +150,50 @@ static void test_gguf_sliding_window_limits_the_context(void **state)
     checkpoint_close(ck);
 }
 
+static void test_settings_of_other_arithmetic_are_refused(void **state)
+{
+    struct fake_model m = fake_gguf("llama");
+    gguf_write_key_f32(&m.keys, "llama.logit_scale", 1); /* without effect */
+    gguf_write_key_f32(&m.keys, "llama.attention.scale", 0);
+    m.n_keys += 2;
+    checkpoint_close(open_good(save_gguf(&m)));
+    static const char *const keys[] = {"llama.logit_scale", "llama.attention.scale",
+                                       "llama.final_logit_softcapping"};
+    for (size_t i = 0; i < 3; i++) {
+        m = fake_gguf("llama");
+        gguf_write_key_f32(&m.keys, keys[i], 0.5f);
+        m.n_keys++;
+        refuse(save_gguf(&m), keys[i]);
+    }
+    m = fake_gguf("llama");
+    gguf_write_key(&m.keys, "llama.attention.causal", GGUF_BOOL);
+    buf_putc(&m.keys, 0);
+    m.n_keys++;
+    refuse(save_gguf(&m), "does not generate text");
+}
+
+static void test_one_of_several_files_is_refused(void **state)
+{
+    struct fake_model m = fake_gguf("llama");
+    gguf_write_key_u32(&m.keys, "split.count", 3);
+    m.n_keys++;
+    refuse(save_gguf(&m), "one of 3 files");
+}
+
+static void test_layers_that_differ_are_refused(void **state)
+{
+    struct fake_model m;
+    fake_model_init(&m, true);
+    gguf_write_key_string(&m.keys, "general.architecture", "llama");
+    gguf_write_key(&m.keys, "llama.block_count", GGUF_ARRAY);
+    gguf_write_u32(&m.keys, GGUF_U32);
+    gguf_write_u64(&m.keys, 1);
+    gguf_write_u32(&m.keys, 1);
+    m.n_keys = 2;
+    fake_model_add(&m, "token_embd.weight", V, C);
+    refuse(save_gguf(&m), "llama.block_count differs between layers");
+}
+
 static void test_gguf_refusals(void **state)
 {
     struct fake_model m = fake_gguf("mamba");
@@ -234,6 +279,9 @@ int main(void)
         TEST(test_gpt2_gguf_is_fused_and_not_transposed),
         TEST(test_gguf_rope_settings),
         TEST(test_gguf_sliding_window_limits_the_context),
+        TEST(test_settings_of_other_arithmetic_are_refused),
+        TEST(test_one_of_several_files_is_refused),
+        TEST(test_layers_that_differ_are_refused),
         TEST(test_gguf_refusals),
         TEST(test_quantized_rows_are_read_by_blocks),
     };
