@@ -1,11 +1,11 @@
 /* Merging: one piece of text to ids. A piece that is a token (and that merging would leave so) is
- * one look-up. A short piece merges in an array: find the best pair, merge, repeat. A long one keeps
- * its pairs in a heap over a linked list of symbols, so that n symbols take n log n steps however
- * regular the text is.
+ * one look-up. A short piece merges in an array: find the best pair, merge, repeat. A long one
+ * keeps its pairs in a heap over a linked list of symbols, so that n symbols take n log n steps
+ * however regular the text is.
  *
- * Two kinds of vocabulary share the loops and differ in `find_pair`: byte-pair merges have a rank for
- * a pair of ids (Sennrich et al. 2016); SentencePiece joins what spells a piece, best score first
- * (Kudo & Richardson 2018). In both the leftmost of equals goes first. */
+ * Two kinds of vocabulary share the loops and differ in `find_pair`: byte-pair merges have a rank
+ * for a pair of ids (Sennrich et al. 2016); SentencePiece joins what spells a piece, best score
+ * first (Kudo & Richardson 2018). In both the leftmost of equals goes first. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,8 +40,8 @@ static bool unknown_character(struct encoder *e, const char *s, size_t n)
     if (in_text) snprintf(place, sizeof place, " at byte %zu", (size_t)(s - e->text));
     uint32_t cp = 0;
     if (utf8_decode(s, n, &cp) <= 0)
-        return error_set(e->err, ERR_INVALID, NULL, "the tokenizer has no token for the byte 0x%02X%s",
-                         (uint8_t)*s, place);
+        return error_set(e->err, ERR_INVALID, NULL,
+                         "the tokenizer has no token for the byte 0x%02X%s", (uint8_t)*s, place);
     bool shown = cp > 0x20 && (cp < 0x7F || cp > 0xA0);
     return error_set(e->err, ERR_INVALID, NULL,
                      "the tokenizer has no token for the character %s%.*s%s(U+%04X)%s",
@@ -53,7 +53,7 @@ static bool add_unknown(struct encoder *e, const char *s, size_t at, size_t n, s
                         size_t *count)
 {
     const struct tokenizer *t = e->t;
-    if (t->scored) { /* it may still become part of a longer piece; push_symbol deals with the rest */
+    if (t->scored) { /* may still become part of a longer piece; push_symbol does the rest */
         sym[(*count)++] = (struct symbol){.start = (uint32_t)at, .n = (uint32_t)n, .id = -1};
         return true;
     }

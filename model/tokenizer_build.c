@@ -1,5 +1,6 @@
 /* The builder: what all readers of tokenizer files share. It takes tokens and merges as the file
- * has them, refuses what contradicts itself, and at the end builds the indexes that encoding reads. */
+ * has them, refuses what contradicts itself, and at the end builds the indexes that encoding
+ * reads. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,8 +70,9 @@ bool builder_token(struct builder *b, int64_t id, const char *raw, size_t n)
         return error_set(b->err, ERR_FORMAT, NULL, "%s: token %lld is not valid UTF-8", b->where,
                          (long long)id);
     if (b->raw[id].s)
-        return error_set(b->err, ERR_FORMAT, NULL, "%s: tokens \"%.*s\" and \"%.*s\" share the id %lld",
-                         b->where, shown(b->raw[id].n), b->raw[id].s, shown(n), raw, (long long)id);
+        return error_set(b->err, ERR_FORMAT, NULL,
+                         "%s: tokens \"%.*s\" and \"%.*s\" share the id %lld", b->where,
+                         shown(b->raw[id].n), b->raw[id].s, shown(n), raw, (long long)id);
     int32_t other = text_map_add(&b->by_raw, raw, n, (int32_t)id);
     if (other != (int32_t)id)
         return error_set(b->err, ERR_FORMAT, NULL, "%s: tokens %d and %lld are both \"%.*s\"",
@@ -93,7 +95,8 @@ static void byte_alphabet(int16_t byte_of[0x144])
     int next = 0x100;
     memset(byte_of, -1, 0x144 * sizeof byte_of[0]);
     for (int byte = 0; byte < 256; byte++) {
-        bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        bool printable =
+            (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
         byte_of[printable ? byte : next++] = (int16_t)byte;
     }
 }
@@ -193,8 +196,8 @@ bool builder_merge(struct builder *b, const char *left, size_t n_left, const cha
     int32_t id = b->joined.failed ? -1 : builder_find(b, b->joined.data, b->joined.len);
     if (left_id < 0 || right_id < 0 || id < 0)
         return error_set(b->err, ERR_FORMAT, NULL,
-                         "%s: merge %zu (\"%.*s\" and \"%.*s\") needs %s, which is no token", b->where,
-                         b->t->n_merges, shown(n_left), left, shown(n_right), right,
+                         "%s: merge %zu (\"%.*s\" and \"%.*s\") needs %s, which is no token",
+                         b->where, b->t->n_merges, shown(n_left), left, shown(n_right), right,
                          left_id < 0    ? "its left part"
                          : right_id < 0 ? "its right part"
                                         : "what the two make together");
@@ -209,8 +212,8 @@ bool builder_merge_line(struct builder *b, const char *line, size_t n)
     size_t left = space ? (size_t)(space - line) : 0;
     if (!space || left == 0 || left + 1 == n || memchr(space + 1, ' ', n - left - 1))
         return error_set(b->err, ERR_FORMAT, NULL,
-                         "%s: merge %zu (\"%.*s\") is not two tokens with a space between", b->where,
-                         b->t->n_merges, shown(n), line);
+                         "%s: merge %zu (\"%.*s\") is not two tokens with a space between",
+                         b->where, b->t->n_merges, shown(n), line);
     return builder_merge(b, line, left, space + 1, n - left - 1);
 }
 
@@ -245,8 +248,9 @@ bool builder_added(struct builder *b, int64_t id, const char *content, size_t n,
                          (long long)id);
     struct token *token = &b->t->tokens[id];
     if (token->flags & TOKEN_ADDED)
-        return error_set(b->err, ERR_FORMAT, NULL, "%s: the added token \"%.*s\" has the id of another (%lld)",
-                         b->where, shown(n), content, (long long)id);
+        return error_set(b->err, ERR_FORMAT, NULL,
+                         "%s: the added token \"%.*s\" has the id of another (%lld)", b->where,
+                         shown(n), content, (long long)id);
     token->flags |= flags | TOKEN_ADDED | TOKEN_EXISTS;
     if (token->text && token->n_text == n && memcmp(token->text, content, n) == 0) return true;
     token->text = arena_copy(&b->t->arena, content, n);
@@ -287,14 +291,17 @@ static bool index_contents(struct builder *b)
         n_special += (flags & TOKEN_SPECIAL) != 0;
     }
     if (!added_set_init(&t->added, n_bytes[0]) ||
-        !added_set_init(&t->added_normalized, n_bytes[1]) || !text_map_init(&t->specials, n_special))
+        !added_set_init(&t->added_normalized, n_bytes[1]) ||
+        !text_map_init(&t->specials, n_special))
         return no_memory(b);
     for (int32_t id = 0; id < t->n_tokens; id++) {
         const struct token *token = &t->tokens[id];
         if (!(token->flags & TOKEN_ADDED)) continue;
         bool normalized = token->flags & ADDED_NORMALIZED;
-        added_set_add(normalized ? &t->added_normalized : &t->added, b->raw[id].s, b->raw[id].n, id);
-        if (token->flags & TOKEN_SPECIAL) text_map_add(&t->specials, token->text, token->n_text, id);
+        added_set_add(normalized ? &t->added_normalized : &t->added, b->raw[id].s, b->raw[id].n,
+                      id);
+        if (token->flags & TOKEN_SPECIAL)
+            text_map_add(&t->specials, token->text, token->n_text, id);
         if (token->flags & (ADDED_LSTRIP | ADDED_RSTRIP)) t->drops_text = true;
     }
     return true;

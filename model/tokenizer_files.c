@@ -103,8 +103,8 @@ static bool read_added(struct builder *b, const struct cJSON *added)
         int64_t id;
         if (!json_to_i64(item, &id))
             return error_set(b->err, ERR_FORMAT, NULL,
-                             "%s: added_tokens.json: \"%.80s\" is %s; it must be a token id", b->where,
-                             item->string, json_type_name(item));
+                             "%s: added_tokens.json: \"%.80s\" is %s; it must be a token id",
+                             b->where, item->string, json_type_name(item));
         if (id == eos && strcmp(item->string, end_of_text) == 0) continue;
         bool special = strncmp(item->string, "<|", 2) == 0;
         if (!builder_added(b, id, item->string, strlen(item->string), special ? TOKEN_SPECIAL : 0))

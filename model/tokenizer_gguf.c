@@ -165,7 +165,8 @@ static bool mark_special(struct reader *r, int32_t id)
     int64_t type = 0;
     if (id < 0 || r->b.raw[id].n == 0 || r->b.t->tokens[id].flags & TOKEN_SPECIAL) return true;
     /* A model without a marker of its own may name an ordinary token. */
-    if (r->types && gguf_item_i64(r->types, (uint64_t)id, &type) && type == TYPE_NORMAL) return true;
+    if (r->types && gguf_item_i64(r->types, (uint64_t)id, &type) && type == TYPE_NORMAL)
+        return true;
     if (r->b.t->tokens[id].flags & TOKEN_ADDED) {
         r->b.t->tokens[id].flags |= TOKEN_SPECIAL;
         return true;
@@ -187,7 +188,8 @@ static bool read_markers(struct reader *r)
         return false;
     t->adds_bos = adds_bos;
     int32_t unk = t->unk;
-    /* Byte-level BPE has no use for it: writers fill in the end of text, which no text may become. */
+    /* Byte-level BPE has no use for it: writers fill in the end of text, which no text may
+     * become. */
     if (!r->sentencepiece) t->unk = -1;
     if (!mark_special(r, t->bos) || !mark_special(r, t->eos) || !mark_special(r, unk) ||
         !mark_special(r, eot) || !mark_special(r, eom))
@@ -238,8 +240,8 @@ bool tokenizer_open_gguf(const struct gguf *g, struct tokenizer **out, struct er
     r.sentencepiece = is(&model, "llama");
     if (!r.sentencepiece && !is(&model, "gpt2"))
         return error_set(err, ERR_UNSUPPORTED, NULL,
-                         "%s: the model \"%.*s\" is not supported (\"gpt2\" and \"llama\" are)", where,
-                         (int)(model.len < 40 ? model.len : 40), model.data);
+                         "%s: the model \"%.*s\" is not supported (\"gpt2\" and \"llama\" are)",
+                         where, (int)(model.len < 40 ? model.len : 40), model.data);
     bool ok = read_all(&r, out);
     builder_free(&r.b);
     return ok;

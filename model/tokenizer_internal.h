@@ -1,14 +1,18 @@
 /* What the parts of the tokenizer share. Only model/tokenizer*.c and their tests include it.
  *
  * A tokenizer is filled by one of the readers (tokenizer_json.c, tokenizer_gguf.c,
- * tokenizer_files.c) through the builder (tokenizer_build.c) and read-only afterwards. Text becomes ids in
- * stages, each a file:
+ * tokenizer_files.c) through the builder (tokenizer_build.c) and read-only afterwards. Text becomes
+ * ids in stages, each a file:
  *
- *     text ─ added tokens as written ─▶ normalize ─ normalized added tokens ─▶ prefix ─▶ pieces ─▶ ids
- *            tokenizer_added.c          _normalize.c                          _pretokenize.c  _bpe.c
+ *     text
+ *       │ tokenizer_added.c        added tokens that match the text as it is
+ *       ▼ tokenizer_normalize.c    what lies between them, normalized
+ *       │ tokenizer_added.c        added tokens that match normalized text
+ *       ▼ tokenizer_pretokenize.c  what lies between them: a prefix, then cut into pieces
+ *     ids ◀─ tokenizer_bpe.c       each piece merged
  *
- * What travels between the stages is a span of bytes; `struct encoder` carries the scratch of
- * one call. */
+ * What travels between the stages is a span of bytes; `struct encoder` carries the scratch of one
+ * call. */
 #pragma once
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -205,7 +209,8 @@ typedef bool (*span_fn)(struct encoder *e, const char *s, size_t n);
 bool added_set_init(struct added_set *set, size_t n_bytes) MUST_CHECK;
 void added_set_free(struct added_set *set);
 void added_set_add(struct added_set *set, const char *content, size_t n, int32_t id);
-/* Pushes the ids of the added tokens that match in s (leftmost, longest), calls rest for what lies between. */
+/* Pushes the ids of the added tokens that match in s (leftmost, longest), calls rest for what lies
+ * between. */
 bool added_split(struct encoder *e, const struct added_set *set, const char *s, size_t n,
                  span_fn rest) MUST_CHECK;
 
@@ -229,8 +234,8 @@ const char *pretokenize_family(const struct tokenizer *t);
 
 /* tokenizer_bpe.c: pushes the ids of one piece. */
 bool bpe_encode(struct encoder *e, const char *s, size_t n) MUST_CHECK;
-/* Is `id` what merging makes of the token's own piece? False for one over BPE_WHOLE bytes: pre-tokens of
- * that length are rare, and asking costs the square of it. */
+/* Is `id` what merging makes of the token's own piece? False for one over BPE_WHOLE bytes:
+ * pre-tokens of that length are rare, and asking costs the square of it. */
 bool bpe_keeps_whole(const struct tokenizer *t, int32_t id);
 enum { BPE_SHORT = 32, BPE_WHOLE = 16 };
 
@@ -254,7 +259,8 @@ struct builder {
     struct buf joined;      /* scratch of builder_merge */
 };
 
-/* A tokenizer for ids 0..max_id with at most n_max distinct token strings. On failure nothing is left behind. */
+/* A tokenizer for ids 0..max_id with at most n_max distinct token strings. On failure nothing is
+ * left behind. */
 bool builder_init(struct builder *b, size_t n_max, int64_t max_id, const char *where,
                   struct error *err) MUST_CHECK;
 void builder_free(struct builder *b); /* with the tokenizer, unless builder_finish took it */

@@ -1,6 +1,6 @@
-/* Reads tokenizer.json, the format of Hugging Face's tokenizers library: a BPE model with the stages
- * around it. Anything that would change ids and that gptd does not do is refused by name; so is what
- * contradicts itself. Big objects are walked, never searched. */
+/* Reads tokenizer.json, the format of Hugging Face's tokenizers library: a BPE model with the
+ * stages around it. Anything that would change ids and that gptd does not do is refused by name; so
+ * is what contradicts itself. Big objects are walked, never searched. */
 #include <string.h>
 
 #include "base/json.h"
@@ -28,8 +28,8 @@ static bool wrong(struct reader *r, const char *key, const struct cJSON *item, c
 
 static bool unsupported(struct reader *r, const char *what, const char *name)
 {
-    error_set(r->err, ERR_UNSUPPORTED, NULL, "%s: the %s \"%.80s\" is not supported", r->where, what,
-              name);
+    error_set(r->err, ERR_UNSUPPORTED, NULL, "%s: the %s \"%.80s\" is not supported", r->where,
+              what, name);
     return false;
 }
 
@@ -302,7 +302,8 @@ static bool read_pretokenizer(struct reader *r, const struct cJSON *item)
     const char *type;
     if (!get_type(r, item, "pre_tokenizer", &type)) return false;
     if (strcmp(type, "Sequence") == 0)
-        return read_sequence(r, json_get(item, "pretokenizers"), "pretokenizers", read_pretokenizer);
+        return read_sequence(r, json_get(item, "pretokenizers"), "pretokenizers",
+                             read_pretokenizer);
     /* Behind ByteLevel the text is written in another alphabet. */
     if (r->byte_level_seen) return unsupported(r, "pre-tokenizer behind ByteLevel", type);
     if (strcmp(type, "ByteLevel") == 0) return read_byte_level(r, item);
@@ -335,7 +336,8 @@ static bool read_strip_decoder(struct reader *r, const struct cJSON *item)
     const char *content;
     int64_t start, stop;
     if (!get_string(r, item, "content", &content)) return false;
-    if (!json_to_i64(json_get(item, "start"), &start) || !json_to_i64(json_get(item, "stop"), &stop))
+    if (!json_to_i64(json_get(item, "start"), &start) ||
+        !json_to_i64(json_get(item, "stop"), &stop))
         return wrong(r, "decoder", item, "a Strip with numbers \"start\" and \"stop\"");
     if (strcmp(content, " ") != 0 || start < 0 || start > 1 || stop != 0)
         return unsupported(r, "decoder", "Strip of anything but one leading space");
@@ -377,7 +379,8 @@ static bool template_id(struct reader *r, const struct cJSON *template, const st
     const struct cJSON *ids = json_get(entry, "ids");
     if (!cJSON_IsArray(ids) || !ids->child || ids->child->next || !json_to_i64(ids->child, &id) ||
         id < 0 || id >= r->b.t->n_tokens)
-        return wrong(r, "special_tokens", entry, "an entry with one valid id for each special token");
+        return wrong(r, "special_tokens", entry,
+                     "an entry with one valid id for each special token");
     r->b.t->bos = (int32_t)id;
     r->b.t->adds_bos = true;
     return true;
@@ -475,8 +478,8 @@ bool tokenizer_open_json(const char *json, size_t n, const char *where, struct t
 {
     struct reader r = {.where = where, .err = err};
     if (n > MAX_JSON_BYTES)
-        return error_set(err, ERR_TOO_LARGE, NULL, "%s: %zu bytes, over %d for a tokenizer", where, n,
-                         MAX_JSON_BYTES);
+        return error_set(err, ERR_TOO_LARGE, NULL, "%s: %zu bytes, over %d for a tokenizer", where,
+                         n, MAX_JSON_BYTES);
     struct cJSON *root = json_parse(json, n, MAX_DEPTH, where, err);
     if (!root) return false;
     r.root = root;

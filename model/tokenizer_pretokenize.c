@@ -1,5 +1,5 @@
-/* Pre-tokenizers: the patterns that cut a text into the pieces that merging works on. A
- * tokenizer has a few steps, each a compiled PCRE2 pattern; a step cuts a span and hands its parts to the
+/* Pre-tokenizers: the patterns that cut a text into the pieces that merging works on. A tokenizer
+ * has a few steps, each a compiled PCRE2 pattern; a step cuts a span and hands its parts to the
  * next, so that no list of pieces is ever built.
  *
  * tokenizer.json writes patterns in Oniguruma's Ruby syntax. What means something else in PCRE2 is
@@ -20,12 +20,12 @@
 
 const char pretokenize_gpt2[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-static const char llama3[] = CONTRACTIONS "|" LEAD "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    SPACES;
-static const char qwen2[] = CONTRACTIONS "|" LEAD "\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    SPACES;
-static const char qwen35[] = CONTRACTIONS "|" LEAD "[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
-    SPACES;
+static const char llama3[] = CONTRACTIONS "|" LEAD "\\p{L}+|\\p{N}{1,3}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
+static const char qwen2[] = CONTRACTIONS "|" LEAD "\\p{L}+|\\p{N}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
+static const char qwen35[] = CONTRACTIONS "|" LEAD "[\\p{L}\\p{M}]+|\\p{N}|"
+    " ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" SPACES;
 static const char tekken[] = LEAD UPPER "*" LOWER "+|" LEAD UPPER "+" LOWER "*|\\p{N}|"
     " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES;
 static const char gpt4o[] = LEAD UPPER "*" LOWER "+" CONTRACTIONS "?|" LEAD UPPER "+" LOWER "*"
@@ -41,15 +41,15 @@ static const struct {
     const char *steps[3];
 } named[] = {
     {"gpt2",
-     " gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code gigachat a.x-4.0 mellum "
-     "modern-bert roberta-bpe exaone4 mpt olmo jais trillion granite-docling ",
+     " gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code gigachat a.x-4.0 "
+     "mellum modern-bert roberta-bpe exaone4 mpt olmo jais trillion granite-docling ",
      {pretokenize_gpt2}},
     {"smollm",
      " smollm starcoder refact command-r codeshell exaone minerva-7b mellum2 ",
      {digit, pretokenize_gpt2}},
     {"llama3",
-     " llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe "
-     "glm4 ",
+     " llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe "
+     "chatglm-bpe glm4 ",
      {llama3}},
     {"qwen2", " qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez solar-open ", {qwen2}},
     {"qwen35", " qwen35 ", {qwen35}},
@@ -105,8 +105,8 @@ static bool refuse(const char *where, const char *pattern, size_t n, const char 
                      where, (int)(n < 200 ? n : 200), pattern, why);
 }
 
-/* The escape \c, when it means something else in PCRE2: what to write for it, outside and inside
- * a [class]. NULL: as it is. \s there takes U+180E too; \w there lacks marks and circled letters (and
+/* The escape \c, when it means something else in PCRE2: what to write for it, outside and inside a
+ * [class]. NULL: as it is. \s there takes U+180E too; \w there lacks marks and circled letters (and
  * Oniguruma's has Latin-1's raised digits and fractions); \h there is a space. */
 #define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 static const char *escape_for(char c, bool in_class)
@@ -265,7 +265,8 @@ static bool cut(struct encoder *e, int32_t step, const char *s, struct pending *
     return true;
 }
 
-/* Tries to match from `at` up to `last` (the last place where a match may begin). PCRE2's result. */
+/* Tries to match from `at` up to `last` (the last place where a match may begin). PCRE2's
+ * result. */
 static int match_between(struct encoder *e, const struct split_step *step, const char *s, size_t n,
                          size_t at, size_t last)
 {
@@ -282,10 +283,10 @@ static int match_between(struct encoder *e, const struct split_step *step, const
 
 /* Finds the next match at or after `at`. Returns 1, 0 (none), or -1 with the error set.
  *
- * A pattern that fails at each place only after a long look ahead (\s+$ on a line of spaces) takes the
- * square of the text's length, which PCRE2's own limits do not see: they count for one place. So the
- * search goes by windows, with an eye on the clock between them. The usual patterns match where
- * they start and never get there. */
+ * A pattern that fails at each place only after a long look ahead (\s+$ on a line of spaces) takes
+ * the square of the text's length, which PCRE2's own limits do not see: they count for one place.
+ * So the search goes by windows, with an eye on the clock between them. The usual patterns match
+ * where they start and never get there. */
 static int next_match(struct encoder *e, const struct split_step *step, const char *s, size_t n,
                       size_t at, size_t *begin, size_t *end)
 {

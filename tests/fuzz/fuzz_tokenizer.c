@@ -10,8 +10,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char own_text[] = "It's  <s>a b\tab\n\n12 \xC3\xA9\xE2\x96\x81\xF0\x9F\x98\x80 aaaaaaaaaaaaaaaaaaaaaaa"
-                               "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa</s>";
+static const char own_text[] =
+    "It's  <s>a b\tab\n\n12 \xC3\xA9\xE2\x96\x81\xF0\x9F\x98\x80 aaaaaaaaaaaaaaaaaaaaaaa"
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa</s>";
 
 static void decode_all(const struct tokenizer *t, const struct token_ids *ids)
 {
@@ -40,7 +41,8 @@ static void encode_all(const struct tokenizer *t, const char *text, size_t n)
 static bool open_input(const char *bytes, size_t n, struct tokenizer **t, struct error *err)
 {
     struct gguf *g;
-    if (n < 4 || memcmp(bytes, "GGUF", 4) != 0) return tokenizer_open_json(bytes, n, "fuzz", t, err);
+    if (n < 4 || memcmp(bytes, "GGUF", 4) != 0)
+        return tokenizer_open_json(bytes, n, "fuzz", t, err);
     if (!gguf_open_bytes((const uint8_t *)bytes, n, "fuzz", &g, err)) return false;
     bool ok = tokenizer_open_gguf(g, t, err);
     gguf_close(g);

@@ -129,8 +129,8 @@ static void test_max_ids(void **state)
     assert_false(tokenizer_encode(t, "ababa", 5, 0, 4, &ids, &err));
     assert_int_equal(err.code, ERR_TOO_LARGE);
     assert_int_equal(ids.n, 5);
-    /* 5 bytes are the most of a token ("<end>"): 4 * 5 + 1 bytes are too many at a glance, even when they
-     * are no text at all. */
+    /* 5 bytes are the most of a token ("<end>"): 4 * 5 + 1 bytes are too many at a glance, even
+     * when they are no text at all. */
     assert_int_equal(tokenizer_max_token_bytes(t), 5);
     char junk[21];
     memset(junk, 0xFF, sizeof junk);
@@ -346,7 +346,7 @@ static struct tokenizer *with_pattern(const char *split)
     struct buf json;
     buf_init(&json, 1 << 16);
     buf_printf(&json,
-               "{\"pre_tokenizer\": %s, \"model\": {\"type\": \"BPE\", \"merges\": [[\"a\", \"b\"]],"
+               "{\"pre_tokenizer\": %s, \"model\": {\"merges\": [[\"a\", \"b\"]],"
                "\"vocab\": {\"a\": 0, \"b\": 1, \" \": 2, \"ab\": 3, \"-\": 4, \"x\": 5}}}",
                split);
     struct tokenizer *t = open_json(json.data);
@@ -387,7 +387,8 @@ static void test_split_behaviors(void **state)
     tokenizer_free(t);
 }
 
-/* Oniguruma's \s has no U+180E, its \w has circled letters and raised digits, its $ is a line's end. */
+/* Oniguruma's \s has no U+180E, its \w has circled letters and raised digits, its $ is a line's
+ * end. */
 static void test_patterns_mean_what_oniguruma_means(void **state)
 {
     struct tokenizer *t = with_pattern(SPLIT("{\"Regex\": \"\\\\s+\"}", "Removed", "false"));
@@ -432,7 +433,8 @@ struct worker { const struct tokenizer *t; size_t n_ids; };
 static void *encode_often(void *arg)
 {
     struct worker *w = arg;
-    static const char text[] = "Some text, 123 of it.\n\n  And a little more: it's \xC3\xA9t\xC3\xA9!";
+    static const char text[] =
+        "Some text, 123 of it.\n\n  And a little more: it's \xC3\xA9t\xC3\xA9!";
     for (int i = 0; i < 200; i++) {
         struct token_ids ids = {0};
         struct error err = {0};

@@ -1,5 +1,5 @@
-/* Tokenizers of model directories: GPT-2's own files, and what the configurations beside a tokenizer
- * say about markers, stops and templates. */
+/* Tokenizers of model directories: GPT-2's own files, and what the configurations beside a
+ * tokenizer say about markers, stops and templates. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -73,7 +73,8 @@ static void assert_ids(const struct tokenizer *t, const char *text, int flags, s
 {
     struct token_ids ids = {0};
     struct error err = {0};
-    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err)) fail_msg("%s", err.text);
+    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err))
+        fail_msg("%s", err.text);
     assert_int_equal(ids.n, n);
     assert_memory_equal(ids.ids, expected, n * sizeof *expected);
     token_ids_free(&ids);
@@ -172,7 +173,8 @@ static void test_markers_by_name(void **state)
     assert_stops(t, 2, (const int32_t[]){3, 4});
     tokenizer_free(t);
 
-    write_file(*state, "special_tokens_map.json", "{\"eos_token\": \"<stop>\", \"bos_token\": \"<s>\"}");
+    write_file(*state, "special_tokens_map.json",
+               "{\"eos_token\": \"<stop>\", \"bos_token\": \"<s>\"}");
     t = open_dir(*state);
     assert_int_equal(tokenizer_eos(t), 5);
     assert_int_equal(tokenizer_bos(t), 2);
@@ -233,7 +235,8 @@ static void test_broken_configurations(void **state)
     assert_refused(*state, ERR_FORMAT, "generation_config.json");
 }
 
-/* Where tokenizer.json says how to begin a text, only the SentencePiece classes listen to this flag. */
+/* Where tokenizer.json says how to begin a text, only the SentencePiece classes listen to this
+ * flag. */
 static void test_add_bos_token(void **state)
 {
     struct tokenizer *t;
@@ -242,7 +245,8 @@ static void test_add_bos_token(void **state)
                "\"decoder\": {\"type\": \"ByteFallback\"},"
                "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1}, \"merges\": [],"
                "\"byte_fallback\": true}}");
-    write_file(*state, "tokenizer_config.json", "{\"add_bos_token\": true, \"bos_token\": \"<s>\"}");
+    write_file(*state, "tokenizer_config.json",
+               "{\"add_bos_token\": true, \"bos_token\": \"<s>\"}");
     t = open_dir(*state);
     assert_int_equal(tokenizer_kind(t), TOKENIZER_SENTENCEPIECE);
     assert_true(tokenizer_adds_bos(t));

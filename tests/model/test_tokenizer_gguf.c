@@ -105,7 +105,8 @@ static void assert_ids(const struct tokenizer *t, const char *text, int flags, s
 {
     struct token_ids ids = {0};
     struct error err = {0};
-    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err)) fail_msg("%s", err.text);
+    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err))
+        fail_msg("%s", err.text);
     assert_int_equal(ids.n, n);
     assert_memory_equal(ids.ids, expected, n * sizeof *expected);
     token_ids_free(&ids);
@@ -154,10 +155,10 @@ static void test_sentencepiece(void **state)
     ASSERT_IDS(t, "a", ENCODE_ADD_BOS, 1, 11);
     ASSERT_IDS(t, "abc", 0, 11, 10);        /* bc before ab; then _a; a_bc is no piece */
     ASSERT_IDS(t, "ca", 0, 5, 8, 6);        /* nothing merges */
-    ASSERT_IDS(t, "aaa", 0, 5, 13, 6);      /* of equals the leftmost: aa + a, and _ is left alone */
+    ASSERT_IDS(t, "aaa", 0, 5, 13, 6); /* of equals the leftmost: aa + a, and _ is left alone */
     ASSERT_IDS(t, "c\xC3\xA9", 0, 5, 8, 3, 4); /* the bytes of what has no piece */
     ASSERT_IDS(t, "c\xC3\xAA" "b", 0, 5, 8, 21); /* unless it is part of a piece */
-    ASSERT_IDS(t, "c\xC4\x80\xC4\x81" "c", 0, 5, 8, 0, 8); /* no bytes either: one unk for the run */
+    ASSERT_IDS(t, "c\xC4\x80\xC4\x81" "c", 0, 5, 8, 0, 8); /* no bytes: one unk for the run */
     tokenizer_free(t);
 }
 

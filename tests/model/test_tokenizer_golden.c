@@ -66,7 +66,8 @@ static void check_ids(const struct golden *g, const struct cJSON *item, const ch
     cJSON_ArrayForEach(id, expected) {
         if (i >= ids->n || ids->ids[i] != id->valueint)
             fail_msg("%s: %s: %s of %s: [%zu] is %d, not %d", g->name, key,
-                     cJSON_IsString(json_get(item, "text")) ? json_get(item, "text")->valuestring : "",
+                     cJSON_IsString(json_get(item, "text")) ? json_get(item, "text")->valuestring
+                                                            : "",
                      json_get(item, "text_hex")->valuestring, i, i < ids->n ? ids->ids[i] : -1,
                      id->valueint);
         i++;
@@ -99,7 +100,8 @@ static void check_text(const struct golden *g, const struct cJSON *item, const c
     hex_bytes(json_get(item, key), &expected);
     if (!utf8_valid(ours.data ? ours.data : "", ours.len, NULL)) {
         assert_non_null(memmem(expected.data, expected.len, "\xEF\xBF\xBD", 3));
-    } else if (ours.len != expected.len || (ours.len && memcmp(ours.data, expected.data, ours.len))) {
+    } else if (ours.len != expected.len ||
+               (ours.len && memcmp(ours.data, expected.data, ours.len))) {
         fail_msg("%s: %s: \"%s\", not \"%s\"", g->name, key, ours.data ? ours.data : "",
                  expected.data ? expected.data : "");
     }

@@ -14,7 +14,8 @@
 
 #define MODEL(members) "{\"model\": {\"type\": \"BPE\", " members "}}"
 #define VOCAB "\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2, \"\xE2\x96\x81\": 3, \" \": 4}"
-#define AROUND(members) "{" members ", \"model\": {\"type\": \"BPE\", " VOCAB ", \"merges\": [\"a b\"]}}"
+#define AROUND(members)                                                                            \
+    "{" members ", \"model\": {\"type\": \"BPE\", " VOCAB ", \"merges\": [\"a b\"]}}"
 
 static const struct {
     const char *json;
