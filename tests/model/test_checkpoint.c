@@ -143,6 +143,26 @@ static void test_fingerprint_names_the_weights(void **state)
     assert_string_not_equal(first, other);
 }
 
+/* Above a megabyte only samples are read: sizes, headers and the ends always count. */
+static void test_fingerprint_of_a_large_file(void **state)
+{
+    char digests[3][17];
+    for (int i = 0; i < 3; i++) {
+        struct fake_model m = fake_gpt2("", true);
+        fake_model_add(&m, "lm_head.weight", 50000, C); /* not read: tied */
+        if (i == 1) m.data.data[m.data.len - 1] ^= 1;
+        if (i == 2) m.data.data[0] ^= 1;
+        save_hf(&m, gpt2_config);
+        struct checkpoint *ck = open_good(test_dir());
+        assert_true(checkpoint_file_bytes(ck) > 2 << 20);
+        checkpoint_fingerprint(ck, digests[i]);
+        checkpoint_close(ck);
+    }
+    assert_string_not_equal(digests[0], digests[1]);
+    assert_string_not_equal(digests[0], digests[2]);
+    assert_string_not_equal(digests[1], digests[2]);
+}
+
 /* Copies the file with one byte changed and opens it. Returns 1 when it is refused, with words. */
 static int open_damaged(const char *from, const char *to, size_t at, uint8_t mask)
 {
@@ -197,6 +217,7 @@ int main(void)
         TEST(test_weights_of_another_element_type_are_refused),
         TEST(test_paths_that_are_no_model_are_refused),
         TEST(test_fingerprint_names_the_weights),
+        TEST(test_fingerprint_of_a_large_file),
         TEST(test_flipped_bits_in_a_header_are_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -116,6 +116,9 @@ static void test_llama_refusals(void **state)
     refuse_hf(LLAMA ",\"num_key_value_heads\":3", "n_kv_head", "not a multiple");
     refuse_hf(LLAMA ",\"num_key_value_heads\":0", "n_kv_head", "not within");
     refuse_hf(LLAMA ",\"head_dim\":40", "head_dim", "40");
+    refuse_hf("\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":8,"
+              "\"num_hidden_layers\":1,\"num_attention_heads\":2048,\"head_dim\":128,"
+              "\"max_position_embeddings\":8,\"vocab_size\":9", "n_head", "over 131072");
     refuse_hf(LLAMA ",\"rms_norm_eps\":\"x\"", "rms_norm_eps", "a string, not a number");
     refuse_hf(LLAMA ",\"attention_bias\":1", "attention_bias", "true or false");
     refuse_hf(LLAMA ",\"rope_theta\":0", "rope_theta", "rope_theta");
@@ -150,6 +153,8 @@ static void test_qwen2(void **state)
     snprintf(json, sizeof json, "%s,\"sliding_window\":64,\"use_sliding_window\":true,"
              "\"layer_types\":[\"full_attention\",\"full_attention\"]", base);
     assert_int_equal(from_hf(json).block_size, 8192);
+    snprintf(json, sizeof json, "%s,\"attention_bias\":true", base);
+    assert_false(from_hf(json).bias_attn_out); /* the family has none */
     snprintf(json, sizeof json, "%s,\"layer_types\":[\"linear_attention\"]", base);
     refuse_hf(json, "layer_types", "linear_attention");
 }
