@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/utf8.h"
 #include "model/tokenizer_internal.h"
 
@@ -96,8 +95,6 @@ enum {
     /* Beyond these, one match costs more than any real text asks for. */
     MATCH_STEPS = 100 * 1000 * 1000,
     MATCH_HEAP_KIB = 64 * 1024,
-    PATTERN_NS = 1000 * 1000 * 1000,
-    PATTERN_NS_PER_BYTE = 1000,
 };
 
 static bool encoder_init(struct encoder *e)
@@ -112,7 +109,6 @@ static bool encoder_init(struct encoder *e)
     e->match_context = pcre2_match_context_create(NULL);
     if (!e->match || !e->match_context)
         return error_set(e->err, ERR_MEMORY, NULL, "no memory to tokenize");
-    e->deadline_ns = clock_ns() + PATTERN_NS + PATTERN_NS_PER_BYTE * (int64_t)e->n_text;
     pcre2_set_match_limit(e->match_context, MATCH_STEPS);
     pcre2_set_heap_limit(e->match_context, MATCH_HEAP_KIB);
     return true;

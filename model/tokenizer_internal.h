@@ -194,7 +194,7 @@ struct encoder {
     pcre2_match_data *match;
     pcre2_match_context *match_context;
     pcre2_jit_stack *jit_stack;
-    int64_t deadline_ns; /* by clock_ns: patterns give up */
+    int64_t deadline_ns; /* of this thread's own time: patterns give up; 0: not yet set */
     struct symbol *symbols; /* [n_symbols] */
     size_t n_symbols;
     struct candidate *heap; /* [2 * n_symbols] */
