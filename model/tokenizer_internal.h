@@ -194,6 +194,7 @@ struct encoder {
     pcre2_match_data *match;
     pcre2_match_context *match_context;
     pcre2_jit_stack *jit_stack;
+    uint32_t n_matches;  /* of patterns */
     int64_t deadline_ns; /* of this thread's own time: patterns give up; 0: not yet set */
     struct symbol *symbols; /* [n_symbols] */
     size_t n_symbols;

@@ -297,8 +297,8 @@ static bool out_of_time(struct encoder *e)
  *
  * A pattern that fails at each place only after a long look ahead (\s+$ on a line of spaces) takes
  * the square of the text's length, which PCRE2's own limits do not see: they count for one place.
- * So the search goes by windows, with an eye on the clock between them. The usual patterns match
- * where they start and never get there. */
+ * So the search goes by windows, with an eye on the clock between them, and now and then between
+ * matches. The usual patterns match where they start. */
 static int next_match(struct encoder *e, const struct split_step *step, const char *s, size_t n,
                       size_t at, size_t *begin, size_t *end)
 {
@@ -308,10 +308,10 @@ static int next_match(struct encoder *e, const struct split_step *step, const ch
     for (;;) {
         size_t last = n - from > WINDOW ? from + WINDOW : n;
         rc = match_between(e, step, s, n, from, last);
+        bool ask = rc == PCRE2_ERROR_NOMATCH || ++e->n_matches % 1024 == 0;
+        if (ask && out_of_time(e)) rc = PCRE2_ERROR_MATCHLIMIT;
         if (rc != PCRE2_ERROR_NOMATCH || last == n) break;
         for (from = last + 1; from < n && ((uint8_t)s[from] & 0xC0) == 0x80;) from++;
-        if (out_of_time(e)) rc = PCRE2_ERROR_MATCHLIMIT;
-        if (rc != PCRE2_ERROR_NOMATCH) break;
     }
     if (rc >= 0) {
         const PCRE2_SIZE *range = pcre2_get_ovector_pointer(e->match);

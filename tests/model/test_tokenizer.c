@@ -421,6 +421,13 @@ static void test_a_slow_pattern_gives_up(void **state)
     assert_non_null(strstr(err.text, "too regular"));
     assert_true(clock_ns() - start < INT64_C(60) * 1000 * 1000 * 1000);
     assert_int_equal(ids.n, 0);
+    tokenizer_free(t);
+
+    /* The same with a match at every place. */
+    t = with_pattern(SPLIT("{\"Regex\": \" (?= *y)| \"}", "Removed", "false"));
+    assert_false(tokenizer_encode(t, text, N, 0, SIZE_MAX, &ids, &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    assert_int_equal(ids.n, 0);
     token_ids_free(&ids);
     free(text);
     tokenizer_free(t);
