@@ -60,7 +60,9 @@ bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int
  * have their text here too). A token may be part of a UTF-8 character. Unknown ids: NULL, *n = 0. */
 const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, size_t *n);
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
-/* The most bytes that any one token stands for: a text of more than max_ids times that cannot fit. */
+/* The most bytes of text that any one token can come from: a text of more than max_ids times that
+ * cannot fit. INT32_MAX where there is no such bound (tokens that swallow white space, unknown
+ * characters fused into one token). */
 size_t tokenizer_max_token_bytes(const struct tokenizer *t);
 
 /* Decoding is concatenation of token_bytes, with two exceptions kept here: special tokens are left out
