@@ -9,7 +9,7 @@
 #include "api/json_out.h"
 
 enum {
-    STREAM_TOKENS = 64,      /* of one choice in one chunk, at most */
+    STREAM_TOKENS = 64,      /* of one choice in one call, at most */
     WHOLE_BYTES = 64 * 1024, /* of a whole reply in one call: at least this, unless it ends */
 };
 
@@ -171,26 +171,38 @@ static void stream_finish(const struct completion *c, int32_t k, struct buf *out
     end_chunk(c, out);
 }
 
-/* One choice's news. Returns how many tokens were looked at. */
-static int32_t stream_choice(struct completion *c, int32_t k, struct buf *out)
+/* What one step of a choice brings: the prompt's next part, or one token. So the chunks do not depend on
+ * how often the connection looks. Returns 0 when there was nothing. */
+static int32_t stream_step(struct completion *c, int32_t k, struct buf *out)
 {
     struct reply_choice *choice = &c->choices[k];
-    if (choice->closed) return 0;
+    const struct reply_source *s = &c->sources[k / c->params.n];
     reply_part_clear(&c->part);
-    int32_t n = reply_advance(&choice->cursor, &c->sources[k / c->params.n], STREAM_TOKENS,
-                              &c->part);
+    int32_t max = reply_in_prompt(&choice->cursor, s) ? STREAM_TOKENS : 1;
+    int32_t n = reply_advance(&choice->cursor, s, max, &c->part);
     bool close = choice->cursor.ended && finish_is_good(choice_finish(c, k));
-    bool part = !reply_part_empty(&c->part);
     if (!choice->begun && (n > 0 || close)) {
         if (c->kind == COMPLETION_CHAT) stream_role(c, k, out);
         choice->begun = true;
     }
-    if (part) stream_part(c, k, out);
+    if (!reply_part_empty(&c->part)) stream_part(c, k, out);
     if (close) {
         stream_finish(c, k, out);
         choice->closed = true;
     }
     return n;
+}
+
+/* One choice's news, a bounded part of it: true when there may be more. */
+static bool stream_choice(struct completion *c, int32_t k, struct buf *out)
+{
+    for (int32_t seen = 0; !c->choices[k].closed;) {
+        int32_t n = stream_step(c, k, out);
+        if (n == 0) return false;
+        seen += n;
+        if (seen >= STREAM_TOKENS) return true;
+    }
+    return false;
 }
 
 static bool all_closed(const struct completion *c)
@@ -230,7 +242,7 @@ static enum completion_status stream_read(struct completion *c, struct buf *out)
         bool done = all_done(c);
         more = false;
         for (int32_t i = 0; i < c->n_choices; i++)
-            more |= stream_choice(c, i, out) >= STREAM_TOKENS;
+            more |= stream_choice(c, i, out);
         if (reply_part_failed(&c->part)) {
             error_set(&failure, ERR_MEMORY, NULL, "no memory for the reply");
             completion_cancel(c);
@@ -282,9 +294,9 @@ static void whole_choice(struct completion *c, int32_t k, struct buf *out)
 {
     struct reply_cursor *cursor = &c->choices[k].cursor;
     reply_part_clear(&c->part);
-    /* All has been published: one step shows it. */
-    reply_advance(cursor, &c->sources[k / c->params.n], INT32_MAX, &c->part);
-    ASSERT(cursor->ended);
+    const struct reply_source *s = &c->sources[k / c->params.n];
+    while (!cursor->ended && reply_advance(cursor, s, INT32_MAX, &c->part) > 0) continue;
+    ASSERT(cursor->ended); /* all had been published */
     bool chat = c->kind == COMPLETION_CHAT;
     buf_printf(out, "%s{\"index\":%d,%s", k ? "," : "", k,
                chat ? "\"message\":{\"role\":\"assistant\",\"content\":\"" : "\"text\":\"");

@@ -26,12 +26,13 @@ static const struct error_shape {
     {ERR_TIMEOUT, 504, "server_error", "timeout"},
 };
 
-/* Two codes of OpenAI's depend on what the error is about. */
+/* Some codes depend on what the error is about. */
 static const char *client_code(const struct error *err, const struct error_shape *shape)
 {
     if (err->code == ERR_NOT_FOUND && strcmp(err->param, "model") == 0) return "model_not_found";
     bool of_prompt = strncmp(err->param, "prompt", 6) == 0 || strcmp(err->param, "messages") == 0;
     if (err->code == ERR_NO_FIT && of_prompt) return "context_length_exceeded";
+    if (err->code == ERR_UNSUPPORTED && !err->param[0]) return "unsupported";
     return shape->code;
 }
 

@@ -4,22 +4,28 @@
 #include "api/api.h"
 #include "api/json_out.h"
 
-static void render_component(const struct engine_memory *m, int i, struct buf *out)
+/* What serving has; the other components are training's. */
+static const enum memory_component shown[] = {
+    MEMORY_WEIGHTS, MEMORY_KV_CACHE, MEMORY_ACTIVATIONS, MEMORY_WORKSPACE, MEMORY_STAGING, MEMORY_HOST,
+};
+enum { N_SHOWN = sizeof shown / sizeof *shown };
+
+static void render_component(const struct engine_memory *m, enum memory_component i,
+                             struct buf *out)
 {
     buf_printf(out,
-               "%s\"%s\":{\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
+               "\"%s\":{\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
                ",\"in_use_bytes\":%" PRId64 ",\"peak_bytes\":%" PRId64 "}",
-               i ? "," : "", memory_component_name((enum memory_component)i), m->planned[i],
-               m->allocated[i], m->in_use[i], m->peak[i]);
+               memory_component_name(i), m->planned[i], m->allocated[i], m->in_use[i], m->peak[i]);
 }
 
 static void render_device(const struct api_context *c, const struct engine_memory *m,
                           struct buf *out)
 {
     int64_t in_use = 0, peak = 0;
-    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) {
-        in_use += m->in_use[i];
-        peak += m->peak[i];
+    for (int i = 0; i < N_SHOWN; i++) {
+        in_use += m->in_use[shown[i]];
+        peak += m->peak[shown[i]];
     }
     buf_puts(out, "{\"name\":");
     json_out_text(out, c->device_name ? c->device_name : "cpu");
@@ -27,7 +33,10 @@ static void render_device(const struct api_context *c, const struct engine_memor
                ",\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
                ",\"in_use_bytes\":%" PRId64 ",\"peak_bytes\":%" PRId64 ",\"components\":{",
                m->planned_bytes, m->allocated_bytes, in_use, peak);
-    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) render_component(m, i, out);
+    for (int i = 0; i < N_SHOWN; i++) {
+        if (i > 0) buf_putc(out, ',');
+        render_component(m, shown[i], out);
+    }
     buf_puts(out, "}}");
 }
 

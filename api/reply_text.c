@@ -287,6 +287,11 @@ static int32_t advance_shown(struct reply_cursor *c, const struct reply_source *
     return n;
 }
 
+bool reply_in_prompt(const struct reply_cursor *c, const struct reply_source *s)
+{
+    return s->echo && c->n_prompt < s->request->params.n_prompt;
+}
+
 int32_t reply_advance(struct reply_cursor *c, const struct reply_source *s, int32_t max_tokens,
                       struct reply_part *part)
 {
@@ -295,11 +300,8 @@ int32_t reply_advance(struct reply_cursor *c, const struct reply_source *s, int3
     /* Finish first: once it is set the number of tokens is final. */
     int32_t finish = atomic_load_explicit(&choice->finish, memory_order_acquire);
     int32_t n_tokens = atomic_load_explicit(&choice->n_tokens, memory_order_acquire);
+    if (reply_in_prompt(c, s)) return advance_prompt(c, s, max_tokens, part);
     int32_t n = 0;
-    if (s->echo && c->n_prompt < s->request->params.n_prompt) {
-        n = advance_prompt(c, s, max_tokens, part);
-        if (c->n_prompt < s->request->params.n_prompt) return n;
-    }
     bool stops = s->request->params.stops.n > 0 && s->tokenizer;
     if (stops) n += advance_ahead(c, s, max_tokens, n_tokens);
     else c->n_ahead = n_tokens;

@@ -52,7 +52,10 @@ bool reply_part_empty(const struct reply_part *p);
 bool reply_part_failed(const struct reply_part *p);
 
 void reply_cursor_init(struct reply_cursor *c, const struct reply_source *s, int32_t choice);
-/* Adds to `part` what at most max_tokens more tokens bring. Returns how many it looked at: 0 means that
- * there is nothing new until the engine publishes more (or c->ended). The connection's thread. */
+/* Is what comes next the echo of the prompt? */
+bool reply_in_prompt(const struct reply_cursor *c, const struct reply_source *s);
+/* Adds to `part` what at most max_tokens more tokens bring, of the prompt or of the reply. Returns how many it
+ * looked at: 0 means that there is nothing new until the engine publishes more (or c->ended; what is left in
+ * the carry is shown then). The connection's thread. */
 int32_t reply_advance(struct reply_cursor *c, const struct reply_source *s, int32_t max_tokens,
                       struct reply_part *part);

@@ -224,6 +224,55 @@ static void test_stream_equals_whole(void **state)
     }
 }
 
+/* Chunks are made by token, however late the reader comes: a slow reader sees the same events. */
+static void test_chunks_do_not_depend_on_the_reader(void **state)
+{
+    struct error err;
+    int counts[2];
+    for (int slow = 0; slow < 2; slow++) {
+        const char *body = "{\"prompt\":\"a\",\"seed\":4,\"max_tokens\":90,\"ignore_eos\":true,"
+                           "\"stream\":true,\"logprobs\":0}";
+        struct completion *c = NULL;
+        fixture.n_news = 0;
+        assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body),
+                                    api_fixture_notify, &fixture, &c, &err));
+        while (slow && !engine_idle(fixture.api.engine)) usleep(1000);
+        char *events = api_read_all(&fixture, c, &err);
+        counts[slow] = 0;
+        for (const char *p = events; (p = strstr(p, "data: ")); p++) counts[slow]++;
+        free(events);
+        completion_free(c);
+    }
+    assert_int_equal(counts[0], 90 + 2); /* the finish and [DONE] */
+    assert_int_equal(counts[1], counts[0]);
+}
+
+/* A reader that calls only when it is told to gets everything too, though a call's work is bounded. */
+static void test_notified_reader_misses_nothing(void **state)
+{
+    struct error err;
+    struct completion *c = NULL;
+    struct buf out;
+    buf_init(&out, 1 << 20);
+    const char *body = "{\"prompt\":[\"a\",\"b\"],\"n\":2,\"seed\":4,\"max_tokens\":90,"
+                       "\"ignore_eos\":true,\"stream\":true}";
+    fixture.n_news = 0;
+    assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body),
+                                api_fixture_notify, &fixture, &c, &err));
+    while (!engine_idle(fixture.api.engine)) usleep(1000);
+    bool ended = false;
+    while (!ended) {
+        pthread_mutex_lock(&fixture.lock);
+        assert_true(fixture.n_news > 0); /* nobody else will ring any more */
+        fixture.n_news = 0;
+        pthread_mutex_unlock(&fixture.lock);
+        ended = completion_read(c, &out, &err) == COMPLETION_ENDED;
+    }
+    assert_string_equal(out.data + out.len - 14, "data: [DONE]\n\n");
+    buf_free(&out);
+    completion_free(c);
+}
+
 static void test_stream_options(void **state)
 {
     struct cJSON *whole = complete("\"prompt\":\"a\",\"seed\":1");
@@ -702,6 +751,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stream_equals_whole),
+        cmocka_unit_test(test_chunks_do_not_depend_on_the_reader),
+        cmocka_unit_test(test_notified_reader_misses_nothing),
         cmocka_unit_test(test_stream_options),
         cmocka_unit_test(test_completion_shape),
         cmocka_unit_test(test_chat_shape),

@@ -17,6 +17,7 @@ static void test_every_code(void **state)
         {ERR_INVALID, "n", 400, "invalid_request_error", "invalid_value"},
         {ERR_FORMAT, "", 400, "invalid_request_error", "invalid_json"},
         {ERR_UNSUPPORTED, "tools", 400, "invalid_request_error", "unsupported_parameter"},
+        {ERR_UNSUPPORTED, "", 400, "invalid_request_error", "unsupported"},
         {ERR_NO_FIT, "prompt[2]", 400, "invalid_request_error", "context_length_exceeded"},
         {ERR_NO_FIT, "messages", 400, "invalid_request_error", "context_length_exceeded"},
         {ERR_NO_FIT, "n", 400, "invalid_request_error", "does_not_fit"},
