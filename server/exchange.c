@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "server/watcher.h"
 
@@ -35,7 +36,7 @@ struct exchange {
     bool more;        /* completion_read had more to say than it said */
     bool ended;       /* completion_read has said all */
     bool delivered;
-    int64_t request_ns;
+    int64_t begin_ns;
     struct buf out;   /* bytes to send */
     size_t n_sent;    /* of out */
 };
@@ -122,6 +123,15 @@ static enum wait_outcome wait_for_something(struct exchange *e)
 
 /* ---- Reading the completion, writing the reply ---- */
 
+/* What /metrics says of a completion; before its last bytes go out, so that who has them finds it
+ * counted. */
+static void count(struct exchange *e)
+{
+    struct completion_summary summary;
+    completion_summary(e->completion, &summary);
+    metrics_completion(e->all->metrics, &summary, clock_ns() - e->begin_ns);
+}
+
 /* Reads what is new into e->out. False when the completion ended with a failure. */
 static bool read_completion(struct exchange *e, struct error *err)
 {
@@ -129,6 +139,7 @@ static bool read_completion(struct exchange *e, struct error *err)
     enum completion_status status = completion_read(e->completion, &e->out, &failure);
     e->more = status == COMPLETION_DATA;
     e->ended = status == COMPLETION_ENDED;
+    if (e->ended) count(e);
     if (e->out.failed && failure.code == ERR_NONE) {
         error_set(&failure, ERR_TOO_LARGE, NULL, "the reply is over %d bytes", REPLY_LIMIT);
         completion_cancel(e->completion);
@@ -192,6 +203,17 @@ static enum exchange_step respond_chunked(struct exchange *e, struct MHD_Respons
     return EXCHANGE_RESPOND;
 }
 
+/* The first byte of a JSON reply, to see whether anyone is there: white space changes nothing for who is
+ * still reading. It is the last reply, since there can be no further request. */
+static enum exchange_step respond_probing(struct exchange *e, struct MHD_Response **response,
+                                          struct error *err)
+{
+    buf_puts(&e->out, "\n");
+    enum exchange_step step = respond_chunked(e, response, err);
+    if (*response) MHD_add_response_header(*response, "Connection", "close");
+    return step;
+}
+
 /* The whole reply at once, with its length. */
 static enum exchange_step respond_whole(struct exchange *e, struct MHD_Response **response,
                                         struct error *err)
@@ -216,10 +238,7 @@ enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **respo
         switch (wait_for_something(e)) {
         case WAIT_SUSPENDED: return EXCHANGE_WAIT;
         case WAIT_GONE: return EXCHANGE_GONE;
-        case WAIT_PROBE:
-            /* White space before JSON changes nothing for who is still reading. */
-            buf_puts(&e->out, "\n");
-            return respond_chunked(e, response, err);
+        case WAIT_PROBE: return respond_probing(e, response, err);
         case WAIT_NEWS:
             if (!read_completion(e, err)) return EXCHANGE_FAILED;
             if (e->ended) return respond_whole(e, response, err);
@@ -262,12 +281,14 @@ static void leave(struct exchanges *all, struct exchange *e)
 }
 
 bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
-                   struct MHD_Connection *connection, struct exchange **out, struct error *err)
+                   struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
+                   struct error *err)
 {
     struct exchange *e = calloc(1, sizeof *e);
     if (!e) return error_set(err, ERR_MEMORY, NULL, "no memory for the request");
     e->all = all;
     e->connection = connection;
+    e->begin_ns = begin_ns;
     e->news = true; /* what completion_open itself produced */
     buf_init(&e->out, REPLY_LIMIT);
     pthread_mutex_init(&e->mutex, NULL);
@@ -285,8 +306,7 @@ fail:
     return false;
 }
 
-void exchange_close(struct exchange *e, bool delivered, int64_t request_ns,
-                    struct completion_summary *summary)
+void exchange_close(struct exchange *e, bool delivered, struct completion_summary *summary)
 {
     struct exchanges *all = e->all;
     watcher_remove(all->watcher, &e->watch);
@@ -294,7 +314,6 @@ void exchange_close(struct exchange *e, bool delivered, int64_t request_ns,
     if (e->ended) completion_summary(e->completion, summary);
     else completion_cancel(e->completion);
     e->delivered = delivered;
-    e->request_ns = request_ns;
     pthread_mutex_lock(&e->mutex);
     e->closed = true;
     pthread_mutex_unlock(&e->mutex);
@@ -329,9 +348,6 @@ static void reap(struct exchange *e)
         atomic_fetch_add_explicit(&all->metrics->clients_gone, 1, memory_order_relaxed);
     e->more = true; /* it may have ended before anyone listened */
     read_to_end(e);
-    struct completion_summary summary;
-    completion_summary(e->completion, &summary);
-    metrics_completion(all->metrics, &summary, e->request_ns);
     free_exchange(e);
 }
 

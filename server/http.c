@@ -230,7 +230,7 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
     struct error err;
     const char *body = r->body.data ? r->body.data : "";
     bool opened = exchange_open(r->server->exchanges, kind, body, r->body.len, r->connection,
-                                &r->exchange, &err);
+                                r->begin_ns, &r->exchange, &err);
     buf_free(&r->body);
     if (!opened) return respond_error(r, 0, &err);
     keep_alive(r->connection);
@@ -284,6 +284,17 @@ static void log_request(const struct request *r, int status, int64_t ns,
         log_info("%s %s %d %.1f ms", r->id, route_label(r->route), status, (double)ns / 1e6);
 }
 
+/* libmicrohttpd 0.9.75 may never notice the end of a client's bytes that came while it was not reading, and
+ * keep the connection for the idle timeout, while the half-closed client waits for its end. */
+static void hasten_end(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    char byte;
+    if (recv(info->connect_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+        MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 1u);
+}
+
 static void request_end(void *cls, struct MHD_Connection *connection, void **con_cls,
                         enum MHD_RequestTerminationCode why)
 {
@@ -294,9 +305,10 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     bool delivered = why == MHD_REQUEST_TERMINATED_COMPLETED_OK;
     int status = delivered && r->status ? r->status : METRICS_CLIENT_GONE;
     struct completion_summary summary = {0};
-    if (r->exchange) exchange_close(r->exchange, delivered, ns, &summary);
+    if (r->exchange) exchange_close(r->exchange, delivered, &summary);
     metrics_request(r->server->metrics, r->route, status);
     log_request(r, status, ns, &summary);
+    if (delivered) hasten_end(connection);
     buf_free(&r->body);
     free(r);
 }

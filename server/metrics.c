@@ -142,7 +142,7 @@ static void render_traffic(struct buf *out, const struct metrics *m)
                      "Between tokens: each with the mean interval of its request.",
                      &m->inter_token);
     render_histogram(out, "gptd_request_seconds",
-                     "Completions end to end: request line in to last byte out.", &m->request);
+                     "Completions end to end: headers in to last byte ready.", &m->request);
 }
 
 static void render_engine(struct buf *out, const struct engine_stats *e)

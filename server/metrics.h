@@ -38,7 +38,7 @@ struct metrics {
 void metrics_init(struct metrics *m, const char *model_id, const char *device);
 void histogram_observe(struct histogram *h, int64_t ns, uint64_t times);
 void metrics_request(struct metrics *m, int32_t route, int status);
-/* One ended completion; request_ns is what its client saw: first byte in to last byte out. The
+/* One ended completion; request_ns: from its first byte in to its last byte ready. The
  * interval between two tokens is the request's mean, counted once for each. */
 void metrics_completion(struct metrics *m, const struct completion_summary *s, int64_t request_ns);
 

@@ -1,0 +1,37 @@
+/* A server in this process, with the shipped model, and the simplest possible client: for tests of server/. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/buf.h"
+#include "server/http.h"
+#include "server/model.h"
+
+struct http_fixture {
+    struct model model;
+    struct api_context api;
+    struct chat_template *chat;
+    struct metrics *metrics;
+    struct http_server *server;
+};
+
+void http_fixture_options(struct http_options *o); /* loopback, any port, two threads */
+/* Asserts that everything opens. */
+void http_fixture_open(struct http_fixture *f, const struct http_options *o);
+void http_fixture_close(struct http_fixture *f);
+
+int http_connect(const struct http_fixture *f);
+void http_send(int fd, const void *bytes, size_t n); /* all of them; a client that was cut off may fail */
+/* "POST path" with this JSON and more header lines ("" or "Name: value\r\n"...). */
+void http_post(int fd, const char *path, const char *headers, const char *json);
+void http_reset(int fd); /* closes with RST */
+/* Everything until the other side closes. The caller frees it. */
+char *http_read_all(int fd, size_t *n);
+/* One request on a connection of its own, its whole reply; the caller frees it. */
+char *http_ask(const struct http_fixture *f, const char *request);
+int http_status(const char *reply); /* 0: none */
+/* The body, chunks put together in place; "" when there is none. */
+char *http_body(char *reply);
+/* Waits (20 s at most) until nothing runs, is queued or holds a page, and no exchange is left. */
+bool http_fixture_settles(const struct http_fixture *f);
