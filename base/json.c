@@ -231,6 +231,7 @@ struct cJSON *json_parse(const char *text, size_t n, int max_depth, const char *
                          struct error *err)
 {
     ASSERT(max_depth > 0 && max_depth <= JSON_MAX_DEPTH);
+    if (!text) text = ""; /* an empty buffer; NULL + 0 is undefined */
     struct scan s = {text, text, text + n, where, max_depth, err};
     if (!scan_text(&s)) return NULL;
     struct cJSON *root = cJSON_ParseWithLengthOpts(text, n, NULL, false);

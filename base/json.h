@@ -21,11 +21,12 @@
 
 enum { JSON_MAX_DEPTH = 256 }; /* the most that max_depth may ask for */
 
-/* The tree of exactly these n bytes; free with cJSON_Delete. NULL with ERR_FORMAT (the text names
- * `where` and the byte offset) for anything that is not one valid UTF-8 JSON value: nesting over
- * max_depth arrays and objects (a flat object is depth 1), trailing bytes, NUL bytes and \u0000,
- * lone surrogates, numbers that are not finite as doubles or longer than 63 characters, and
- * duplicate keys (err->param names the key). NULL with ERR_MEMORY when the allocator refuses. */
+/* The tree of exactly these n bytes (`text` may be NULL when n is 0); free with cJSON_Delete. NULL
+ * with ERR_FORMAT (the message names `where` and the byte offset) for anything that is not one
+ * valid UTF-8 JSON value: nesting over max_depth arrays and objects (a flat object is depth 1),
+ * trailing bytes, NUL bytes and \u0000, lone surrogates, numbers that are not finite as doubles or
+ * longer than 63 characters, and duplicate keys (err->param names the key). NULL with ERR_MEMORY
+ * when the allocator refuses. */
 struct cJSON *json_parse(const char *text, size_t n, int max_depth, const char *where,
                          struct error *err);
 

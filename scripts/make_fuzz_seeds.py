@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the small seeds of tests/fuzz/corpus/{gguf,safetensors,config}/. Needs only Python.
+"""Makes the small seeds of tests/fuzz/corpus/ for gguf, safetensors, checkpoint and config.
+
+Needs only Python:
 
     python3 scripts/make_fuzz_seeds.py tests/fuzz/corpus
 """
@@ -104,6 +106,40 @@ def config(kind, **more):
     return json.dumps({"model_type": kind, **sizes, **more}, separators=(",", ":")).encode()
 
 
+def directory(config_json, tensors):
+    """A config and its weights, as fuzz_checkpoint takes them."""
+    return struct.pack("<I", len(config_json)) + config_json + safetensors(tensors)
+
+
+def gpt2_directory():
+    sizes = {"model_type": "gpt2", "vocab_size": 3, "n_positions": 4, "n_embd": 8, "n_layer": 1,
+             "n_head": 1, "n_inner": 8}
+    tensors = {"wte.weight": ("BF16", [3, 8]), "wpe.weight": ("F32", [4, 8]),
+               "h.0.attn.bias": ("U8", [1, 1, 4, 4])}
+    for name, shape in {"ln_f": [8], "h.0.ln_1": [8], "h.0.ln_2": [8], "h.0.attn.c_attn": [8, 24],
+                        "h.0.attn.c_proj": [8, 8], "h.0.mlp.c_fc": [8, 8],
+                        "h.0.mlp.c_proj": [8, 8]}.items():
+        tensors[f"{name}.weight"] = ("F16", shape)
+        tensors[f"{name}.bias"] = ("F32", shape[-1:])
+    return directory(json.dumps(sizes, separators=(",", ":")).encode(), tensors)
+
+
+def qwen3_directory():
+    sizes = {"model_type": "qwen3", "vocab_size": 3, "max_position_embeddings": 4, "hidden_size": 8,
+             "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "head_dim": 8}
+    tensors = {"model.embed_tokens.weight": ("BF16", [3, 8]), "model.norm.weight": ("F32", [8]),
+               "lm_head.weight": ("F32", [3, 8])}
+    for name, shape in {"input_layernorm": [8], "post_attention_layernorm": [8],
+                        "self_attn.q_proj": [16, 8], "self_attn.k_proj": [8, 8],
+                        "self_attn.v_proj": [8, 8], "self_attn.o_proj": [8, 16],
+                        "self_attn.q_norm": [8], "self_attn.k_norm": [8],
+                        "mlp.gate_proj": [8, 8], "mlp.up_proj": [8, 8],
+                        "mlp.down_proj": [8, 8]}.items():
+        tensors[f"model.layers.0.{name}.weight"] = ("BF16", shape)
+    return directory(json.dumps(sizes, separators=(",", ":")).encode(), tensors)
+
+
 def main():
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -125,6 +161,8 @@ def main():
                                           "s": ("F16", []), "mask": ("U8", [1, 1, 2, 2]),
                                           "ids": ("I64", [0])}, format="pt"),
         "safetensors/empty": safetensors({}),
+        "checkpoint/gpt2": gpt2_directory(),
+        "checkpoint/qwen3": qwen3_directory(),
         "config/gpt2": config("gpt2"),
         "config/llama3": config("llama", rope_scaling=llama3, attention_bias=True),
         "config/llama_parameters": config("llama", rope_parameters={**llama3, "rope_theta": 5e5}),

@@ -119,6 +119,7 @@ static void test_nul_and_bad_unicode_are_refused(void **state)
 {
     struct error err;
     assert_null(json_parse("\"a\0b\"", 5, 8, "test", &err));
+    assert_null(json_parse(NULL, 0, 8, "test", &err));
     refuse("\"\\u0000\"", "u0000");
     refuse("\"\\ud800\"", "high surrogate");
     refuse("\"\\ud800\\u0041\"", "high surrogate");

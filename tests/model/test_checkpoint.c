@@ -119,6 +119,8 @@ static void test_paths_that_are_no_model_are_refused(void **state)
     refuse(in_test_dir("x.gguf"), "ends inside the magic number");
     write_text(test_dir(), "config.json", gpt2_config);
     refuse(test_dir(), "too few for a safetensors file");
+    write_text(test_dir(), "config.json", "");
+    refuse(test_dir(), "the text ends where a value should be");
 }
 
 /* ---- Fingerprints and damage ---- */
