@@ -31,11 +31,15 @@ static void store_f32(float *head, int64_t i, int64_t n, const float *k, const f
     memcpy(values, v, (size_t)n * 4);
 }
 
-static void store_bf16(uint16_t *head, int64_t i, int64_t n, const float *k, const float *v)
+static void store_bf16(const struct cpu_kernels *kernels, uint16_t *head, int64_t i, int64_t n,
+                       const float *k, const float *v)
 {
     uint16_t *values = head + P * n + i / 2 * round_up(n, 16) * 2 + i % 2;
-    for (int64_t j = 0; j < n; j++) head[(j / 2 * P + i) * 2 + j % 2] = f32_to_bf16(k[j]);
-    for (int64_t j = 0; j < n; j++) values[j * 2] = f32_to_bf16(v[j]);
+    uint16_t row[MAX_HEAD_DIM];
+    kernels->to_bf16(row, k, n);
+    for (int64_t j = 0; j < n; j++) head[(j / 2 * P + i) * 2 + j % 2] = row[j];
+    kernels->to_bf16(row, v, n);
+    for (int64_t j = 0; j < n; j++) values[j * 2] = row[j];
 }
 
 struct kv_write {
@@ -78,7 +82,7 @@ static void write_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
             if (kv->dtype == DTYPE_F32)
                 store_f32((float *)head, slot % P, n, k + g * n, v + g * n);
             else
-                store_bf16((uint16_t *)head, slot % P, n, k + g * n, v + g * n);
+                store_bf16(job->kernels, (uint16_t *)head, slot % P, n, k + g * n, v + g * n);
         }
     }
 }

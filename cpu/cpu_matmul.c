@@ -70,13 +70,26 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
+static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
+{
+    return (uint8_t *)tensor_row(m->out, row) + (size_t)n0 * element_bytes(m->out.dtype);
+}
+
 /* One panel times one block of rows, through the epilogue, into out. */
 static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, const char *prefetch,
                           int64_t prefetch_step)
 {
     const struct cpu_kernels *k = m->kernels;
     int64_t row0 = block_begin(m, block), rows = block_begin(m, block + 1) - row0;
+    int64_t n0 = panel * PANEL, n = min_i64(PANEL, m->w->n_out - n0);
+    size_t out_bytes = (size_t)n * element_bytes(m->out.dtype);
     _Alignas(64) float tile[TILE_ROWS * PANEL];
+    /* What the tile goes to may be far away: call for it before the arithmetic, not after. */
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *out = tile_output(m, row0 + r, n0);
+        __builtin_prefetch(out, 1);
+        __builtin_prefetch(out + out_bytes - 1, 1);
+    }
     struct matmul_tile t = {
         .out = tile,
         .x = m->packed + row0 * m->row_words,
@@ -88,13 +101,10 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
     };
     (m->w->dtype == DTYPE_F32 ? k->matmul_f32 : k->matmul_bf16)(&t);
 
-    int64_t n0 = panel * PANEL, n = min_i64(PANEL, m->w->n_out - n0);
     const float *bias = m->bias ? m->bias + n0 : NULL;
-    for (int64_t r = 0; r < rows; r++) {
-        uint8_t *out = tensor_row(m->out, row0 + r);
-        k->finish(out + (size_t)n0 * element_bytes(m->out.dtype), m->out.dtype, tile + r * PANEL,
-                  bias, m->epilogue, n);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        k->finish(tile_output(m, row0 + r, n0), m->out.dtype, tile + r * PANEL, bias, m->epilogue,
+                  n);
 }
 
 /* Each tile calls for a part of the lines that the thread wants next: a lone block for those some
