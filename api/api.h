@@ -1,8 +1,9 @@
 /* JSON in, JSON out: what the routes mean, without a socket in sight. server/ turns bytes from a
  * connection into these calls and their replies into HTTP.
  *
- * Everything here is strict: unknown or unsupported parameters, duplicate keys, numbers that are not finite or
- * not integers where integers belong are ERR_INVALID with error.param naming the parameter. */
+ * Everything here is strict: unknown or unsupported parameters, duplicate keys, numbers that are
+ * not finite or not integers where integers belong are ERR_INVALID with error.param naming the
+ * parameter. */
 #pragma once
 
 #include <stdbool.h>
@@ -22,8 +23,9 @@ struct api_limits {
     int32_t max_prompts;     /* prompts in one request: 64 */
     int32_t max_prompt_tokens; /* 0: the context */
     int64_t deadline_ms;     /* 0: none; else every request's */
-    int64_t reply_bytes;     /* what one request may hold for tokens and log-probabilities: 64 MiB */
-    int32_t default_max_tokens; /* completions: 16 as OpenAI's; chat without max_tokens: what the context leaves */
+    int64_t reply_bytes; /* what one request may hold for tokens and log-probabilities: 64 MiB */
+    int32_t default_max_tokens; /* completions: 16 as OpenAI's; chat without max_tokens: what the
+                                   context leaves */
 };
 void api_limits_init(struct api_limits *l);
 
@@ -44,9 +46,9 @@ int api_error_status(enum error_code code);
 void api_render_error(struct buf *out, const struct error *err);
 
 /* Whole replies (JSON) for routes that answer at once; the body is `n` bytes of a POST. */
-void api_models(const struct api_context *c, struct buf *out);                      /* GET /v1/models */
-bool api_model(const struct api_context *c, const char *id, struct buf *out, struct error *err)
-    MUST_CHECK;                                                                      /* GET /v1/models/{id} */
+void api_models(const struct api_context *c, struct buf *out); /* GET /v1/models */
+bool api_model(const struct api_context *c, const char *id, struct buf *out,
+               struct error *err) MUST_CHECK; /* GET /v1/models/{id} */
 bool api_tokenize(const struct api_context *c, const char *body, size_t n, struct buf *out,
                   struct error *err) MUST_CHECK;
 bool api_detokenize(const struct api_context *c, const char *body, size_t n, struct buf *out,
@@ -57,8 +59,8 @@ struct api_process_memory {
     int64_t rss_bytes, peak_rss_bytes;
     int64_t baseline_bytes; /* RSS just before the model was opened: the program itself */
 };
-/* GET /v1/memory: per device, planned, allocated, in_use and peak bytes by component; KV pages; RSS and what no component
- * explains (rss - baseline - allocated host memory). */
+/* GET /v1/memory: per device, planned, allocated, in_use and peak bytes by component; KV pages; RSS
+ * and what no component explains (rss - baseline - allocated host memory). */
 void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out);
 /* GET /openapi.json: OpenAPI 3.1. */
 void api_openapi(const struct api_context *c, struct buf *out);

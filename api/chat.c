@@ -1,6 +1,7 @@
-/* Chat templates: see chat.h. The families' official templates, as each model's publisher wrote them, rendered
- * straight to token ids: markers become special tokens where the tokenizer has them; everything
- * between two special tokens is encoded as one text, without looking for special tokens in it. */
+/* Chat templates: see chat.h. The families' official templates, as each model's publisher wrote
+ * them, rendered straight to token ids: markers become special tokens where the tokenizer has them;
+ * everything between two special tokens is encoded as one text, without looking for special tokens
+ * in it. */
 #include "api/chat.h"
 
 #include <stdio.h>
@@ -21,8 +22,8 @@ static int count(const char *text, const char *what)
 
 static enum chat_family recognise(const char *jinja)
 {
-    /* Other formats on the same markers: "<|im_sep|>" is Phi-4's, "## Metadata" SmolLM3's, "[SYSTEM_PROMPT]"
-     * later Mistrals'. */
+    /* Other formats on the same markers: "<|im_sep|>" is Phi-4's, "## Metadata" SmolLM3's,
+     * "[SYSTEM_PROMPT]" later Mistrals'. */
     if (has(jinja, "<|im_start|>"))
         return has(jinja, "<|im_sep|>") || has(jinja, "## Metadata") ? CHAT_UNKNOWN : CHAT_CHATML;
     if (has(jinja, "<|start_header_id|>")) return CHAT_LLAMA3;
@@ -38,7 +39,8 @@ static enum chat_family recognise(const char *jinja)
     return CHAT_UNKNOWN;
 }
 
-/* Copies the inside of a Jinja string literal with its escapes resolved; false when it does not fit. */
+/* Copies the inside of a Jinja string literal with its escapes resolved; false when it does not
+ * fit. */
 static bool unescape(const char *s, size_t n, char *out, size_t size)
 {
     size_t used = 0;
@@ -56,7 +58,8 @@ static bool unescape(const char *s, size_t n, char *out, size_t size)
     return true;
 }
 
-/* The system message that a ChatML template writes itself when there is none: a literal "<|im_start|>system\n...
+/* The system message that a ChatML template writes itself when there is none: a literal
+ * "<|im_start|>system\n...
  * <|im_end|>", where templates that write the caller's own close the literal after "\n". */
 static void find_default_system(struct chat_template *ct, const char *jinja)
 {
@@ -75,7 +78,8 @@ static void find_default_system(struct chat_template *ct, const char *jinja)
     }
 }
 
-/* Mistral's templates differ in the spaces around markers, which are part of what the model learned. */
+/* Mistral's templates differ in the spaces around markers, which are part of what the model
+ * learned. */
 static void find_mistral_style(struct chat_template *ct, const char *jinja)
 {
     bool open_space = has(jinja, "\" [INST] \"") || has(jinja, "' [INST] '");
@@ -170,7 +174,8 @@ static void put_id(struct writer *w, int32_t id)
 {
     if (id < 0) return;
     flush(w);
-    if (w->ok && !token_ids_push(w->out, id)) fail(w, ERR_MEMORY, "no memory for the chat's tokens");
+    if (w->ok && !token_ids_push(w->out, id))
+        fail(w, ERR_MEMORY, "no memory for the chat's tokens");
 }
 
 /* A marker: its special token, or its text in a tokenizer that has no such token. */
@@ -213,7 +218,10 @@ static struct chat_message trimmed(struct chat_message m)
     return m;
 }
 
-static void put_content(struct writer *w, struct chat_message m) { put_bytes(w, m.content, m.n_content); }
+static void put_content(struct writer *w, struct chat_message m)
+{
+    put_bytes(w, m.content, m.n_content);
+}
 static void put_trimmed(struct writer *w, struct chat_message m) { put_content(w, trimmed(m)); }
 
 /* ---- families -------------------------------------------------------------------------------- */
@@ -253,8 +261,8 @@ static bool check_turns(struct writer *w, const struct chat_message *m, size_t n
 
 static bool is_newline(char c) { return c == '\n'; }
 
-/* A reply in two: what is thought, up to the first "</think>", and what is said, after the last. Newlines around
- * both are dropped. Without "</think>" all is said. */
+/* A reply in two: what is thought, up to the first "</think>", and what is said, after the last.
+ * Newlines around both are dropped. Without "</think>" all is said. */
 static void split_thinking(struct chat_message m, struct chat_message *thought,
                            struct chat_message *said)
 {
@@ -315,8 +323,9 @@ static void encode_chatml(struct writer *w, const struct chat_message *m, size_t
         if (is_role(&m[i], "user")) question = i;
     if (ct->emits_bos) put_bos(w);
     if (ct->adds_default_system && !is_role(&m[0], "system"))
-        put_chatml_turn(w, "system", (struct chat_message){.content = ct->default_system,
-                                                           .n_content = strlen(ct->default_system)});
+        put_chatml_turn(w, "system",
+                        (struct chat_message){.content = ct->default_system,
+                                              .n_content = strlen(ct->default_system)});
     for (size_t i = 0; i < n; i++) {
         if (ct->drops_thinking && is_role(&m[i], "assistant"))
             put_thoughtful_turn(w, m[i], ct->keeps_last_thinking && i > question, i == n - 1);
@@ -354,7 +363,8 @@ static void encode_llama3(struct writer *w, const struct chat_message *m, size_t
     put_llama3_header(w, "assistant");
 }
 
-/* The system message inside the first user's. The template strips the whole: behind <<SYS>> only its end. */
+/* The system message inside the first user's. The template strips the whole: behind <<SYS>> only
+ * its end. */
 static void put_llama2_system(struct writer *w, struct chat_message system,
                               struct chat_message user)
 {

@@ -1,4 +1,5 @@
-/* A completion from body to submission, and its end: see completion.h. Reading is in completion_read.c. */
+/* A completion from body to submission, and its end: see completion.h. Reading is in
+ * completion_read.c. */
 #include "api/completion.h"
 
 #include <inttypes.h>
@@ -52,8 +53,8 @@ static bool check_text_size(const struct completion *c, const char *path, size_t
     size_t most = (size_t)max_prompt_tokens(c) * tokenizer_max_token_bytes(t);
     if (n <= most) return true;
     return error_set(err, ERR_NO_FIT, path,
-                     "'%s' has %zu bytes of text, more than the %d tokens of a prompt can hold", path,
-                     n, max_prompt_tokens(c));
+                     "'%s' has %zu bytes of text, more than the %d tokens of a prompt can hold",
+                     path, n, max_prompt_tokens(c));
 }
 
 static bool encode_text(struct completion *c, int32_t i, const char *path, struct error *err)
@@ -135,7 +136,8 @@ static bool resolve_max_tokens(const struct completion *c, int32_t n_prompt, con
     }
     if (asked > left)
         return error_set(err, ERR_NO_FIT, path,
-                         "the context is %" PRId64 " tokens; the prompt has %d and max_tokens is %" PRId64
+                         "the context is %" PRId64
+                         " tokens; the prompt has %d and max_tokens is %" PRId64
                          ": shorten the prompt or ask for at most %" PRId64,
                          context, n_prompt, asked, left);
     *out = (int32_t)asked;
@@ -155,10 +157,11 @@ static bool check_reply_bytes(const struct completion *c, const struct engine_pa
     if (fits && p->prompt_logprobs)
         fits = checked_add(*used, p->n_prompt * (8 + per_top), used);
     if (fits && *used <= limit) return true;
-    return error_set(err, ERR_INVALID, "max_tokens",
-                     "prompts, n or best_of, max_tokens and logprobs together are too much: the reply "
-                     "could take more than %" PRId64 " bytes of memory",
-                     limit);
+    return error_set(
+        err, ERR_INVALID, "max_tokens",
+        "prompts, n or best_of, max_tokens and logprobs together are too much: the reply "
+        "could take more than %" PRId64 " bytes of memory",
+        limit);
 }
 
 /* Ids that end a reply: the tokenizer's, and stop strings that are exactly a special token (whose
@@ -203,8 +206,8 @@ static bool check_model(const struct completion *c, struct error *err)
     int32_t max_seqs = engine_max_seqs(c->api->engine);
     if (p->best_of > max_seqs)
         return error_set(err, ERR_INVALID, p->best_of > p->n ? "best_of" : "n",
-                         "%d choices at once are asked for; this server runs at most %d", p->best_of,
-                         max_seqs);
+                         "%d choices at once are asked for; this server runs at most %d",
+                         p->best_of, max_seqs);
     if (p->stops.n > 0 && !engine_tokenizer(c->api->engine))
         return error_set(err, ERR_UNSUPPORTED, "stop",
                          "the model has no tokenizer, so 'stop' cannot be matched");

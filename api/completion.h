@@ -1,12 +1,14 @@
 /* One POST /v1/completions or /v1/chat/completions from parsed body to last byte.
  *
  *     completion_open       parse, validate, tokenize, submit      (a connection's thread)
- *     completion_read ...   whatever is new, as bytes of the reply (the same connection's threads, one at a time)
- *     completion_free       cancels what still runs, waits for the engine to let go (within a step), frees
+ *     completion_read ...   whatever is new, as bytes of the reply (the same connection's threads,
+ *                           one at a time)
+ *     completion_free       cancels what still runs, waits for the engine to let go (within a
+ *                           step), frees
  *
- * The engine's notify goes straight to `notify(ctx)`, from the engine's thread: it must only wake whoever calls
- * completion_read. completion_read itself calls it too, when it returns COMPLETION_DATA and has more to say at once
- * (each call does a bounded piece of work). */
+ * The engine's notify goes straight to `notify(ctx)`, from the engine's thread: it must only wake
+ * whoever calls completion_read. completion_read itself calls it too, when it returns
+ * COMPLETION_DATA and has more to say at once (each call does a bounded piece of work). */
 #pragma once
 
 #include "api/api.h"
@@ -28,9 +30,10 @@ enum completion_status {
     COMPLETION_WAIT,  /* nothing yet: notify will be called */
     COMPLETION_ENDED, /* all has been said (bytes may have been appended) */
 };
-/* Appends what is new to `out`: stream: SSE events ("data: {...}\n\n", at the end "data: [DONE]\n\n"); else the whole reply once all
- * choices are done, in pieces. A non-streaming request that failed (deadline, shutdown) ends with `*err` set and no bytes:
- * answer with that error. A failing stream gets an error event, then [DONE]. */
+/* Appends what is new to `out`. Stream: SSE events ("data: {...}\n\n"), one a token, at the end
+ * "data: [DONE]\n\n"; a failing stream gets an error event, then [DONE]. Else: the whole reply once
+ * all choices are done, in pieces; a request that failed (deadline, shutdown) ends with `*err` set
+ * and no bytes: answer with that error. */
 enum completion_status completion_read(struct completion *c, struct buf *out, struct error *err);
 
 /* Ends it early; completion_read goes on to COMPLETION_ENDED. Any thread. */

@@ -1,6 +1,6 @@
-/* A completion's reply, as bytes: see completion.h. A stream takes what each choice has published since the
- * last call; a whole reply waits for all of them and then renders choice by choice. Both get their text from
- * reply_advance, so they say the same. */
+/* A completion's reply, as bytes: see completion.h. A stream takes what each choice has published
+ * since the last call; a whole reply waits for all of them and then renders choice by choice. Both
+ * get their text from reply_advance, so they say the same. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -45,8 +45,9 @@ static bool request_error(const struct engine_request *r, struct error *err)
         case FINISH_CANCELED:
             return error_set(err, ERR_CANCELED, NULL, "the request was canceled");
         case FINISH_DEADLINE:
-            return error_set(err, ERR_TIMEOUT, NULL,
-                             "the request passed its deadline: ask for fewer tokens, or retry later");
+            return error_set(
+                err, ERR_TIMEOUT, NULL,
+                "the request passed its deadline: ask for fewer tokens, or retry later");
         case FINISH_SHUTDOWN:
             return error_set(err, ERR_UNAVAILABLE, NULL, "the server is shutting down");
         case FINISH_ERROR:
@@ -59,7 +60,8 @@ static bool request_error(const struct engine_request *r, struct error *err)
     return true;
 }
 
-/* True when no request has failed so far. One that has ends the others: the reply is all or nothing. */
+/* True when no request has failed so far. One that has ends the others: the reply is all or
+ * nothing. */
 static bool check_requests(struct completion *c, struct error *err)
 {
     for (int32_t i = 0; i < c->params.n_prompts; i++) {
@@ -171,8 +173,8 @@ static void stream_finish(const struct completion *c, int32_t k, struct buf *out
     end_chunk(c, out);
 }
 
-/* What one step of a choice brings: the prompt's next part, or one token. So the chunks do not depend on
- * how often the connection looks. Returns 0 when there was nothing. */
+/* What one step of a choice brings: the prompt's next part, or one token. So the chunks do not
+ * depend on how often the connection looks. Returns 0 when there was nothing. */
 static int32_t stream_step(struct completion *c, int32_t k, struct buf *out)
 {
     struct reply_choice *choice = &c->choices[k];
@@ -230,7 +232,8 @@ static enum completion_status stream_end(struct completion *c, const struct erro
     return COMPLETION_ENDED;
 }
 
-/* At most STREAM_TOKENS of each choice at a time, so that a client that reads slowly meets small buffers. */
+/* At most STREAM_TOKENS of each choice at a time, so that a client that reads slowly meets small
+ * buffers. */
 static enum completion_status stream_read(struct completion *c, struct buf *out)
 {
     struct error failure = {0};
@@ -257,7 +260,7 @@ static enum completion_status stream_read(struct completion *c, struct buf *out)
 
 /* ---- whole reply ----------------------------------------------------------------------------- */
 
-/* Mean log-probability per token of the reply (a final stop token is none of it); without any: 0. */
+/* Mean log-probability per token of the reply (a final stop token is none of it), or 0. */
 static double mean_logprob(const struct engine_choice *choice)
 {
     int32_t n = atomic_load_explicit(&choice->n_tokens, memory_order_acquire);

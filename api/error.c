@@ -4,7 +4,7 @@
 #include "api/api.h"
 #include "api/json_out.h"
 
-/* `type` and `code` follow OpenAI's words, so that its clients raise the exceptions they document. */
+/* `type` and `code` follow OpenAI's words, so that its clients raise what they document. */
 static const struct error_shape {
     enum error_code error;
     int status;

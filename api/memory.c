@@ -1,4 +1,5 @@
-/* GET /v1/memory: what was planned, what was allocated, what is in use, and what no component explains. */
+/* GET /v1/memory: what was planned, what was allocated, what is in use, and what no component
+ * explains. */
 #include <inttypes.h>
 
 #include "api/api.h"
@@ -6,7 +7,8 @@
 
 /* What serving has; the other components are training's. */
 static const enum memory_component shown[] = {
-    MEMORY_WEIGHTS, MEMORY_KV_CACHE, MEMORY_ACTIVATIONS, MEMORY_WORKSPACE, MEMORY_STAGING, MEMORY_HOST,
+    MEMORY_WEIGHTS,   MEMORY_KV_CACHE, MEMORY_ACTIVATIONS,
+    MEMORY_WORKSPACE, MEMORY_STAGING,  MEMORY_HOST,
 };
 enum { N_SHOWN = sizeof shown / sizeof *shown };
 
@@ -60,8 +62,8 @@ void api_memory(const struct api_context *c, const struct api_process_memory *p,
     render_device(c, &s.memory, out);
     buf_puts(out, "],\"kv_pages\":");
     render_pages(&s, out);
-    /* Host memory that is allocated but never touched is not resident: the difference may be negative,
-     * and is shown as it is. */
+    /* Host memory that is allocated but never touched is not resident: the difference may be
+     * negative, and is shown as it is. */
     int64_t unexplained = p->rss_bytes - p->baseline_bytes - s.memory.allocated_bytes;
     buf_printf(out,
                ",\"process\":{\"rss_bytes\":%" PRId64 ",\"peak_rss_bytes\":%" PRId64

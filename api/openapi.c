@@ -1,5 +1,5 @@
-/* GET /openapi.json: OpenAPI 3.1. Bodies are described from the very tables that validate them; replies, which have no
- * table, are written down here. */
+/* GET /openapi.json: OpenAPI 3.1. Bodies are described from the very tables that validate them;
+ * replies, which have no table, are written down here. */
 #include <string.h>
 
 #include "api/api.h"
@@ -31,36 +31,45 @@ static const struct { const char *name, *schema; } schemas[] = {
         "\"message\":" STRING ",\"type\":" STRING ",\"param\":" STRING_OR_NULL
         ",\"code\":" STRING))},
     {"ChatMessage",
-     "{\"type\":\"object\",\"required\":[\"role\",\"content\"],\"description\":\"Keys that OpenAI's clients send "
-     "back as null (name, refusal, tool_calls, ...) are accepted as null.\",\"properties\":{\"role\":"
-     "{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\"],\"description\":\"developer is another name of "
+     "{\"type\":\"object\",\"required\":[\"role\",\"content\"],\"description\":\"Keys that "
+     "OpenAI's clients send "
+     "back as null (name, refusal, tool_calls, ...) are accepted as null.\","
+     "\"properties\":{\"role\":"
+     "{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\"],\"description\":\"developer is "
+     "another name of "
      "system.\"},\"content\":{\"anyOf\":[" STRING ",{\"type\":\"array\",\"minItems\":1,\"items\":"
      "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\"type\",\"text\"],"
      "\"properties\":{\"type\":{\"const\":\"text\"},\"text\":" STRING "}}}],\"description\":"
      "\"Parts are joined by newlines.\"}}}"},
     {"Usage", OBJECT("\"prompt_tokens\",\"completion_tokens\",\"total_tokens\"",
         "\"prompt_tokens\":" INTEGER ",\"completion_tokens\":{\"type\":\"integer\",\"description\":"
-        "\"Of all choices, best_of's too; a token that ends a reply counts.\"},\"total_tokens\":" INTEGER
+        "\"Of all choices, best_of's too; a token that ends a reply counts.\"},"
+        "\"total_tokens\":" INTEGER
         ",\"prompt_tokens_details\":" OBJECT("\"cached_tokens\"", "\"cached_tokens\":" INTEGER))},
     {"CompletionLogprobs", OBJECT("\"tokens\",\"token_logprobs\",\"top_logprobs\",\"text_offset\"",
-        "\"tokens\":{\"type\":\"array\",\"items\":" STRING ",\"description\":\"A token that is part of a "
+        "\"tokens\":{\"type\":\"array\",\"items\":" STRING ",\"description\":\"A token that is "
+        "part of a "
         "character reads bytes:\\\\xe2\\\\x80; without a tokenizer, token_id:N.\"}"
         ",\"token_logprobs\":{\"type\":\"array\",\"items\":{\"type\":[\"number\",\"null\"]},"
-        "\"description\":\"Under the model itself, before temperature and penalties. Null for an echoed "
+        "\"description\":\"Under the model itself, before temperature and penalties. Null for an "
+        "echoed "
         "prompt's first token; -9999 for minus infinity.\"}"
-        ",\"top_logprobs\":{\"type\":[\"array\",\"null\"],\"description\":\"Null with logprobs 0.\",\"items\":"
+        ",\"top_logprobs\":{\"type\":[\"array\",\"null\"],\"description\":\"Null with logprobs "
+        "0.\",\"items\":"
         "{\"type\":[\"object\",\"null\"],\"additionalProperties\":" NUMBER "}}"
         ",\"text_offset\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":"
         "\"In Unicode code points.\"}")},
     {"TokenLogprob", OBJECT("\"token\",\"logprob\",\"bytes\"",
         "\"token\":" STRING ",\"logprob\":" NUMBER
         ",\"bytes\":{\"type\":[\"array\",\"null\"],\"items\":" INTEGER "}")},
-    {"ChatLogprobs", OBJECT("\"content\"", "\"content\":" ARRAY("{\"allOf\":[" REF("TokenLogprob") ","
-        OBJECT("\"top_logprobs\"", "\"top_logprobs\":" ARRAY(REF("TokenLogprob"))) "]}")
+    {"ChatLogprobs", OBJECT("\"content\"",
+        "\"content\":" ARRAY("{\"allOf\":[" REF("TokenLogprob") ","
+            OBJECT("\"top_logprobs\"", "\"top_logprobs\":" ARRAY(REF("TokenLogprob"))) "]}")
         ",\"refusal\":{\"type\":\"null\"}")},
     {"Completion", OBJECT(REPLY_REQUIRED ",\"usage\"", REPLY_HEAD("text_completion")
         ",\"choices\":" ARRAY(OBJECT("\"index\",\"text\",\"logprobs\",\"finish_reason\"",
-            "\"index\":{\"type\":\"integer\",\"description\":\"Choice j of prompt i is i * n + j.\"}"
+            "\"index\":{\"type\":\"integer\",\"description\":\"Choice j of prompt i is i * n + "
+            "j.\"}"
             ",\"text\":{\"type\":\"string\",\"description\":\"Bytes that are not UTF-8 become "
             "U+FFFD; empty without a tokenizer.\"},\"logprobs\":" OR_NULL(REF("CompletionLogprobs"))
             ",\"finish_reason\":" FINISH)) ",\"usage\":" REF("Usage"))},
@@ -87,11 +96,13 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"owned_by\":" STRING ",\"root\":" STRING_OR_NULL ",\"system_fingerprint\":" STRING
         ",\"architecture\":" STRING ",\"parameters\":" INTEGER ",\"vocab_size\":" INTEGER
         ",\"max_model_len\":{\"type\":\"integer\",\"description\":\"The context in tokens.\"}"
-        ",\"has_tokenizer\":{\"type\":\"boolean\",\"description\":\"False: prompts must be token ids.\"}")},
+        ",\"has_tokenizer\":{\"type\":\"boolean\",\"description\":\"False: prompts must be token "
+        "ids.\"}")},
     {"ModelList", OBJECT("\"object\",\"data\"",
         "\"object\":{\"const\":\"list\"},\"data\":" ARRAY(REF("Model")))},
     {"Tokens", OBJECT("\"tokens\",\"count\"",
-        "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion of the text would "
+        "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion "
+        "of the text would "
         "begin: with BOS where the model wants it.\"},\"count\":" INTEGER)},
     {"Text", OBJECT("\"prompt\"", "\"prompt\":" STRING)},
     {"MemoryBytes", OBJECT("\"planned_bytes\",\"allocated_bytes\",\"in_use_bytes\",\"peak_bytes\"",
@@ -100,18 +111,22 @@ static const struct { const char *name, *schema; } schemas[] = {
     {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\"",
         "\"object\":{\"const\":\"memory\"},\"model\":" STRING ",\"devices\":" ARRAY("{\"allOf\":["
             REF("MemoryBytes") "," OBJECT("\"name\",\"components\"", "\"name\":" STRING
-            ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, activations, "
+            ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
+            "activations, "
             "workspace, staging, host\",\"additionalProperties\":" REF("MemoryBytes") "}") "]}")
-        ",\"kv_pages\":" OBJECT("\"page_tokens\",\"page_bytes\",\"total\",\"used\",\"free\",\"cached\","
+        ",\"kv_pages\":" OBJECT("\"page_tokens\",\"page_bytes\",\"total\",\"used\",\"free\","
+        "\"cached\","
             "\"reserved\",\"shared\",\"high_water\"",
             "\"page_tokens\":" INTEGER ",\"page_bytes\":" INTEGER ",\"total\":" INTEGER
-            ",\"used\":" INTEGER ",\"free\":" INTEGER ",\"cached\":" INTEGER ",\"reserved\":" INTEGER
+            ",\"used\":" INTEGER ",\"free\":" INTEGER ",\"cached\":" INTEGER ","
+            "\"reserved\":" INTEGER
             ",\"shared\":" INTEGER ",\"high_water\":" INTEGER)
         ",\"process\":" OBJECT("\"rss_bytes\",\"peak_rss_bytes\",\"baseline_bytes\","
             "\"unexplained_bytes\"",
             "\"rss_bytes\":" INTEGER ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":"
             "{\"type\":\"integer\",\"description\":\"Resident before the model was opened.\"}"
-            ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - allocated on "
+            ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - "
+            "allocated on "
             "the CPU; negative where allocated memory has not been touched.\"}"))},
 };
 
@@ -153,7 +168,8 @@ static void render_body(const struct api_context *c, enum route route, struct bu
     const struct param *table = route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
                                     ? completion_param_table(&n)
                                     : tokenize_param_table(&n);
-    buf_puts(out, ",\"requestBody\":{\"required\":true,\"content\":{\"application/json\":{\"schema\":");
+    buf_puts(out, ",\"requestBody\":{\"required\":true,"
+                  "\"content\":{\"application/json\":{\"schema\":");
     params_schema(table, n, route, &c->limits, out);
     buf_puts(out, "}}}");
 }
@@ -167,7 +183,8 @@ static void render_reply(const struct operation *op, struct buf *out)
         buf_printf(out, "\"%s\":{}", op->content_type);
     if (op->chunk)
         buf_printf(out,
-                   ",\"text/event-stream\":{\"schema\":{\"type\":\"string\",\"description\":\"With stream: "
+                   ",\"text/event-stream\":{\"schema\":{\"type\":\"string\","
+                   "\"description\":\"With stream: "
                    "events 'data: {%s}', or 'data: {Error}' where one fails midway; the last is "
                    "'data: [DONE]'.\"}}",
                    op->chunk);
@@ -194,7 +211,8 @@ static void render_operation(const struct api_context *c, const struct operation
     buf_puts(out, ",\"responses\":{");
     render_reply(op, out);
     if (op->errors & ERRORS_BODY) {
-        render_error_response("400", "Malformed JSON; an unknown, ill-typed or unsupported parameter (named "
+        render_error_response("400", "Malformed JSON; an unknown, ill-typed or unsupported "
+                              "parameter (named "
                                      "in param); or more tokens than the context", out);
         render_error_response("413", "The body is over the server's limit", out);
     }
@@ -212,8 +230,10 @@ static void render_operation(const struct api_context *c, const struct operation
 
 void api_openapi(const struct api_context *c, struct buf *out)
 {
-    buf_puts(out, "{\"openapi\":\"3.1.0\",\"info\":{\"title\":\"gptd\",\"version\":\"1\",\"description\":"
-                  "\"A GPT over HTTP, in OpenAI's shapes. Strict: what is not described here is a 400 that "
+    buf_puts(out, "{\"openapi\":\"3.1.0\",\"info\":{\"title\":\"gptd\",\"version\":\"1\","
+                  "\"description\":"
+                  "\"A GPT over HTTP, in OpenAI's shapes. Strict: what is not described here is a "
+                  "400 that "
                   "names it.\"},\"paths\":{");
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
         if (i) buf_putc(out, ',');

@@ -230,7 +230,8 @@ static void row_schema(const struct param *p, const struct api_limits *limits, s
     }
     if (p->default_json) buf_printf(out, ",\"default\":%s", p->default_json);
     buf_puts(out, ",\"description\":");
-    json_out_text(out, p->help ? p->help : "Not supported: accepted only where it changes nothing.");
+    json_out_text(out,
+                  p->help ? p->help : "Not supported: accepted only where it changes nothing.");
 }
 
 void params_schema(const struct param *table, size_t n, enum route route,

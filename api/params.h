@@ -56,10 +56,10 @@ struct param {
     const char *help;
 };
 
-/* Reads a body, which must be one JSON object, by the rows of `route`. An absent parameter, and null for one
- * that is not required, leave the struct as it is. ERR_FORMAT for what is not JSON; ERR_INVALID for
- * unknown (naming the nearest), missing, ill-typed and out-of-range parameters; ERR_UNSUPPORTED
- * for those that gptd does not do. err->param is the path of the value at fault. */
+/* Reads a body, which must be one JSON object, by the rows of `route`. An absent parameter, and
+ * null for one that is not required, leave the struct as it is. ERR_FORMAT for what is not JSON;
+ * ERR_INVALID for unknown (naming the nearest), missing, ill-typed and out-of-range parameters;
+ * ERR_UNSUPPORTED for those that gptd does not do. err->param is the path of the value at fault. */
 bool params_parse(const struct param *table, size_t n, enum route route,
                   const struct param_reader *r, const char *body, size_t n_body,
                   struct error *err) MUST_CHECK;

@@ -54,8 +54,8 @@ static void show_replacement(struct reply_cursor *c, struct buf *text)
     c->n_carry = 0;
 }
 
-/* Appends n raw bytes: whole characters at once, what may still become one to the carry. The outcome
- * depends on the bytes only, not on how they are cut into calls. */
+/* Appends n raw bytes: whole characters at once, what may still become one to the carry. The
+ * outcome depends on the bytes only, not on how they are cut into calls. */
 static void show_bytes(struct reply_cursor *c, struct buf *text, const char *s, size_t n)
 {
     for (size_t i = 0; i < n;) {
@@ -86,9 +86,9 @@ static void show_bytes(struct reply_cursor *c, struct buf *text, const char *s, 
 
 /* ---- log-probabilities ----------------------------------------------------------------------- */
 
-/* The name of a token in "tokens" and the keys of "top_logprobs": its text; "bytes:\xe2\x80" when it is part of a
- * character (as OpenAI writes it, so that different tokens keep different names); "token_id:N"
- * without a tokenizer. As the inside of a JSON string. */
+/* The name of a token in "tokens" and the keys of "top_logprobs": its text; "bytes:\xe2\x80" when
+ * it is part of a character (as OpenAI writes it, so that different tokens keep different names);
+ * "token_id:N" without a tokenizer. As the inside of a JSON string. */
 static void token_name(const struct tokenizer *t, int32_t id, enum logprob_shape shape,
                        struct buf *out)
 {
@@ -116,8 +116,8 @@ static bool same_name(const struct tokenizer *t, int32_t a, int32_t b)
     return bytes_a && bytes_b && na == nb && memcmp(bytes_a, bytes_b, na) == 0;
 }
 
-/* {"name":logprob,...}: the alternatives, and the token itself when it is not among them. Names are keys here:
- * of several tokens with one name the most probable (the first) stays. */
+/* {"name":logprob,...}: the alternatives, and the token itself when it is not among them. Names are
+ * keys here: of several tokens with one name the most probable (the first) stays. */
 static void completions_top(const struct tokenizer *t, struct token_logprob self,
                             const struct token_logprob *top, int32_t n_top, struct buf *out)
 {
@@ -192,7 +192,7 @@ static void show_logprob(const struct reply_cursor *c, const struct reply_source
 void reply_cursor_init(struct reply_cursor *c, const struct reply_source *s, int32_t choice)
 {
     *c = (struct reply_cursor){.choice = choice};
-    /* A reply goes on from the prompt and keeps its leading space; an echoed prompt loses its own. */
+    /* A reply goes on from the prompt and keeps its leading space; an echo loses its own. */
     c->decode_ahead.started = !s->text_start;
     c->decode_shown.started = !s->text_start && !s->echo;
 }

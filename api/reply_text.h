@@ -1,10 +1,10 @@
 /* From a choice's tokens to the text and log-probabilities of the reply, token by token as they
  * are published. Streaming and whole replies go through the same steps, so their texts are equal.
  *
- * Two positions walk over the generated tokens. `ahead` feeds the stop matcher; `shown` follows it and
- * shows a token once all its bytes are safe (no stop string can begin inside it), cut at the stop
- * string once the choice has ended. Bytes of an unfinished UTF-8 character wait in `carry`. The
- * state is a few integers: nothing here allocates, but for the output. */
+ * Two positions walk over the generated tokens. `ahead` feeds the stop matcher; `shown` follows it
+ * and shows a token once all its bytes are safe (no stop string can begin inside it), cut at the
+ * stop string once the choice has ended. Bytes of an unfinished UTF-8 character wait in `carry`.
+ * The state is a few integers: nothing here allocates, but for the output. */
 #pragma once
 
 #include <stdbool.h>
@@ -54,8 +54,8 @@ bool reply_part_failed(const struct reply_part *p);
 void reply_cursor_init(struct reply_cursor *c, const struct reply_source *s, int32_t choice);
 /* Is what comes next the echo of the prompt? */
 bool reply_in_prompt(const struct reply_cursor *c, const struct reply_source *s);
-/* Adds to `part` what at most max_tokens more tokens bring, of the prompt or of the reply. Returns how many it
- * looked at: 0 means that there is nothing new until the engine publishes more (or c->ended; what is left in
- * the carry is shown then). The connection's thread. */
+/* Adds to `part` what at most max_tokens more tokens bring, of the prompt or of the reply. Returns
+ * how many it looked at: 0 means that there is nothing new until the engine publishes more (or
+ * c->ended; what is left in the carry is shown then). The connection's thread. */
 int32_t reply_advance(struct reply_cursor *c, const struct reply_source *s, int32_t max_tokens,
                       struct reply_part *part);

@@ -1,5 +1,5 @@
-/* The bodies of the two completion routes: see request.h. One table for both; what is longer than a row
- * (prompt, messages, stop, ...) has a reader below. */
+/* The bodies of the two completion routes: see request.h. One table for both; what is longer than a
+ * row (prompt, messages, stop, ...) has a reader below. */
 #include "api/request.h"
 
 #include <cjson/cJSON.h>
@@ -247,8 +247,8 @@ static bool read_logit_bias(const struct param_reader *r, const char *name,
         struct path at = path_member(name, child->string);
         double value;
         if (!parse_token_key(child->string, &bias[s->n_bias].id))
-            return error_set(err, ERR_INVALID, name, "'%s' has the key '%.32s', which is no token id",
-                             name, child->string);
+            return error_set(err, ERR_INVALID, name,
+                             "'%s' has the key '%.32s', which is no token id", name, child->string);
         if (!param_number(child, at.text, -100, 100, false, &value, err)) {
             if (err) snprintf(err->param, sizeof err->param, "%s", name);
             return false;
@@ -324,7 +324,8 @@ static const struct param rows[] = {
              "tokens inside a content are plain text."},
     {.name = "max_tokens", .routes = TEXT, .type = PARAM_INT, .max = INT32_MAX, AT(max_tokens),
      .default_json = "16",
-     .help = "Most tokens per choice; prompt and max_tokens together must fit the context (the default "
+     .help = "Most tokens per choice; prompt and max_tokens together must fit the context (the "
+             "default "
              "gives way). 0 only with echo: scores the prompt."},
     {.name = "max_tokens", .routes = CHAT, .type = PARAM_INT, .min = 1, .max = INT32_MAX,
      AT(max_tokens), .help = "Most tokens per choice. Default: what the context leaves."},
@@ -357,12 +358,14 @@ static const struct param rows[] = {
     {.name = "seed", .routes = BOTH, .type = PARAM_CUSTOM, .read = read_seed,
      .schema = "\"type\":[\"integer\",\"null\"],\"minimum\":-9223372036854775808,"
                "\"maximum\":9223372036854775807",
-     .help = "With a seed the same request gives the same reply, whatever runs beside it. Integers beyond "
+     .help = "With a seed the same request gives the same reply, whatever runs beside it. "
+             "Integers beyond "
              "2^53 count as the nearest double. Default: a random one."},
     {.name = "stop", .routes = BOTH, .type = PARAM_CUSTOM, .read = read_stop,
      .schema = "\"anyOf\":[{\"type\":\"null\"},{\"type\":\"string\",\"minLength\":1},{\"type\":"
                "\"array\",\"maxItems\":16,\"items\":{\"type\":\"string\",\"minLength\":1}}]",
-     .help = "The reply ends before the first of these, each at most 256 bytes. One that is exactly a "
+     .help = "The reply ends before the first of these, each at most 256 bytes. One that is "
+             "exactly a "
              "special token's text ends it at that token."},
     {.name = "ignore_eos", .routes = BOTH, .type = PARAM_BOOL, AT(ignore_eos),
      .default_json = "false", .help = "Never draw the tokens that end a reply."},
@@ -370,7 +373,8 @@ static const struct param rows[] = {
      .default_json = "1", .help = "Choices per prompt."},
     {.name = "best_of", .routes = TEXT, .type = PARAM_INT, .min = 1, .max = PARAM_MAX_N,
      AT(best_of),
-     .help = "Generate this many and reply with the n of highest mean log-probability per token. At "
+     .help = "Generate this many and reply with the n of highest mean log-probability per token. "
+             "At "
              "least n; not with stream. Default: n."},
     {.name = "stream", .routes = BOTH, .type = PARAM_BOOL, AT(stream), .default_json = "false",
      .help = "Server-sent events as the text comes, then data: [DONE]."},
@@ -448,14 +452,15 @@ static bool check_together(struct completion_params *p, struct error *err)
     if (p->max_tokens == 0 && !p->echo)
         return error_set(err, ERR_INVALID, "max_tokens", "'max_tokens' may be 0 only with 'echo'");
     if (p->include_usage && !p->stream)
-        return error_set(err, ERR_INVALID, "stream_options", "'stream_options' needs 'stream': true");
+        return error_set(err, ERR_INVALID, "stream_options",
+                         "'stream_options' needs 'stream': true");
     return true;
 }
 
 size_t completion_parse_arena(size_t n)
 {
-    /* The densest are messages, 24 bytes of struct and two strings of 16 each from 28 bytes of text;
-     * and ids, 4 bytes from 2. */
+    /* The densest are messages, 24 bytes of struct and two strings of 16 each from 28 bytes of
+     * text; and ids, 4 bytes from 2. */
     return 4 * n + (64 << 10);
 }
 

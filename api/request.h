@@ -1,5 +1,5 @@
-/* What the bodies of /v1/completions and /v1/chat/completions mean: parsed and checked as far as that is
- * possible without a model. Everything in the result lives in the caller's arena. */
+/* What the bodies of /v1/completions and /v1/chat/completions mean: parsed and checked as far as
+ * that is possible without a model. Everything in the result lives in the caller's arena. */
 #pragma once
 
 #include "api/api.h"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/chat/cases.json: conversations as Jinja renders them with the templates of the
-common families, the way transformers' apply_chat_template does (sandboxed, trim_blocks,
-lstrip_blocks). The templates beside it have the forms that the models' publishers gave them, less tools.
-Needs python3-jinja2; the tests themselves do not.
+"""Writes tests/golden/chat/cases.json: conversations as Jinja renders them with the templates of
+the common families, the way transformers' apply_chat_template does (sandboxed, trim_blocks,
+lstrip_blocks). The templates beside it have the forms that the models' publishers gave them, less
+tools. Needs python3-jinja2; the tests themselves do not.
 
     scripts/make_chat_goldens.py
 """

@@ -45,10 +45,11 @@ static void put_token(struct buf *json, const char *bytes, size_t n, int32_t id)
 
 static void put_special(struct buf *json, const char *text, int32_t id, bool first)
 {
-    buf_printf(json,
-               "%s{\"id\":%d,\"content\":\"%s\",\"special\":true,\"single_word\":false,\"lstrip\":false,"
-               "\"rstrip\":false,\"normalized\":false}",
-               first ? "" : ",", id, text);
+    buf_printf(
+        json,
+        "%s{\"id\":%d,\"content\":\"%s\",\"special\":true,\"single_word\":false,\"lstrip\":false,"
+        "\"rstrip\":false,\"normalized\":false}",
+        first ? "" : ",", id, text);
 }
 
 static struct tokenizer *open_json(struct buf *json)
@@ -109,11 +110,12 @@ struct tokenizer *tokenizer_with_specials(const char *const *specials)
     int32_t n = 0;
     for (; specials[n]; n++) put_special(&json, specials[n], id++, n == 0);
     /* The first is BOS. */
-    buf_printf(&json,
-               "],\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
-               "{\"id\":\"%s\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"
-               "\"special_tokens\":{\"%s\":{\"id\":\"%s\",\"ids\":[%d],\"tokens\":[\"%s\"]}}}}",
-               specials[0], specials[0], specials[0], id - n, specials[0]);
+    buf_printf(
+        &json,
+        "],\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+        "{\"id\":\"%s\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"
+        "\"special_tokens\":{\"%s\":{\"id\":\"%s\",\"ids\":[%d],\"tokens\":[\"%s\"]}}}}",
+        specials[0], specials[0], specials[0], id - n, specials[0]);
     return open_json(&json);
 }
 

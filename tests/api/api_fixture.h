@@ -1,5 +1,6 @@
-/* The API on a golden model, for tests: a small random model with a tokenizer whose tokens are single letters, parts
- * of UTF-8 characters and special tokens, so that replies are full of broken and joined characters. */
+/* The API on a golden model, for tests: a small random model with a tokenizer whose tokens are
+ * single letters, parts of UTF-8 characters and special tokens, so that replies are full of broken
+ * and joined characters. */
 #pragma once
 
 #include <cjson/cJSON.h>
@@ -28,11 +29,13 @@ void api_fixture_open(struct api_fixture *f, bool with_tokenizer, const char *ji
 void api_fixture_close(struct api_fixture *f);
 void api_fixture_notify(void *ctx); /* ctx: the fixture */
 
-/* A byte-level tokenizer with one token for each printable ASCII byte, newline and a few others, and these special
- * tokens (a NULL-terminated list), of which the first goes before a text (BOS). For chat templates. */
+/* A byte-level tokenizer with one token for each printable ASCII byte, newline and a few others,
+ * and these special tokens (a NULL-terminated list), of which the first goes before a text (BOS).
+ * For chat templates. */
 struct tokenizer *tokenizer_with_specials(const char *const *specials);
 
-/* Reads a completion to its end: all its bytes (JSON, or events), to be freed; NULL when it failed. */
+/* Reads a completion to its end: all its bytes (JSON, or events), to be freed; NULL when it failed.
+ */
 char *api_read_all(struct api_fixture *f, struct completion *c, struct error *err);
 /* The whole reply of a body that must succeed; cJSON_Delete it. */
 struct cJSON *api_complete(struct api_fixture *f, enum completion_kind kind, const char *body);

@@ -1,5 +1,5 @@
-/* Chat templates against what Jinja renders (tests/golden/chat), and the promise that a message's text stays
- * text. */
+/* Chat templates against what Jinja renders (tests/golden/chat), and the promise that a message's
+ * text stays text. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,7 +30,8 @@ static size_t read_messages(const struct cJSON *array, struct chat_message *out,
     cJSON_ArrayForEach(item, array) {
         assert_true(n < max);
         const char *content = json_get(item, "content")->valuestring;
-        out[n++] = (struct chat_message){json_get(item, "role")->valuestring, content, strlen(content)};
+        out[n++] =
+            (struct chat_message){json_get(item, "role")->valuestring, content, strlen(content)};
     }
     return n;
 }
@@ -50,7 +51,8 @@ static char *text_of(const struct tokenizer *t, const struct token_ids *ids)
     return buf_take(&b, NULL);
 }
 
-/* The template lets pass, and drops or misplaces, what we refuse: a system message that is late or alone. */
+/* The template lets pass, and drops or misplaces, what we refuse: a system message that is late or
+ * alone. */
 static bool may_refuse(const struct chat_message *m, size_t n, enum chat_family family)
 {
     if (family == CHAT_CHATML || family == CHAT_LLAMA3 || family == CHAT_ZEPHYR) return false;
@@ -116,8 +118,9 @@ static void test_families_against_jinja(void **state)
 }
 
 static const char *const chatml_specials[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>", NULL};
-static const char chatml[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
-                             "message['content'] + '<|im_end|>'}}{% endfor %}";
+static const char chatml[] =
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+    "message['content'] + '<|im_end|>'}}{% endfor %}";
 
 static void test_markers_in_a_message_are_text(void **state)
 {
@@ -161,13 +164,14 @@ static void test_plain(void **state)
     chat_template_init(&ct, NULL);
     assert_int_equal(ct.family, CHAT_PLAIN);
     assert_string_equal(chat_stop_string(&ct), "\nUser:");
-    struct chat_message m[4] = {{"system", "Be kind.", 8}, {"user", "Hi", 2}, {"assistant", "Yes", 3},
-                                {"user", "So", 2}};
+    struct chat_message m[4] = {
+        {"system", "Be kind.", 8}, {"user", "Hi", 2}, {"assistant", "Yes", 3}, {"user", "So", 2}};
     struct token_ids ids = {0};
     struct error err;
     assert_true(chat_encode(&ct, t, m, 4, 1000, &ids, &err));
     char *text = text_of(t, &ids);
-    assert_string_equal(text, "<|im_start|>Be kind.\n\nUser: Hi\nAssistant: Yes\nUser: So\nAssistant:");
+    assert_string_equal(text,
+                        "<|im_start|>Be kind.\n\nUser: Hi\nAssistant: Yes\nUser: So\nAssistant:");
     free(text);
     token_ids_free(&ids);
     tokenizer_free(t);
@@ -177,7 +181,8 @@ static void test_unknown_templates_are_not_guessed_at(void **state)
 {
     static const char *const unknown[] = {
         "{% for m in messages %}{{ m.content }}{% endfor %}",
-        "{{'<|user|>\n' + message['content'] + '<|end|>\n<|assistant|>' + eos_token + eos_token + eos_token}}",
+        "{{'<|user|>\n' + message['content'] + '<|end|>\n<|assistant|>' + eos_token + eos_token + "
+        "eos_token}}",
         "{{'<|im_start|>user<|im_sep|>'}}",
         "[SYSTEM_PROMPT] [INST]",
         "<|user|> <|assistant|>",

@@ -14,7 +14,9 @@
 
 static struct buf out;
 
-static const char *written(void (*write)(struct buf *, const char *, size_t), const char *s, size_t n)
+typedef void (*write_fn)(struct buf *, const char *, size_t);
+
+static const char *written(write_fn write, const char *s, size_t n)
 {
     buf_clear(&out);
     write(&out, s, n);
@@ -24,10 +26,14 @@ static const char *written(void (*write)(struct buf *, const char *, size_t), co
 static void test_escapes(void **state)
 {
     static const struct { const char *in, *want; } cases[] = {
-        {"", "\"\""}, {"abc", "\"abc\""}, {"a\"b\\c", "\"a\\\"b\\\\c\""}, {"\n\r\t", "\"\\n\\r\\t\""},
-        {"\x01\x1f\x7f", "\"\\u0001\\u001f\\u007f\""}, {"\xC3\xA9\xF0\x9F\x98\x80/", "\"\xC3\xA9\xF0\x9F\x98\x80/\""}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        assert_string_equal(written(json_out_string, cases[i].in, strlen(cases[i].in)), cases[i].want);
+        {"", "\"\""}, {"abc", "\"abc\""},
+        {"a\"b\\c", "\"a\\\"b\\\\c\""}, {"\n\r\t", "\"\\n\\r\\t\""},
+        {"\x01\x1f\x7f", "\"\\u0001\\u001f\\u007f\""},
+        {"\xC3\xA9\xF0\x9F\x98\x80/", "\"\xC3\xA9\xF0\x9F\x98\x80/\""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *in = cases[i].in;
+        assert_string_equal(written(json_out_string, in, strlen(in)), cases[i].want);
+    }
     assert_string_equal(written(json_out_string, "a\0b", 3), "\"a\\u0000b\"");
 }
 
@@ -37,7 +43,8 @@ static void test_invalid_utf8_is_replaced(void **state)
     static const struct { const char *in, *want; } cases[] = {
         {"\xFF", "?"}, {"a\xC3", "a?"}, {"\xC3z", "?z"}, {"\xE2\x82", "?"}, {"\xE2\x82z", "?z"},
         {"\xF0\x9F\x98", "?"}, {"\xF0\x9F\x98\xC3\xA9", "?\xC3\xA9"}, {"\xED\xA0\x80", "???"},
-        {"\xC0\x80", "??"}, {"\x80\x80", "??"}, {"\xF4\x90\x80\x80", "????"}, {"\xE2\xE2\x82\xAC", "?\xE2\x82\xAC"}};
+        {"\xC0\x80", "??"}, {"\x80\x80", "??"}, {"\xF4\x90\x80\x80", "????"},
+        {"\xE2\xE2\x82\xAC", "?\xE2\x82\xAC"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct buf want;
         buf_init(&want, 100);
@@ -74,8 +81,8 @@ static void test_any_bytes_make_valid_json(void **state)
 
 static void test_floats_read_back(void **state)
 {
-    static const float values[] = {0, -0.0f, 1, -1.5f, 0.1f, 1e-30f, 3.4028235e38f, 1.1754944e-38f, 1e-45f,
-                                   -0.34657359f, 16777217.0f, 123456.789f};
+    static const float values[] = {0, -0.0f, 1, -1.5f, 0.1f, 1e-30f, 3.4028235e38f,
+                                   1.1754944e-38f, 1e-45f, -0.34657359f, 16777217.0f, 123456.789f};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         buf_clear(&out);
         json_out_float(&out, values[i]);

@@ -53,7 +53,8 @@ static void refuse(enum completion_kind kind, const char *members, enum error_co
     struct parsed r = parse(kind, members);
     if (r.ok) fail_msg("accepted: %s", members);
     if (r.err.code != code || strcmp(r.err.param, param) != 0)
-        fail_msg("%s: %s of '%s': %s", members, error_code_name(r.err.code), r.err.param, r.err.text);
+        fail_msg("%s: %s of '%s': "
+                 "%s", members, error_code_name(r.err.code), r.err.param, r.err.text);
     assert_true(r.err.text[0] != 0);
     arena_free(&r.arena);
 }
@@ -124,9 +125,12 @@ static void test_values_arrive(void **state)
 {
     struct parsed r = parse(COMPLETION_TEXT,
                             "\"temperature\":0.5,\"top_p\":0.25,\"top_k\":7,\"min_p\":0.125,"
-                            "\"repetition_penalty\":1.5,\"presence_penalty\":-1,\"frequency_penalty\":2,"
-                            "\"max_tokens\":9,\"n\":2,\"best_of\":3,\"echo\":true,\"ignore_eos\":true,"
-                            "\"logprobs\":4,\"seed\":-5,\"model\":\"m\",\"stop\":[\"a\",\"\xC3\xA9\"],"
+                            "\"repetition_penalty\":1.5,\"presence_penalty\":-1,"
+                            "\"frequency_penalty\":2,"
+                            "\"max_tokens\":9,\"n\":2,\"best_of\":3,\"echo\":true,"
+                            "\"ignore_eos\":true,"
+                            "\"logprobs\":4,\"seed\":-5,\"model\":\"m\",\"stop\":[\"a\","
+                            "\"\xC3\xA9\"],"
                             "\"logit_bias\":{\"5\":-100,\"0\":1.5}");
     const struct completion_params *p = &r.p;
     assert_true(r.ok);
@@ -209,22 +213,29 @@ static const struct structured structures[] = {
     {CHAT, "!\"messages\":[{\"role\":\"tool\",\"content\":\"\"}]", ERR_INVALID, "messages[0].role"},
     {CHAT, "!\"messages\":[{\"role\":1,\"content\":\"\"}]", ERR_INVALID, "messages[0].role"},
     {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":5}]", ERR_INVALID, "messages[0].content"},
-    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":null}]", ERR_INVALID, "messages[0].content"},
-    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[]}]", ERR_INVALID, "messages[0].content"},
-    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[5]}]", ERR_INVALID, "messages[0].content[0]"},
-    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"text\":\"\"}]}]",
+    {CHAT, "!\"messages\":[{\"role\":\"user\","
+           "\"content\":null}]", ERR_INVALID, "messages[0].content"},
+    {CHAT, "!\"messages\":[{\"role\":\"user\","
+           "\"content\":[]}]", ERR_INVALID, "messages[0].content"},
+    {CHAT, "!\"messages\":[{\"role\":\"user\","
+           "\"content\":[5]}]", ERR_INVALID, "messages[0].content[0]"},
+    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\","
+           "\"text\":\"\"}]}]",
      ERR_UNSUPPORTED, "messages[0].content[0].type"},
     {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]", ERR_INVALID,
      "messages[0].content[0].text"},
-    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"\",\"x\":1}]}]",
+    {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"\","
+           "\"x\":1}]}]",
      ERR_INVALID, "messages[0].content[0].x"},
     {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":\"\",\"mood\":1}]", ERR_INVALID,
      "messages[0].mood"},
     {CHAT, "!\"messages\":[{\"role\":\"user\",\"content\":\"\",\"name\":\"Bob\"}]", ERR_UNSUPPORTED,
      "messages[0].name"},
-    {CHAT, "!\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null,\"audio\":null,"
+    {CHAT, "!\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null,"
+           "\"audio\":null,"
            "\"tool_calls\":null,\"function_call\":null,\"annotations\":[]}]", ERR_NONE, ""},
-    {CHAT, "!\"messages\":[{\"role\":\"developer\",\"content\":\"\"},{\"role\":\"system\",\"content\":\"\"}]",
+    {CHAT, "!\"messages\":[{\"role\":\"developer\",\"content\":\"\"},{\"role\":\"system\","
+           "\"content\":\"\"}]",
      ERR_NONE, ""},
     {BOTH, "\"stop\":[]", ERR_NONE, ""},
     {BOTH, "\"stop\":[\"a\",null]", ERR_INVALID, "stop[1]"},
@@ -268,7 +279,8 @@ static const struct structured structures[] = {
     {CHAT, "\"best_of\":1", ERR_INVALID, "best_of"},
     {TEXT, "\"suffix\":null", ERR_NONE, ""},
     {TEXT, "\"suffix\":\"\"", ERR_UNSUPPORTED, "suffix"},
-    {CHAT, "\"tools\":null,\"tool_choice\":\"none\",\"store\":false,\"metadata\":{},\"functions\":[],"
+    {CHAT, "\"tools\":null,\"tool_choice\":\"none\",\"store\":false,\"metadata\":{},"
+           "\"functions\":[],"
            "\"service_tier\":\"auto\",\"parallel_tool_calls\":null", ERR_NONE, ""},
     {CHAT, "\"tools\":[{}]", ERR_UNSUPPORTED, "tools"},
     {CHAT, "\"tool_choice\":\"auto\"", ERR_UNSUPPORTED, "tool_choice"},
@@ -312,7 +324,8 @@ static void test_messages_arrive(void **state)
 {
     struct parsed r = parse(COMPLETION_CHAT,
                             "!\"messages\":[{\"role\":\"developer\",\"content\":\"be \\u00e9\"},"
-                            "{\"content\":[{\"type\":\"text\",\"text\":\"one\"},{\"type\":\"text\",\"text\":\"\"},"
+                            "{\"content\":[{\"type\":\"text\",\"text\":\"one\"},"
+                            "{\"type\":\"text\",\"text\":\"\"},"
                             "{\"type\":\"text\",\"text\":\"two\"}],\"role\":\"user\"}]");
     assert_true(r.ok);
     assert_int_equal(r.p.n_messages, 2);
@@ -351,7 +364,8 @@ static void test_unknown_names_get_a_hint(void **state)
 
 static void test_malformed(void **state)
 {
-    static const char *const bodies[] = {"", "{", "null", "5", "[]", "\"x\"", "{}x", "{\"prompt\":\"a\",}",
+    static const char *const bodies[] = {"", "{", "null", "5", "[]", "\"x\"", "{}x",
+                                         "{\"prompt\":\"a\",}",
                                          "{\"prompt\":\"a\",\"seed\":NaN}", "{\"prompt\":\"\xFF\"}",
                                          "{\"prompt\":\"a\\u0000\"}", "{\"prompt\":\"\\ud800\"}",
                                          "{\"prompt\":\"a\",\"temperature\":1e999}"};

@@ -49,8 +49,8 @@ static void refuse(route_fn route, const char *body, enum error_code code, const
 
 static void test_there_and_back(void **state)
 {
-    static const char *const texts[] = {"", "the cat", " x ", "\\n\\n", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80",
-                                        "<|im_start|>"};
+    static const char *const texts[] = {
+        "", "the cat", " x ", "\\n\\n", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "<|im_start|>"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         char body[256];
         snprintf(body, sizeof body, "{\"prompt\":\"%s\"}", texts[i]);
@@ -73,7 +73,8 @@ static void test_there_and_back(void **state)
 
 static void test_detokenize_joins_before_it_replaces(void **state)
 {
-    struct cJSON *r = answer(api_detokenize, "{\"tokens\":[96,97,149,96,65]}"); /* C3 A9, special, C3 'a' */
+    struct cJSON *r =
+        answer(api_detokenize, "{\"tokens\":[96,97,149,96,65]}"); /* C3 A9, special, C3 'a' */
     assert_string_equal(json_get(r, "prompt")->valuestring, "\xC3\xA9\xEF\xBF\xBD" "a");
     cJSON_Delete(r);
 }
@@ -147,13 +148,15 @@ static void test_memory(void **state)
     assert_int_equal(json_get(pages, "page_tokens")->valueint, KV_PAGE_TOKENS);
     assert_int_equal(json_get(pages, "total")->valueint, s.kv.total);
     assert_int_equal(json_get(pages, "used")->valueint, 0);
-    assert_int_equal(json_get(pages, "free")->valueint + json_get(pages, "cached")->valueint, s.kv.total);
+    assert_int_equal(json_get(pages, "free")->valueint + json_get(pages, "cached")->valueint,
+                     s.kv.total);
     double unexplained = json_get(json_get(root, "process"), "unexplained_bytes")->valuedouble;
     assert_true(unexplained == (40 << 20) - allocated);
     cJSON_Delete(root);
 }
 
-/* ---- the description -------------------------------------------------------------------------- */
+/* ---- the description --------------------------------------------------------------------------
+ */
 
 /* Every {"$ref":"#/components/schemas/NAME"} names one that is there. */
 static void check_refs(const struct cJSON *node, const struct cJSON *schemas)
@@ -201,7 +204,8 @@ static void test_description(void **state)
         assert_int_equal(cJSON_GetArraySize(json_get(schema, "properties")), expected);
         assert_true(cJSON_IsFalse(json_get(schema, "additionalProperties")));
         /* The server's own limit, not a constant. */
-        assert_int_equal(json_get(json_get(json_get(schema, "properties"), "n"), "maximum")->valueint, 5);
+        assert_int_equal(
+            json_get(json_get(json_get(schema, "properties"), "n"), "maximum")->valueint, 5);
     }
     body_schema(root, "/v1/tokenize");
     body_schema(root, "/v1/detokenize");

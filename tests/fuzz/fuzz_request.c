@@ -1,5 +1,5 @@
-/* libFuzzer: the first byte picks a route, the rest is its body. What is accepted must keep the promises that
- * the rest of the API relies on. */
+/* libFuzzer: the first byte picks a route, the rest is its body. What is accepted must keep the
+ * promises that the rest of the API relies on. */
 #include <string.h>
 
 #include "api/request.h"
