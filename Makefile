@@ -29,7 +29,8 @@ ifeq ($(SAN),fuzzer)
 override CC := clang
 SANFLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
 endif
-CFLAGS  += $(SANFLAGS)
+# -O1: with checks in every loop the compiler takes minutes to optimize a kernel.
+CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
 FOLDERS := base model cpu api server
@@ -60,7 +61,7 @@ $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
 $(BUILD)/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
-$(BUILD)/cpu/%.o: CFLAGS += -O3
+$(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

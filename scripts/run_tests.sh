@@ -62,15 +62,20 @@ count_tap() {
 
 # unit TREE PREFIX PROGRAM...: cmocka programs, one after another, from the root of the tree.
 unit() {
-    local tree=$1 prefix=$2 program name log
+    local tree=$1 prefix=$2 program name log begin
     shift 2
     for program in "$@"; do
         name=$tree-$(basename "$program")
         log=$logs/$name.log
+        begin=$SECONDS
         CMOCKA_MESSAGE_OUTPUT=TAP $prefix timeout 300 "$program" >"$log" 2>&1
         count_tap "$name" "$log" $?
+        [ $((SECONDS - begin)) -lt 10 ] || echo "$name took $((SECONDS - begin)) s"
     done
 }
+
+# count_in LINE WORD: the number before the word in pytest's last line, or 0.
+count_in() { echo "$1" | grep -oE "[0-9]+ ($2)\b" | grep -oE '[0-9]+' || echo 0; }
 
 # black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY.
 black_box() {
@@ -79,11 +84,10 @@ black_box() {
     GPTD_BINARY=$binary timeout 900 "$python" -m pytest -q -ra --durations=5 "$@" >"$log" 2>&1
     status=$?
     line=$(tail -n 1 "$log")
-    number() { echo "$line" | grep -oE "[0-9]+ $1" | cut -d' ' -f1; }
     local ok bad
-    ok=$(number passed)
-    bad=$(($(number failed || true) + $(number error || true)))
-    passed=$((passed + ${ok:-0}))
+    ok=$(count_in "$line" passed)
+    bad=$(($(count_in "$line" failed) + $(count_in "$line" 'errors?')))
+    passed=$((passed + ok))
     failed=$((failed + bad))
     if [ "$bad" != 0 ]; then
         echo "not ok - black-box $tree: $line"
