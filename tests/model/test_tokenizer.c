@@ -213,6 +213,7 @@ static void test_added_tokens_strip_and_stand_alone(void **state)
     ASSERT_IDS(t, "\xC3\xA9" "ab", 0, 9, 0, 1);
     ASSERT_IDS(t, "a   <l>  a", ENCODE_PARSE_SPECIAL, 0, 14, 2, 2, 0);
     ASSERT_IDS(t, "a <r> \xE3\x80\x80 a", ENCODE_PARSE_SPECIAL, 0, 2, 15, 0);
+    ASSERT_IDS(t, "a\xE3\x80\x80\t<l>", ENCODE_PARSE_SPECIAL, 0, 14);
     ASSERT_IDS(t, "<r> <l>", ENCODE_PARSE_SPECIAL, 15, 14);
     /* White space that vanishes: no number of bytes is too many for one token. */
     assert_int_equal(tokenizer_max_token_bytes(t), INT32_MAX);

@@ -86,16 +86,18 @@ static void assert_ids(const struct tokenizer *t, const char *text, int flags, s
 /* ---- vocab.json + merges.txt ---- */
 
 static const char vocab[] = "{\"a\": 0, \"b\": 1, \"#\": 2, \"ab\": 3, \"##\": 4, \"\xC4\xA0\": 5,"
-                            " \"\xC4\xA0" "ab\": 6, \"<|endoftext|>\": 7}";
-static const char merges[] = "#version: 0.2\na b\r\n# #\n\n\xC4\xA0 ab";
+                            " \"\xC4\xA0" "ab\": 6, \"<|endoftext|>\": 7,"
+                            " \"####\": 10, \"########\": 11}";
+static const char merges[] = "#version: 0.2\na b\r\n# #\n\n\xC4\xA0 ab\n## ##\n#### ####";
 
 static void test_gpt2_files(void **state)
 {
     write_file(*state, "vocab.json", vocab);
     write_file(*state, "merges.txt", merges);
     struct tokenizer *t = open_dir(*state);
-    assert_string_equal(tokenizer_description(t), "byte-level BPE, gpt2, 8 tokens");
+    assert_string_equal(tokenizer_description(t), "byte-level BPE, gpt2, 12 tokens");
     ASSERT_IDS(t, "ab ab##", 0, 3, 6, 4);
+    ASSERT_IDS(t, "########", 0, 11); /* a merge that looks like a comment is none */
     ASSERT_IDS(t, "a<|endoftext|>", ENCODE_PARSE_SPECIAL, 0, 7);
     assert_int_equal(tokenizer_eos(t), 7);
     assert_int_equal(tokenizer_bos(t), 7);
@@ -106,7 +108,7 @@ static void test_gpt2_files(void **state)
     write_file(*state, "added_tokens.json", "{\"<|im_end|>\": 9, \"aa\": 8}");
     write_file(*state, "tokenizer_config.json", "{\"add_bos_token\": true}");
     t = open_dir(*state);
-    assert_int_equal(tokenizer_vocab_size(t), 10);
+    assert_int_equal(tokenizer_vocab_size(t), 12);
     ASSERT_IDS(t, "aaa", 0, 8, 0);
     ASSERT_IDS(t, "a<|im_end|>", ENCODE_PARSE_SPECIAL | ENCODE_ADD_BOS, 7, 0, 9);
     tokenizer_free(t);

@@ -162,6 +162,7 @@ static void test_metaspace(void **state)
     snprintf(json, sizeof json, format, "first", "false", "first");
     struct tokenizer *t = open_json(json);
     ASSERT_IDS(t, "a b<x>a", 2, 4, 1, 5, 0);
+    ASSERT_IDS(t, "<x>a", 5, 0); /* not the beginning of the text */
     ASSERT_IDS(t, " a", 3); /* one that is there is not doubled */
     struct token_decoder d = {0};
     assert_memory_equal(token_decode(t, &d, 3, &n), "a", 1);
