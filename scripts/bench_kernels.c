@@ -1,7 +1,9 @@
 /* How near the CPU's kernels come to what the machine can do: reading memory for one row, multiplying
- * for many, attention at several contexts. Prints a table; not a test. Build and run:
+ * for many, attention at several contexts. Prints a table; not a test. Build (after make) and run:
  *
- *     make build/scripts/bench_kernels && build/scripts/bench_kernels [threads] [isa]
+ *     cc -std=c17 -D_GNU_SOURCE -O2 -pthread -I. -o build/bench_kernels scripts/bench_kernels.c \
+ *         $(find build/cpu -name '[!.]*.o') build/base/error.o build/model/sampler.o -lm
+ *     build/bench_kernels [threads] [reference|avx2|avx512|avx512_bf16|best]
  *
  * Shapes are those of SmolLM2-135M: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
 #include <stdio.h>
