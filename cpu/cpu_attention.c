@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "cpu/cpu_internal.h"
+#include "cpu/cpu_train.h"
 
 enum { P = KV_PAGE_TOKENS, MAX_POSITIONS = 16 };
 
@@ -156,6 +156,9 @@ static void store_query(const struct attend *m, const struct query *q,
         uint8_t *out = tensor_row(m->out, row);
         m->kernels->scale_row(out + (size_t)(head * n) * element_bytes(m->out.dtype),
                               m->out.dtype, state->acc + i * round_up(n, 16), 1 / state->sum[i], n);
+        if (m->attention->lse)
+            m->attention->lse[(int64_t)row * m->attention->n_head + head] =
+                state->max[i] + logf(state->sum[i]);
     }
 }
 
@@ -287,6 +290,10 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
     ASSERT(a->head_dim % 2 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct attend m = {.kernels = &c->kernels, .out = out, .qkv = qkv, .batch = b, .attention = a,
                        .kv = kv, .layer = layer};
+    if (a->dropout > 0) {
+        cpu_attention_dropout(d, out, qkv, b, a);
+        return;
+    }
     choose_grouping(&m);
     int64_t n_queries = 0, n_keys = 0;
     for (int32_t i = 0; i < b->n_spans; i++) {

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
-#include "cpu/cpu_internal.h"
+#include "cpu/cpu_train.h"
 
 enum {
     HUGE_PAGE = 2 << 20,
@@ -145,6 +145,7 @@ bool cpu_device_open(const struct cpu_options *o, struct device **out, struct er
     cpu_kernels_init(&c->kernels, isa);
     int32_t n = pool_n_threads(c->pool);
     c->base.ops = &ops;
+    c->base.train = &cpu_train_ops;
     snprintf(c->base.name, sizeof c->base.name, "cpu");
     snprintf(c->description, sizeof c->description, "cpu: %d thread%s, %s", n, n == 1 ? "" : "s",
              c->kernels.name);

@@ -43,6 +43,8 @@ int32_t cpu_count(const char *root, int32_t n_affinity);
 int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows);
+void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
+                     float *rows);
 void cpu_embed(struct device *d, struct tensor out, const struct batch *b,
                const struct matrix *wte, const float *wpe);
 /* cpu_matmul.c */
@@ -65,5 +67,10 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
                    const struct attention *a, const struct kv_cache *kv, int32_t layer);
 /* cpu_sample.c */
 int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
+/* log sum exp of a row is shift + log_sum. */
+struct logsumexp { float shift, log_sum; };
+struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n);
+/* The log-probability of a logit x of that row: what sampling reports and training computes. */
+float cpu_logprob(struct logsumexp z, float x);
 void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
                 struct sample_out *out);

@@ -57,6 +57,16 @@ static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
+/* Output n of the matrix as f32. */
+static void read_output(const struct matrix *w, int64_t n, float *out)
+{
+    const uint32_t *src = output_words(w, n);
+    for (int64_t k = 0; k < w->n_in; k++) {
+        if (w->dtype == DTYPE_F32) memcpy(&out[k], &src[k * PANEL], 4);
+        else out[k] = bf16_to_f32((uint16_t)(src[k / 2 * PANEL] >> (k % 2 * 16)));
+    }
+}
+
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows)
 {
@@ -64,6 +74,13 @@ void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t 
     ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
     struct matrix_write job = {w, row0, n_rows, rows};
     pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_panels, &job);
+}
+
+void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
+                     float *rows)
+{
+    ASSERT(row0 >= 0 && n_rows >= 0 && row0 + n_rows <= w->n_out);
+    for (int64_t i = 0; i < n_rows; i++) read_output(w, row0 + i, rows + i * w->n_in);
 }
 
 struct embed {
@@ -82,13 +99,7 @@ static void embed_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
         int32_t token = job->batch->tokens[r];
         ASSERT(token >= 0 && token < w->n_out);
         float *out = tensor_row(job->out, r);
-        const uint32_t *src = output_words(w, token);
-        if (w->dtype == DTYPE_F32) {
-            for (int64_t k = 0; k < n; k++) memcpy(&out[k], &src[k * PANEL], 4);
-        } else {
-            for (int64_t k = 0; k < n; k++)
-                out[k] = bf16_to_f32((uint16_t)(src[k / 2 * PANEL] >> (k % 2 * 16)));
-        }
+        read_output(w, token, out);
         if (!job->wpe) continue;
         const float *position = job->wpe + job->batch->positions[r] * n;
         for (int64_t k = 0; k < n; k++) out[k] += position[k];

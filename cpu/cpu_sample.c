@@ -322,33 +322,44 @@ static int32_t rank_of(const struct sampler *s, const float *x, int32_t id)
     return (int32_t)(1 + above + lower);
 }
 
-static void report_top(const struct sampler *s, const float *x, int32_t n_top, float max,
-                       float log_sum, struct sample_out *out)
+static void report_top(const struct sampler *s, const float *x, int32_t n_top, struct logsumexp z,
+                       struct sample_out *out)
 {
     struct candidate best[SAMPLE_MAX_TOP];
     ASSERT(n_top <= SAMPLE_MAX_TOP);
     out->n_top = (int32_t)select_best(s, x, n_top, best);
     for (int32_t i = 0; i < out->n_top; i++)
-        out->top[i] = (struct token_logprob){best[i].id, best[i].value - max - log_sum};
+        out->top[i] = (struct token_logprob){best[i].id, cpu_logprob(z, best[i].value)};
     out->rank = rank_of(s, x, out->id);
+}
+
+struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n)
+{
+    struct logsumexp z = {.shift = k->row_max(x, n)};
+    if (z.shift > -INFINITY) z.log_sum = logf(k->row_exp(NULL, x, n, z.shift, 1));
+    return z;
+}
+
+float cpu_logprob(struct logsumexp z, float x)
+{
+    x = clean(x);
+    return x == -INFINITY ? LOWEST_LOGPROB : x - z.shift - z.log_sum;
 }
 
 static void sample_one(const struct sampler *s, const float *x, const struct sample_row *row,
                        struct sample_out *out)
 {
-    float max = s->kernels->row_max(x, s->n_vocab), log_sum = 0;
-    if (max > -INFINITY) log_sum = logf(s->kernels->row_exp(NULL, x, s->n_vocab, max, 1));
+    struct logsumexp z = cpu_logsumexp(s->kernels, x, s->n_vocab);
     *out = (struct sample_out){.id = row->forced};
     if (row->forced < 0) {
         const float *y = adjusted(s, row, x);
-        float highest = y == x ? max : s->kernels->row_max(y, s->n_vocab);
+        float highest = y == x ? z.shift : s->kernels->row_max(y, s->n_vocab);
         bool greedy = row->params->temperature == 0 || highest == -INFINITY;
         out->id = greedy ? choose_greedy(s, y, highest) : choose_random(s, row, y, highest);
     }
     ASSERT(out->id >= 0 && out->id < s->n_vocab);
-    float x_id = clean(x[out->id]);
-    out->logprob = x_id == -INFINITY ? LOWEST_LOGPROB : x_id - max - log_sum;
-    if (row->n_top > 0) report_top(s, x, row->n_top, max, log_sum, out);
+    out->logprob = cpu_logprob(z, x[out->id]);
+    if (row->n_top > 0) report_top(s, x, row->n_top, z, out);
 }
 
 struct sample_job {

@@ -62,6 +62,14 @@ struct attend_block {
     int64_t acc_stride;
 };
 
+/* A step's constants for one tensor: w = w keep - rate m / (sqrt(v) v_correction + eps). */
+struct adamw_row {
+    float grad_scale, beta1, beta2, eps;
+    float keep;         /* 1 - lr * weight_decay */
+    float rate;         /* lr / (1 - beta1^step) */
+    float v_correction; /* 1 / sqrt(1 - beta2^step), a factor of sqrt(v) */
+};
+
 struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
@@ -97,6 +105,26 @@ struct cpu_kernels {
     int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);
     int64_t (*count_above)(const float *x, int64_t n, float t);
     float (*sum_above)(const float *x, int64_t n, float t); /* of those x > t */
+
+    /* Training. One row of norm's backward: dx += ..., and stats = {mean, 1 / deviation} for the columns. */
+    void (*norm_backward_row)(float *dx, float *stats, const float *dy, const float *x, int64_t n,
+                              const struct norm *norm);
+    /* The gradients of n columns of norm's weight (and bias, unless NULL), added up over rows in order: `stride`
+     * floats lie between rows, and two stats. */
+    void (*norm_backward_columns)(float *dweight, float *dbias, const float *dy, const float *x,
+                                  const float *stats, int64_t rows, int64_t stride, int64_t n);
+    /* dx = dy gelu'(pre); dx and pre have the type. */
+    void (*gelu_backward_row)(void *dx, enum dtype dtype, const float *dy, const void *pre,
+                              bool exact, int64_t n);
+    /* out = gelu(x), both of the type. */
+    void (*gelu_row)(void *out, enum dtype dtype, const void *x, bool exact, int64_t n);
+    /* Of silu(gate) up; dgate, dup, gate and up have the type. */
+    void (*swiglu_backward_row)(void *dgate, void *dup, enum dtype dtype, const float *dy,
+                                const void *gate, const void *up, int64_t n);
+    /* w, m and v after one step with gradients g. */
+    void (*adamw_row)(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
+                      int64_t n);
+    double (*sum_squares)(const float *x, int64_t n);
 };
 
 /* The best that the processor has, up to `isa`. */
@@ -107,6 +135,7 @@ const char *cpu_isa_name(enum cpu_isa isa);
 
 /* Each of these overrides what it does better. */
 void cpu_kernels_reference(struct cpu_kernels *k);
+void cpu_train_kernels_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);
 void cpu_kernels_avx512(struct cpu_kernels *k);
 void cpu_kernels_avx512bf16(struct cpu_kernels *k);

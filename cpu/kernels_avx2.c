@@ -4,6 +4,7 @@
 #include "cpu/simd_math.h"
 
 #include "cpu/rows_simd.h"
+#include "cpu/train_simd.h"
 
 #define TILE_MAX 3
 #define QUERY_MAX 3
@@ -13,5 +14,6 @@ void cpu_kernels_avx2(struct cpu_kernels *k)
 {
     k->name = "AVX2";
     rows_simd(k);
+    train_simd(k);
     products_simd(k);
 }

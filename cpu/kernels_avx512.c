@@ -4,6 +4,7 @@
 #include "cpu/simd_math.h"
 
 #include "cpu/rows_simd.h"
+#include "cpu/train_simd.h"
 
 #define TILE_MAX 12
 #define QUERY_MAX 6
@@ -13,5 +14,6 @@ void cpu_kernels_avx512(struct cpu_kernels *k)
 {
     k->name = "AVX-512";
     rows_simd(k);
+    train_simd(k);
     products_simd(k);
 }

@@ -164,6 +164,14 @@ static void swiglu_row(void *out, enum dtype dtype, const void *gate, const void
     }
 }
 
+static void gelu_row(void *out, enum dtype dtype, const void *x, bool exact, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float v = load(x, dtype, i);
+        store(out, dtype, i, exact ? gelu_exact(v) : gelu_tanh(v));
+    }
+}
+
 static void rotate(float *x, const float *cos_sin, int64_t half)
 {
     for (int64_t i = 0; i < half; i++) {
@@ -236,6 +244,7 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .scale_row = scale_row,
         .norm_row = norm_row,
         .swiglu_row = swiglu_row,
+        .gelu_row = gelu_row,
         .rotate = rotate,
         .to_bf16 = to_bf16,
         .row_max = row_max,
@@ -244,4 +253,5 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .count_above = count_above,
         .sum_above = sum_above,
     };
+    cpu_train_kernels_reference(k);
 }

@@ -79,9 +79,9 @@ struct device_train_ops {
     /* out = gelu(in), both act: the very bits of matmul's GELU epilogues. */
     void (*gelu)(struct device *d, struct tensor out, struct tensor in, bool exact);
 
-    /* dx = dy W, or dx += dy W. dy [R, n_out] act, dx [R, n_in] f32 (or act when not adding). */
+    /* dx = dy W. dy [R, n_out] act, dx [R, n_in] f32. */
     void (*matmul_backward_x)(struct device *d, struct tensor dx, struct tensor dy,
-                              const struct matrix *w, bool add);
+                              const struct matrix *w);
     /* dw += dy^T x; dbias += column sums of dy unless NULL. x [R, n_in] and dy [R, n_out] act; dw f32. */
     void (*matmul_backward_w)(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
                               struct tensor x);

@@ -274,7 +274,7 @@ static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_b
         d->train->cross_entropy(d, dlogits, logits, m->targets + row, o, t->losses + row);
         if (!backward) continue;
         d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h);
-        d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head, false);
+        d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head);
     }
 }
 
@@ -311,11 +311,11 @@ static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt
 
     ops->dropout(d, dy, dx, drop);
     ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp);
-    ops->matmul_backward_x(d, dmlp, dy, &l->mlp_down, false);
+    ops->matmul_backward_x(d, dmlp, dy, &l->mlp_down);
     if (type == MLP_SWIGLU) ops->swiglu_backward(d, dup, dmlp, b->up);
     else ops->gelu_backward(d, dup, dmlp, b->up, type == MLP_GELU_EXACT);
     ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp);
-    ops->matmul_backward_x(d, dh, dup, &l->mlp_up, false);
+    ops->matmul_backward_x(d, dh, dup, &l->mlp_up);
     ops->norm_backward(d, dx, (float *)dl->mlp_norm.weight, (float *)dl->mlp_norm.bias, dh,
                        b->x_mid, &l->mlp_norm);
 }
@@ -336,12 +336,12 @@ static void backward_attention(struct gpt_train *t, struct device *d, const stru
 
     ops->dropout(d, dy, dx, drop);
     ops->matmul_backward_w(d, &dl->attn_out, dl->attn_out_bias, dy, b->attn);
-    ops->matmul_backward_x(d, dattn, dy, &l->attn_out, false);
+    ops->matmul_backward_x(d, dattn, dy, &l->attn_out);
     ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, batch, &a);
     ops->rope_backward(d, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
     if (dqkv_act.data != dqkv.data) ops->dropout(d, dqkv_act, dqkv, (struct dropout){0});
     ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn);
-    ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv, false);
+    ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv);
     ops->norm_backward(d, dx, (float *)dl->attn_norm.weight, (float *)dl->attn_norm.bias, dh,
                        b->x_in, &l->attn_norm);
 }

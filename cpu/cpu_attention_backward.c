@@ -1,0 +1,396 @@
+/* Attention's backward pass, and its forward pass with dropout, without a T x T matrix (Dao et al. 2022): scores are
+ * computed again, 32 keys by up to 48 queries at a time, from q, k and the forward pass's log-sums.
+ *
+ *   p = exp(scale q.k - lse)        dv += (z p)^T do        dp = z (do . v)        z: dropout's factor, or 1
+ *   ds = p (dp - D), D = do . o     dq += scale ds k        dk += scale ds^T q
+ *
+ * One thread takes one KV head of one span from its first key to its last, in f32 throughout, so every sum
+ * has one order. The five products run on the forward pass's tile kernels. */
+#include <math.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "cpu/cpu_train.h"
+#include "model/sampler.h"
+
+enum {
+    KEYS = PANEL,
+    QUERIES = 48, /* a multiple of every tile_rows */
+    DIM_TILE = 8, /* columns of one tile of a transposed gradient */
+};
+
+struct backward {
+    const struct cpu_kernels *kernels;
+    struct tensor dqkv, dout, qkv, out;
+    const float *lse;
+    const struct batch *batch;
+    const struct attention *a;
+    int64_t max_rows;   /* of a span: sizes the scratch */
+    int64_t n_dim;      /* K rounded up to PANEL */
+    float *scratch;     /* [threads][scratch_floats] */
+    int64_t scratch_floats;
+};
+
+/* One thread's pieces, for T rows of a span. Queries of one head: */
+struct pieces {
+    float *q, *dout;           /* [T, K] */
+    float *dq;                 /* [T, n_dim] */
+    float *lse, *delta;        /* [T] */
+    /* one block of keys: */
+    float *k_panel, *v_panel;  /* [K, KEYS]: sums over dimensions */
+    float *k_rows;             /* [n_dim / PANEL][KEYS, PANEL]: sums over keys */
+    float *dk, *dv;            /* [n_dim, KEYS] */
+    /* one block of queries by keys: */
+    float *words;              /* [QUERIES * max(K, KEYS)]: rows of a tile side by side */
+    float *p, *ds;             /* [QUERIES, KEYS] */
+};
+
+static int64_t take(float **at, float *base, int64_t used, int64_t n)
+{
+    *at = base + used;
+    return used + round_up(n, 16);
+}
+
+static int64_t place_pieces(struct pieces *s, float *base, int64_t T, int64_t K)
+{
+    int64_t used = 0, n_dim = round_up(K, PANEL);
+    used = take(&s->q, base, used, T * K);
+    used = take(&s->dout, base, used, T * K);
+    used = take(&s->dq, base, used, T * n_dim);
+    used = take(&s->lse, base, used, T);
+    used = take(&s->delta, base, used, T);
+    used = take(&s->k_panel, base, used, K * KEYS);
+    used = take(&s->v_panel, base, used, K * KEYS);
+    used = take(&s->k_rows, base, used, n_dim * KEYS);
+    used = take(&s->dk, base, used, n_dim * KEYS);
+    used = take(&s->dv, base, used, n_dim * KEYS);
+    used = take(&s->words, base, used, QUERIES * max_i64(n_dim, KEYS));
+    used = take(&s->p, base, used, QUERIES * KEYS);
+    return take(&s->ds, base, used, QUERIES * KEYS);
+}
+
+int64_t cpu_attention_backward_workspace(const struct cpu_device *c,
+                                         const struct workspace_shape *s)
+{
+    struct pieces pieces;
+    int64_t T = min_i64(s->max_rows, s->block_size);
+    return pool_n_threads(c->pool) * place_pieces(&pieces, NULL, T, s->head_dim) *
+           (int64_t)sizeof(float);
+}
+
+/* n elements of row r from column `at`, as f32. */
+static void read_row(struct tensor t, int64_t r, int64_t at, int64_t n, float *out)
+{
+    if (t.dtype == DTYPE_F32) {
+        memcpy(out, (const float *)tensor_row(t, r) + at, (size_t)n * 4);
+        return;
+    }
+    const uint16_t *x = (const uint16_t *)tensor_row(t, r) + at;
+    for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(x[i]);
+}
+
+static void multiply(const struct backward *m, float *out, const float *x, const float *w,
+                     int64_t steps, int64_t rows)
+{
+    struct matmul_tile t = {.out = out, .x = x, .w = w, .steps = steps, .rows = (int32_t)rows,
+                            .prefetch = (const char *)w};
+    m->kernels->matmul_f32(&t);
+}
+
+/* ---- dropout's factor ---- */
+
+/* z of head h at (query row, key): 0 or 1 / (1 - p), from a counter of its own. */
+static float dropout_factor(const struct attention *a, int64_t head, int64_t row, int64_t key)
+{
+    uint32_t counter[4] = {(uint32_t)key / 4, (uint32_t)row, (uint32_t)head, 1}, words[4];
+    uint32_t philox_key[2] = {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)};
+    philox4x32(counter, philox_key, words);
+    return words[key % 4] >= (uint32_t)((double)a->dropout * 4294967296.0) ? 1 / (1 - a->dropout) : 0;
+}
+
+/* ---- loading ---- */
+
+/* One head's queries, output gradients, log-sums and D = do . o. */
+static void load_head(const struct backward *m, const struct span *s, int64_t head,
+                      struct pieces *x)
+{
+    int64_t K = m->a->head_dim, H = m->a->n_head;
+    float out[MAX_HEAD_DIM];
+    for (int64_t i = 0; i < s->n_rows; i++) {
+        int64_t r = s->row0 + i;
+        read_row(m->qkv, r, head * K, K, x->q + i * K);
+        read_row(m->dout, r, head * K, K, x->dout + i * K);
+        read_row(m->out, r, head * K, K, out);
+        double dot = 0;
+        for (int64_t k = 0; k < K; k++) dot += (double)x->dout[i * K + k] * out[k];
+        x->delta[i] = (float)dot;
+        x->lse[i] = m->lse[r * H + head];
+    }
+}
+
+static int64_t kv_column(const struct attention *a, int64_t kv_head, bool value)
+{
+    return (a->n_head + (value ? a->n_kv_head : 0) + kv_head) * a->head_dim;
+}
+
+/* Keys [key0, key0 + n_keys) of a KV head, in both orders; absent keys are zero. */
+static void load_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
+                      struct pieces *x)
+{
+    int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
+    float k[MAX_HEAD_DIM], v[MAX_HEAD_DIM];
+    memset(x->k_rows, 0, (size_t)(m->n_dim * KEYS) * 4);
+    for (int64_t j = 0; j < KEYS; j++) {
+        bool there = j < n_keys;
+        if (there) {
+            read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, false), K, k);
+            read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, true), K, v);
+        }
+        for (int64_t i = 0; i < K; i++) {
+            x->k_panel[i * KEYS + j] = there ? k[i] : 0;
+            x->v_panel[i * KEYS + j] = there ? v[i] : 0;
+            if (there) x->k_rows[(i / PANEL * KEYS + j) * PANEL + i % PANEL] = k[i];
+        }
+    }
+    memset(x->dk, 0, (size_t)(m->n_dim * KEYS) * 4);
+    memset(x->dv, 0, (size_t)(m->n_dim * KEYS) * 4);
+}
+
+/* ---- one block of queries by one block of keys ---- */
+
+/* out [n, KEYS] = rows [n, K] times panel [K, KEYS]. */
+static void scores(const struct backward *m, struct pieces *x, const float *rows, int64_t n,
+                   const float *panel, float *out)
+{
+    int64_t K = m->a->head_dim, step = m->kernels->tile_rows;
+    for (int64_t i = 0; i < n; i += step) {
+        int64_t count = min_i64(step, n - i);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t r = 0; r < count; r++) x->words[k * count + r] = rows[(i + r) * K + k];
+        multiply(m, out + i * KEYS, x->words, panel, K, count);
+    }
+}
+
+/* dt [K, KEYS] += rows [n, K]^T times weights [n, KEYS]. */
+static void add_transposed(const struct backward *m, struct pieces *x, const float *rows, int64_t n,
+                           const float *weights, float *dt)
+{
+    int64_t K = m->a->head_dim, step = min_i64(DIM_TILE, m->kernels->tile_rows);
+    _Alignas(64) float tile[DIM_TILE * KEYS];
+    for (int64_t k = 0; k < K; k += step) {
+        int64_t count = min_i64(step, K - k);
+        for (int64_t r = 0; r < n; r++)
+            memcpy(x->words + r * count, rows + r * K + k, (size_t)count * 4);
+        multiply(m, tile, x->words, weights, n, count);
+        m->kernels->finish(dt + k * KEYS, DTYPE_F32, tile, NULL, EPILOGUE_ADD, count * KEYS);
+    }
+}
+
+/* dq [n, n_dim] += ds [n, KEYS] times keys [KEYS, K]. */
+static void add_queries(const struct backward *m, struct pieces *x, int64_t n, float *dq)
+{
+    int64_t step = m->kernels->tile_rows;
+    _Alignas(64) float tile[TILE_ROWS * PANEL];
+    for (int64_t i = 0; i < n; i += step) {
+        int64_t count = min_i64(step, n - i);
+        for (int64_t j = 0; j < KEYS; j++)
+            for (int64_t r = 0; r < count; r++)
+                x->words[j * count + r] = x->ds[(i + r) * KEYS + j];
+        for (int64_t k = 0; k < m->n_dim; k += PANEL) {
+            multiply(m, tile, x->words, x->k_rows + k * KEYS, KEYS, count);
+            for (int64_t r = 0; r < count; r++)
+                m->kernels->finish(dq + (i + r) * m->n_dim + k, DTYPE_F32, tile + r * PANEL, NULL,
+                                   EPILOGUE_ADD, PANEL);
+        }
+    }
+}
+
+/* Scores in p become probabilities, and dp in ds becomes the scores' gradient (scale included). */
+static void finish_block(const struct backward *m, struct pieces *x, int64_t head, int64_t row0,
+                         int64_t query0, int64_t n, int64_t key0)
+{
+    float scale = m->a->scale;
+    for (int64_t i = 0; i < n; i++) {
+        float *p = x->p + i * KEYS, *ds = x->ds + i * KEYS;
+        int64_t query = query0 + i, seen = max_i64(0, min_i64(KEYS, query - key0 + 1));
+        m->kernels->row_exp(p, p, seen, x->lse[query] / scale, scale);
+        for (int64_t j = 0; j < seen; j++) {
+            float z = m->a->dropout > 0 ? dropout_factor(m->a, head, row0 + query, key0 + j) : 1;
+            ds[j] = p[j] * (z * ds[j] - x->delta[query]) * scale;
+            p[j] *= z;
+        }
+        for (int64_t j = seen; j < KEYS; j++) p[j] = ds[j] = 0;
+    }
+}
+
+static void backward_block(const struct backward *m, struct pieces *x, int64_t head, int64_t row0,
+                           int64_t query0, int64_t n, int64_t key0)
+{
+    int64_t K = m->a->head_dim;
+    const float *q = x->q + query0 * K, *dout = x->dout + query0 * K;
+    scores(m, x, q, n, x->k_panel, x->p);
+    scores(m, x, dout, n, x->v_panel, x->ds);
+    finish_block(m, x, head, row0, query0, n, key0);
+    add_transposed(m, x, dout, n, x->p, x->dv);
+    add_transposed(m, x, q, n, x->ds, x->dk);
+    add_queries(m, x, n, x->dq + query0 * m->n_dim);
+}
+
+/* ---- a KV head of a span ---- */
+
+/* dk and dv of keys from one query head, added to dqkv (cleared before). */
+static void add_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
+                     const struct pieces *x)
+{
+    int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
+    for (int64_t j = 0; j < n_keys; j++) {
+        float *row = tensor_row(m->dqkv, s->row0 + key0 + j);
+        float *dk = row + kv_column(m->a, kv_head, false), *dv = row + kv_column(m->a, kv_head, true);
+        for (int64_t k = 0; k < K; k++) {
+            dk[k] += x->dk[k * KEYS + j];
+            dv[k] += x->dv[k * KEYS + j];
+        }
+    }
+}
+
+static void clear_columns(const struct backward *m, const struct span *s, int64_t column, int64_t n)
+{
+    for (int64_t i = 0; i < s->n_rows; i++)
+        memset((float *)tensor_row(m->dqkv, s->row0 + i) + column, 0, (size_t)n * 4);
+}
+
+static void backward_head(const struct backward *m, const struct span *s, int64_t kv_head,
+                          int64_t head, struct pieces *x)
+{
+    int64_t K = m->a->head_dim, T = s->n_rows;
+    load_head(m, s, head, x);
+    memset(x->dq, 0, (size_t)(T * m->n_dim) * 4);
+    for (int64_t key0 = 0; key0 < T; key0 += KEYS) {
+        load_keys(m, s, kv_head, key0, x);
+        /* Earlier queries do not see these keys. */
+        for (int64_t q0 = key0 / QUERIES * QUERIES; q0 < T; q0 += QUERIES)
+            backward_block(m, x, head, s->row0, q0, min_i64(QUERIES, T - q0), key0);
+        add_keys(m, s, kv_head, key0, x);
+    }
+    for (int64_t i = 0; i < T; i++)
+        memcpy((float *)tensor_row(m->dqkv, s->row0 + i) + head * K, x->dq + i * m->n_dim,
+               (size_t)K * 4);
+}
+
+static void backward_heads(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward *m = ctx;
+    int64_t G = m->a->n_kv_head, group = m->a->n_head / G, K = m->a->head_dim;
+    struct pieces x;
+    place_pieces(&x, m->scratch + thread * m->scratch_floats, m->max_rows, K);
+    for (int64_t i = begin; i < end; i++) {
+        const struct span *s = &m->batch->spans[i / G];
+        int64_t kv_head = i % G;
+        clear_columns(m, s, kv_column(m->a, kv_head, false), K);
+        clear_columns(m, s, kv_column(m->a, kv_head, true), K);
+        for (int64_t h = 0; h < group; h++) backward_head(m, s, kv_head, kv_head * group + h, &x);
+    }
+}
+
+static int64_t longest_span(const struct batch *b)
+{
+    int64_t n = 0;
+    for (int32_t i = 0; i < b->n_spans; i++) {
+        ASSERT(b->spans[i].start == 0);
+        n = max_i64(n, b->spans[i].n_rows);
+    }
+    return n;
+}
+
+static void run(struct device *d, struct backward *m, pool_body body)
+{
+    struct cpu_device *c = cpu_of(d);
+    struct pieces pieces;
+    m->kernels = &c->kernels;
+    m->max_rows = longest_span(m->batch);
+    m->n_dim = round_up(m->a->head_dim, PANEL);
+    m->scratch = (float *)c->workspace;
+    m->scratch_floats = place_pieces(&pieces, NULL, m->max_rows, m->a->head_dim);
+    ASSERT(pool_n_threads(c->pool) * m->scratch_floats * (int64_t)sizeof(float) <=
+           c->workspace_bytes);
+    pool_for(c->pool, (int64_t)m->batch->n_spans * m->a->n_kv_head, 1, body, m);
+}
+
+void cpu_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,
+                            struct tensor qkv, struct tensor out, const float *lse,
+                            const struct batch *b, const struct attention *a)
+{
+    ASSERT(dqkv.dtype == DTYPE_F32 && dqkv.cols == qkv.cols && dout.cols == out.cols);
+    ASSERT(lse && a->head_dim <= MAX_HEAD_DIM);
+    struct backward m = {.dqkv = dqkv, .dout = dout, .qkv = qkv, .out = out, .lse = lse,
+                         .batch = b, .a = a};
+    run(d, &m, backward_heads);
+}
+
+/* ---- forward with dropout ---- */
+
+/* One head's queries against all keys before them. Two passes over the keys: the log-sums first, then the weighted
+ * values; `dq` serves as the output's accumulator. */
+static void forward_head(const struct backward *m, const struct span *s, int64_t kv_head,
+                         int64_t head, struct pieces *x)
+{
+    int64_t K = m->a->head_dim, T = s->n_rows, H = m->a->n_head;
+    float *max = x->lse, *sum = x->delta, scale = m->a->scale;
+    for (int64_t i = 0; i < T; i++) {
+        read_row(m->qkv, s->row0 + i, head * K, K, x->q + i * K);
+        max[i] = -INFINITY;
+        sum[i] = 0;
+    }
+    memset(x->dq, 0, (size_t)(T * m->n_dim) * 4);
+    for (int64_t key0 = 0; key0 < T; key0 += KEYS) {
+        load_keys(m, s, kv_head, key0, x);
+        /* Values where add_queries looks for keys. */
+        memset(x->k_rows, 0, (size_t)(m->n_dim * KEYS) * 4);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t j = 0; j < KEYS; j++)
+                x->k_rows[(k / PANEL * KEYS + j) * PANEL + k % PANEL] = x->v_panel[k * KEYS + j];
+        for (int64_t q0 = key0 / QUERIES * QUERIES; q0 < T; q0 += QUERIES) {
+            int64_t n = min_i64(QUERIES, T - q0);
+            scores(m, x, x->q + q0 * K, n, x->k_panel, x->p);
+            for (int64_t i = 0; i < n; i++) {
+                int64_t q = q0 + i, seen = max_i64(0, min_i64(KEYS, q - key0 + 1));
+                float *p = x->p + i * KEYS, *ds = x->ds + i * KEYS, *out = x->dq + q * m->n_dim;
+                memset(ds, 0, KEYS * 4);
+                if (seen == 0) continue;
+                float high = scale * m->kernels->row_max(p, seen);
+                high = high > max[q] ? high : max[q];
+                float before = max[q] == -INFINITY ? 0 : expf(max[q] - high);
+                sum[q] = sum[q] * before + m->kernels->row_exp(ds, p, seen, high / scale, scale);
+                max[q] = high;
+                for (int64_t k = 0; k < K; k++) out[k] *= before;
+                for (int64_t j = 0; j < seen; j++)
+                    ds[j] *= dropout_factor(m->a, head, s->row0 + q, key0 + j);
+            }
+            add_queries(m, x, n, x->dq + q0 * m->n_dim);
+        }
+    }
+    for (int64_t i = 0; i < T; i++) {
+        uint8_t *out = tensor_row(m->out, s->row0 + i);
+        m->kernels->scale_row(out + (size_t)(head * K) * element_bytes(m->out.dtype), m->out.dtype,
+                              x->dq + i * m->n_dim, 1 / sum[i], K);
+        if (m->a->lse) m->a->lse[(s->row0 + i) * H + head] = max[i] + logf(sum[i]);
+    }
+}
+
+static void forward_heads(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward *m = ctx;
+    int64_t G = m->a->n_kv_head, group = m->a->n_head / G;
+    struct pieces x;
+    place_pieces(&x, m->scratch + thread * m->scratch_floats, m->max_rows, m->a->head_dim);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t h = 0; h < group; h++)
+            forward_head(m, &m->batch->spans[i / G], i % G, i % G * group + h, &x);
+}
+
+void cpu_attention_dropout(struct device *d, struct tensor out, struct tensor qkv,
+                           const struct batch *b, const struct attention *a)
+{
+    struct backward m = {.qkv = qkv, .out = out, .batch = b, .a = a};
+    run(d, &m, forward_heads);
+}

@@ -1,0 +1,333 @@
+/* The two products behind y = x W^T: dx = dy W and dw += dy^T x. Both run on the forward pass's tile kernels
+ * (rows of one operand side by side, times a panel of 32 of the other), fed with re-packed pieces
+ * small enough to stay in a core's cache; no unpacked copy of a weight matrix ever exists.
+ *
+ *   dx   sums over outputs n. A thread takes 32 columns of dx; W's 32 x 32 squares of those columns are
+ *        turned on the way into a panel, N_CHUNK outputs at a time, and meet all rows of dy.
+ *   dw   sums over rows r. A thread takes a panel of 32 outputs; columns of x are the tile's rows, so a
+ *        tile of the result is a run of the packed gradient. R_CHUNK rows at a time.
+ *
+ * Chunks are added in order, and their borders depend on the shapes alone: the same bits for any number of threads. */
+#include <string.h>
+
+#include "base/checked.h"
+#include "cpu/cpu_train.h"
+
+enum {
+    N_CHUNK = 1024, /* outputs summed in registers for dx: a panel of 128 KiB at most */
+    R_CHUNK = 512,  /* rows summed in registers for dw */
+    BIAS_COLUMNS = 64,
+};
+
+/* How this device's products take bf16: as pairs, or widened to two f32 words; f32 as it is. */
+struct words {
+    enum dtype dtype;
+    bool dot; /* pairs go into one word */
+};
+
+static struct words words_of(const struct cpu_device *c, enum dtype dtype)
+{
+    return (struct words){dtype, dtype == DTYPE_F32 || c->kernels.bf16_dot};
+}
+
+static int64_t steps_of(struct words w, int64_t n)
+{
+    return w.dtype == DTYPE_F32 ? n : ceil_div(n, 2);
+}
+
+static void multiply(const struct cpu_device *c, struct words w, const struct matmul_tile *t)
+{
+    (w.dtype == DTYPE_F32 ? c->kernels.matmul_f32 : c->kernels.matmul_bf16)(t);
+}
+
+static uint32_t pair(uint16_t low, uint16_t high) { return low | (uint32_t)high << 16; }
+
+/* Row r of a bf16 tensor at column k; zero past the last row. */
+static uint16_t bf16_at(struct tensor t, int64_t r, int64_t k)
+{
+    return r < t.rows ? ((const uint16_t *)t.data)[r * t.cols + k] : 0;
+}
+
+/* ---- dx = dy W ---- */
+
+struct backward_x {
+    struct cpu_device *c;
+    struct words words;
+    struct tensor dx, dy;
+    const struct matrix *w;
+    int64_t n0, n1;          /* this chunk of outputs; n0 is a multiple of PANEL */
+    int64_t n_blocks;        /* of rows */
+    const uint32_t *packed;  /* dy, columns n0..n1: [blocks][words][rows of the block] */
+    uint32_t *panels;        /* [threads][steps][PANEL] */
+};
+
+static int64_t block_begin(int64_t block, int64_t n_blocks, int64_t rows)
+{
+    return block * rows / n_blocks;
+}
+
+static int64_t packed_words(struct words w, int64_t n)
+{
+    return w.dot ? steps_of(w, n) : 2 * steps_of(w, n);
+}
+
+/* The words of row r of dy over the chunk's outputs, `stride` apart. */
+static void pack_row(const struct backward_x *m, int64_t r, uint32_t *out, int64_t stride)
+{
+    int64_t n = m->n1 - m->n0;
+    if (m->words.dtype == DTYPE_F32) {
+        const uint32_t *src = (const uint32_t *)tensor_row(m->dy, r) + m->n0;
+        for (int64_t i = 0; i < n; i++) out[i * stride] = src[i];
+        return;
+    }
+    const uint16_t *src = (const uint16_t *)tensor_row(m->dy, r) + m->n0;
+    for (int64_t s = 0; s < steps_of(m->words, n); s++) {
+        uint16_t low = src[2 * s], high = 2 * s + 1 < n ? src[2 * s + 1] : 0;
+        if (m->words.dot) {
+            out[s * stride] = pair(low, high);
+        } else {
+            out[2 * s * stride] = (uint32_t)low << 16;
+            out[(2 * s + 1) * stride] = (uint32_t)high << 16;
+        }
+    }
+}
+
+static void pack_dy(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward_x *m = ctx;
+    int64_t words = packed_words(m->words, m->n1 - m->n0);
+    for (int64_t b = begin; b < end; b++) {
+        int64_t row0 = block_begin(b, m->n_blocks, m->dy.rows);
+        int64_t rows = block_begin(b + 1, m->n_blocks, m->dy.rows) - row0;
+        uint32_t *out = (uint32_t *)m->packed + row0 * words;
+        for (int64_t r = 0; r < rows; r++) pack_row(m, row0 + r, out + r, rows);
+    }
+}
+
+/* f32: panel[n - n0][k - k0] = W[n][k]. */
+static void turn_f32(const struct backward_x *m, int64_t k0, int64_t n_k, uint32_t *panel)
+{
+    const uint32_t *w = m->w->data;
+    for (int64_t n = m->n0; n < m->n1; n += PANEL) {
+        const uint32_t *src = w + (n / PANEL * m->w->n_in + k0) * PANEL;
+        int64_t n_n = min_i64(PANEL, m->n1 - n);
+        for (int64_t j = 0; j < n_n; j++) {
+            uint32_t *dst = panel + (n - m->n0 + j) * PANEL;
+            for (int64_t k = 0; k < n_k; k++) dst[k] = src[k * PANEL + j];
+            for (int64_t k = n_k; k < PANEL; k++) dst[k] = 0;
+        }
+    }
+}
+
+/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. */
+static void turn_bf16(const struct backward_x *m, int64_t k0, int64_t n_k, uint32_t *panel)
+{
+    const uint32_t *w = m->w->data;
+    int64_t words = ceil_div(m->w->n_in, 2), pairs = ceil_div(n_k, 2);
+    for (int64_t n = m->n0; n < m->n1; n += PANEL) {
+        const uint32_t *src = w + (n / PANEL * words + k0 / 2) * PANEL;
+        for (int64_t j = 0; j < PANEL; j += 2) {
+            uint32_t *dst = panel + (n - m->n0 + j) / 2 * PANEL;
+            if (n + j >= m->n1) break;
+            for (int64_t k = 0; k < pairs; k++) {
+                uint32_t a = src[k * PANEL + j], b = src[k * PANEL + j + 1];
+                dst[2 * k] = (a & 0xFFFF) | b << 16;
+                dst[2 * k + 1] = a >> 16 | (b & 0xFFFF0000);
+            }
+            for (int64_t k = 2 * pairs; k < PANEL; k++) dst[k] = 0;
+        }
+    }
+}
+
+static void multiply_columns(const struct backward_x *m, int64_t k0, const uint32_t *panel)
+{
+    int64_t n_k = min_i64(PANEL, m->w->n_in - k0), n = m->n1 - m->n0;
+    int64_t words = packed_words(m->words, n);
+    for (int64_t b = 0; b < m->n_blocks; b++) {
+        int64_t row0 = block_begin(b, m->n_blocks, m->dy.rows);
+        int64_t rows = block_begin(b + 1, m->n_blocks, m->dy.rows) - row0;
+        _Alignas(64) float tile[TILE_ROWS * PANEL];
+        struct matmul_tile t = {
+            .out = tile,
+            .x = m->packed + row0 * words,
+            .w = panel,
+            .steps = steps_of(m->words, n),
+            .rows = (int32_t)rows,
+            .prefetch = (const char *)panel,
+        };
+        multiply(m->c, m->words, &t);
+        for (int64_t r = 0; r < rows; r++) {
+            float *out = (float *)tensor_row(m->dx, row0 + r) + k0;
+            enum epilogue e = m->n0 == 0 ? EPILOGUE_NONE : EPILOGUE_ADD;
+            m->c->kernels.finish(out, DTYPE_F32, tile + r * PANEL, NULL, e, n_k);
+        }
+    }
+}
+
+static void multiply_x(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward_x *m = ctx;
+    uint32_t *panel = m->panels + thread * steps_of(m->words, N_CHUNK) * PANEL;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t k0 = i * PANEL, n_k = min_i64(PANEL, m->w->n_in - k0);
+        (m->words.dtype == DTYPE_F32 ? turn_f32 : turn_bf16)(m, k0, n_k, panel);
+        multiply_columns(m, k0, panel);
+    }
+}
+
+void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
+                           const struct matrix *w)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(dy.dtype == w->dtype && dy.cols == w->n_out && dx.cols == w->n_in);
+    ASSERT(dx.dtype == DTYPE_F32 && dx.rows == dy.rows);
+    if (dx.rows == 0) return;
+    struct backward_x m = {
+        .c = c, .words = words_of(c, w->dtype), .dx = dx, .dy = dy, .w = w,
+        .n_blocks = ceil_div(dy.rows, c->kernels.tile_rows),
+        .panels = (uint32_t *)c->workspace,
+    };
+    m.packed = m.panels + pool_n_threads(c->pool) * steps_of(m.words, N_CHUNK) * PANEL;
+    for (m.n0 = 0; m.n0 < w->n_out; m.n0 = m.n1) {
+        m.n1 = min_i64(m.n0 + N_CHUNK, w->n_out);
+        pool_for(c->pool, m.n_blocks, 2, pack_dy, &m);
+        pool_for(c->pool, ceil_div(w->n_in, PANEL), 1, multiply_x, &m);
+    }
+}
+
+/* ---- dw += dy^T x ---- */
+
+struct backward_w {
+    struct cpu_device *c;
+    struct words words;
+    struct matrix *dw;
+    struct tensor dy, x; /* this chunk's rows */
+    int64_t n_blocks;    /* tiles of columns of x */
+    uint32_t *columns;   /* x: [blocks][words][columns of the block] */
+    uint32_t *panels;    /* [threads][steps][PANEL]: dy */
+};
+
+/* Columns of x side by side: a tile's "rows" are inputs k, its steps are rows r. */
+static void pack_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward_w *m = ctx;
+    int64_t words = packed_words(m->words, R_CHUNK), R = m->x.rows;
+    for (int64_t b = begin; b < end; b++) {
+        int64_t k0 = block_begin(b, m->n_blocks, m->x.cols);
+        int64_t n = block_begin(b + 1, m->n_blocks, m->x.cols) - k0;
+        uint32_t *out = m->columns + k0 * words;
+        for (int64_t s = 0; s < steps_of(m->words, R); s++) {
+            for (int64_t i = 0; i < n; i++) {
+                if (m->words.dtype == DTYPE_F32) {
+                    out[s * n + i] = ((const uint32_t *)m->x.data)[s * m->x.cols + k0 + i];
+                    continue;
+                }
+                uint16_t low = bf16_at(m->x, 2 * s, k0 + i), high = bf16_at(m->x, 2 * s + 1, k0 + i);
+                if (m->words.dot) {
+                    out[s * n + i] = pair(low, high);
+                } else {
+                    out[2 * s * n + i] = (uint32_t)low << 16;
+                    out[(2 * s + 1) * n + i] = (uint32_t)high << 16;
+                }
+            }
+        }
+    }
+}
+
+/* dy's columns n0.. as a panel: [rows][PANEL], or pairs of rows. */
+static void pack_outputs(const struct backward_w *m, int64_t n0, uint32_t *panel)
+{
+    int64_t n = min_i64(PANEL, m->dy.cols - n0);
+    for (int64_t s = 0; s < steps_of(m->words, m->dy.rows); s++) {
+        uint32_t *dst = panel + s * PANEL;
+        if (m->words.dtype == DTYPE_F32)
+            memcpy(dst, (const float *)tensor_row(m->dy, s) + n0, (size_t)n * 4);
+        else
+            for (int64_t j = 0; j < n; j++)
+                dst[j] = pair(bf16_at(m->dy, 2 * s, n0 + j), bf16_at(m->dy, 2 * s + 1, n0 + j));
+        for (int64_t j = n; j < PANEL; j++) dst[j] = 0;
+    }
+}
+
+static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct backward_w *m = ctx;
+    int64_t n_in = m->x.cols, words = packed_words(m->words, R_CHUNK);
+    uint32_t *panel = m->panels + thread * steps_of(m->words, R_CHUNK) * PANEL;
+    for (int64_t p = begin; p < end; p++) {
+        pack_outputs(m, p * PANEL, panel);
+        for (int64_t b = 0; b < m->n_blocks; b++) {
+            int64_t k0 = block_begin(b, m->n_blocks, n_in);
+            int64_t n = block_begin(b + 1, m->n_blocks, n_in) - k0;
+            _Alignas(64) float tile[TILE_ROWS * PANEL];
+            struct matmul_tile t = {
+                .out = tile,
+                .x = m->columns + k0 * words,
+                .w = panel,
+                .steps = steps_of(m->words, m->x.rows),
+                .rows = (int32_t)n,
+                .prefetch = (const char *)panel,
+            };
+            multiply(m->c, m->words, &t);
+            float *out = (float *)m->dw->data + (p * n_in + k0) * PANEL;
+            m->c->kernels.finish(out, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n * PANEL);
+        }
+    }
+}
+
+struct column_sums {
+    float *sums;
+    struct tensor dy;
+};
+
+/* Column sums, each over the rows in order. */
+static void sum_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct column_sums *m = ctx;
+    int64_t k0 = begin * BIAS_COLUMNS, k1 = min_i64(end * BIAS_COLUMNS, m->dy.cols);
+    for (int64_t r = 0; r < m->dy.rows; r++) {
+        const void *row = tensor_row(m->dy, r);
+        for (int64_t k = k0; k < k1; k++)
+            m->sums[k] += m->dy.dtype == DTYPE_F32 ? ((const float *)row)[k]
+                                                   : bf16_to_f32(((const uint16_t *)row)[k]);
+    }
+}
+
+static struct tensor some_rows(struct tensor t, int64_t row0, int64_t rows)
+{
+    t.data = tensor_row(t, row0);
+    t.rows = rows;
+    return t;
+}
+
+void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
+                           struct tensor x)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(dw->dtype == DTYPE_F32 && dy.cols == dw->n_out && x.cols == dw->n_in);
+    ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);
+    struct words words = words_of(c, x.dtype);
+    struct backward_w m = {
+        .c = c, .words = words, .dw = dw,
+        .n_blocks = ceil_div(x.cols, c->kernels.tile_rows),
+        .panels = (uint32_t *)c->workspace,
+    };
+    m.columns = m.panels + pool_n_threads(c->pool) * steps_of(words, R_CHUNK) * PANEL;
+    for (int64_t row = 0; row < x.rows; row += R_CHUNK) {
+        int64_t rows = min_i64(R_CHUNK, x.rows - row);
+        m.dy = some_rows(dy, row, rows);
+        m.x = some_rows(x, row, rows);
+        pool_for(c->pool, m.n_blocks, 1, pack_columns, &m);
+        pool_for(c->pool, ceil_div(dw->n_out, PANEL), 1, multiply_w, &m);
+    }
+    if (!dbias) return;
+    struct column_sums sums = {dbias, dy};
+    pool_for(c->pool, ceil_div(dy.cols, BIAS_COLUMNS), 1, sum_columns, &sums);
+}
+
+int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in)
+{
+    int64_t panels = pool_n_threads(c->pool) * (int64_t)max_i64(N_CHUNK, R_CHUNK) * PANEL;
+    int64_t rows = n_rows * N_CHUNK, columns = n_in * R_CHUNK;
+    return (panels + max_i64(rows, columns)) * 4;
+}

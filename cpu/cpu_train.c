@@ -1,0 +1,58 @@
+/* The table of training's operations on the CPU, and the small ones. */
+#include "cpu/cpu_train.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+
+struct zero_job { uint8_t *p; int64_t bytes; };
+enum { ZERO_BLOCK = 1 << 20 };
+
+static void zero_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct zero_job *j = ctx;
+    int64_t from = begin * ZERO_BLOCK, to = min_i64(end * ZERO_BLOCK, j->bytes);
+    memset(j->p + from, 0, (size_t)(to - from));
+}
+
+static void cpu_zero(struct device *d, void *p, int64_t bytes)
+{
+    struct zero_job job = {p, bytes};
+    pool_for(cpu_of(d)->pool, ceil_div(bytes, ZERO_BLOCK), 1, zero_blocks, &job);
+}
+
+/* Rows: every operation's widest; dlogits and logits have no more rows than a micro-batch. */
+static int64_t train_workspace_bytes(const struct device *d, const struct workspace_shape *s)
+{
+    const struct cpu_device *c = cpu_of_const(d);
+    int64_t qkv = (s->n_head + 2 * s->n_kv_head) * s->head_dim;
+    int64_t n_in = max_i64(max_i64(s->n_embd, s->n_ff), max_i64(qkv, 2 * s->n_ff));
+    int64_t bytes = d->ops->workspace_bytes(d, s);
+    bytes = max_i64(bytes, cpu_matmul_backward_workspace(c, s->max_rows, n_in));
+    bytes = max_i64(bytes, cpu_attention_backward_workspace(c, s));
+    bytes = max_i64(bytes, cpu_loss_workspace(c, s->vocab_size));
+    bytes = max_i64(bytes, s->max_rows * 2 * (int64_t)sizeof(float)); /* norm's statistics */
+    return round_up(bytes, DEVICE_ALIGN);
+}
+
+const struct device_train_ops cpu_train_ops = {
+    .matrix_read = cpu_matrix_read,
+    .zero = cpu_zero,
+    .dropout = cpu_dropout,
+    .add_dropout = cpu_add_dropout,
+    .gelu = cpu_gelu,
+    .matmul_backward_x = cpu_matmul_backward_x,
+    .matmul_backward_w = cpu_matmul_backward_w,
+    .norm_backward = cpu_norm_backward,
+    .gelu_backward = cpu_gelu_backward,
+    .swiglu_backward = cpu_swiglu_backward,
+    .attention_backward = cpu_attention_backward,
+    .rope_backward = cpu_rope_backward,
+    .embed_backward = cpu_embed_backward,
+    .cross_entropy = cpu_cross_entropy,
+    .sum_squares = cpu_sum_squares,
+    .master_init = cpu_master_init,
+    .moment_bytes = cpu_moment_bytes,
+    .adamw = cpu_adamw,
+    .workspace_bytes = train_workspace_bytes,
+};

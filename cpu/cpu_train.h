@@ -1,0 +1,51 @@
+/* Training on the CPU: the operations of model/device_train.h, by file. */
+#pragma once
+
+#include "cpu/cpu_internal.h"
+#include "model/device_train.h"
+
+extern const struct device_train_ops cpu_train_ops;
+
+/* cpu_matmul_backward.c */
+void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
+                           const struct matrix *w);
+void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
+                           struct tensor x);
+int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in);
+
+/* cpu_train_rows.c */
+void cpu_dropout(struct device *d, struct tensor out, struct tensor in, struct dropout drop);
+void cpu_add_dropout(struct device *d, struct tensor x, struct tensor y, struct dropout drop);
+void cpu_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
+                       struct tensor dy, struct tensor x, const struct norm *n);
+void cpu_gelu(struct device *d, struct tensor out, struct tensor in, bool exact);
+void cpu_gelu_backward(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,
+                       bool exact);
+void cpu_swiglu_backward(struct device *d, struct tensor dgate_up, struct tensor dmlp,
+                         struct tensor gate_up);
+void cpu_rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre, float *dq_norm,
+                       float *dk_norm, const struct batch *b, const struct attention *a);
+void cpu_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
+                        const struct batch *b);
+
+/* cpu_attention_backward.c */
+void cpu_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,
+                            struct tensor qkv, struct tensor out, const float *lse,
+                            const struct batch *b, const struct attention *a);
+/* Attention with dropout of its weights: the training forward when a->dropout > 0. */
+void cpu_attention_dropout(struct device *d, struct tensor out, struct tensor qkv,
+                           const struct batch *b, const struct attention *a);
+int64_t cpu_attention_backward_workspace(const struct cpu_device *c,
+                                         const struct workspace_shape *s);
+
+/* cpu_loss.c */
+void cpu_cross_entropy(struct device *d, struct tensor dlogits, struct tensor logits,
+                       const int32_t *targets, const struct loss_options *o,
+                       struct loss_row *rows);
+int64_t cpu_loss_workspace(const struct cpu_device *c, int64_t vocab_size);
+
+/* cpu_optimizer.c */
+double cpu_sum_squares(struct device *d, const float *x, int64_t n);
+void cpu_master_init(struct device *d, const struct adamw_tensor *t);
+int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int64_t n);
+void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);

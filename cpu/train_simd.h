@@ -1,0 +1,138 @@
+/* Training's row kernels in the vocabulary of simd_*.h: one file for all vector widths, as rows_simd.h, which comes
+ * first and lends its loads and stores. */
+#pragma once
+
+#include "cpu/kernels.h"
+
+static void norm_backward_row(float *dx, float *stats, const float *dy, const float *x, int64_t n,
+                              const struct norm *norm)
+{
+    float mean = norm->rms ? 0 : sum_row(x, n) / (float)n;
+    float scale = 1 / sqrtf(sum_squares(x, n, mean) / (float)n + norm->eps);
+    vf center = vf_set(mean), inverse = vf_set(scale), sum = vf_set(0), dot = vf_set(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf g = vf_mul(vf_load_n(dy + i, m), vf_load_n(norm->weight + i, m));
+        vf hat = vf_mul(vf_sub(vf_load_n(x + i, m), center), inverse);
+        sum = vf_add(sum, g);
+        dot = vf_fma(g, hat, dot);
+    }
+    vf mean_g = vf_set(norm->rms ? 0 : vf_sum(sum) / (float)n), mean_dot = vf_set(vf_sum(dot) / (float)n);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf g = vf_mul(vf_load_n(dy + i, m), vf_load_n(norm->weight + i, m));
+        vf hat = vf_mul(vf_sub(vf_load_n(x + i, m), center), inverse);
+        vf d = vf_fnma(hat, mean_dot, vf_sub(g, mean_g));
+        vf_store_n(dx + i, vf_fma(d, inverse, vf_load_n(dx + i, m)), m);
+    }
+    stats[0] = mean;
+    stats[1] = scale;
+}
+
+static void norm_backward_columns(float *dweight, float *dbias, const float *dy, const float *x,
+                                  const float *stats, int64_t rows, int64_t stride, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf dw = vf_set(0), db = vf_set(0);
+        for (int64_t r = 0; r < rows; r++) {
+            vf g = vf_load_n(dy + r * stride + i, m);
+            vf d = vf_sub(vf_load_n(x + r * stride + i, m), vf_set(stats[2 * r]));
+            dw = vf_fma(g, vf_mul(d, vf_set(stats[2 * r + 1])), dw);
+            db = vf_add(db, g);
+        }
+        vf_store_n(dweight + i, vf_add(vf_load_n(dweight + i, m), dw), m);
+        if (dbias) vf_store_n(dbias + i, vf_add(vf_load_n(dbias + i, m), db), m);
+    }
+}
+
+/* d/dx of x sigmoid(2u): s + x s (1 - s) 2u'. */
+static inline vf gelu_tanh_slope(vf x)
+{
+    vf square = vf_mul(x, x), one = vf_set(1);
+    vf u2 = vf_mul(vf_mul(x, vf_fma(square, vf_set(0.044715f), one)), vf_set(1.5957691216f));
+    vf s = vf_times_sigmoid(one, u2);
+    vf du2 = vf_mul(vf_fma(square, vf_set(0.134145f), one), vf_set(1.5957691216f));
+    return vf_fma(vf_mul(vf_mul(x, s), vf_sub(one, s)), du2, s);
+}
+
+/* Phi(x) + x phi(x). */
+static inline vf gelu_exact_slope(vf x)
+{
+    vf cdf = vf_mul(vf_set(0.5f), vf_erfc(vf_mul(x, vf_set(-0.7071067812f))));
+    vf density = vf_mul(vf_exp(vf_mul(vf_mul(x, x), vf_set(-0.5f))), vf_set(0.3989422804f));
+    return vf_fma(x, density, cdf);
+}
+
+static void gelu_backward_row(void *dx, enum dtype dtype, const float *dy, const void *pre,
+                              bool exact, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf x = load_lanes(pre, dtype, i, m);
+        vf slope = exact ? gelu_exact_slope(x) : gelu_tanh_slope(x);
+        store_lanes(dx, dtype, i, vf_mul(vf_load_n(dy + i, m), slope), m);
+    }
+}
+
+static void gelu_row(void *out, enum dtype dtype, const void *x, bool exact, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf v = load_lanes(x, dtype, i, m);
+        store_lanes(out, dtype, i, exact ? vf_gelu_exact(v) : vf_gelu_tanh(v), m);
+    }
+}
+
+static void swiglu_backward_row(void *dgate, void *dup, enum dtype dtype, const float *dy,
+                                const void *gate, const void *up, int64_t n)
+{
+    vf one = vf_set(1);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf x = load_lanes(gate, dtype, i, m), u = load_lanes(up, dtype, i, m);
+        vf d = vf_load_n(dy + i, m), s = vf_times_sigmoid(one, x);
+        vf slope = vf_mul(s, vf_fma(x, vf_sub(one, s), one)); /* s (1 + x (1 - s)) */
+        store_lanes(dgate, dtype, i, vf_mul(vf_mul(d, u), slope), m);
+        store_lanes(dup, dtype, i, vf_mul(d, vf_mul(x, s)), m);
+    }
+}
+
+static void adamw_row(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
+                      int64_t n)
+{
+    vf scale = vf_set(a->grad_scale), b1 = vf_set(a->beta1), b2 = vf_set(a->beta2);
+    vf rest1 = vf_set(1 - a->beta1), rest2 = vf_set(1 - a->beta2), eps = vf_set(a->eps);
+    vf keep = vf_set(a->keep), rate = vf_set(a->rate), correction = vf_set(a->v_correction);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t l = lanes_left(n, i);
+        vf x = vf_mul(vf_load_n(g + i, l), scale);
+        vf m1 = vf_fma(x, rest1, vf_mul(vf_load_n(m + i, l), b1));
+        vf v1 = vf_fma(vf_mul(x, x), rest2, vf_mul(vf_load_n(v + i, l), b2));
+        vf step = vf_div(m1, vf_fma(vf_sqrt(v1), correction, eps));
+        vf_store_n(m + i, m1, l);
+        vf_store_n(v + i, v1, l);
+        vf_store_n(w + i, vf_fnma(step, rate, vf_mul(vf_load_n(w + i, l), keep)), l);
+    }
+}
+
+/* Partial sums are f32 over SQUARES_BLOCK elements, their total is f64. */
+static double sum_squares_f64(const float *x, int64_t n)
+{
+    enum { SQUARES_BLOCK = 4096 };
+    double total = 0;
+    for (int64_t i = 0; i < n; i += SQUARES_BLOCK)
+        total += sum_squares(x + i, n - i < SQUARES_BLOCK ? n - i : SQUARES_BLOCK, 0);
+    return total;
+}
+
+static void train_simd(struct cpu_kernels *k)
+{
+    k->norm_backward_row = norm_backward_row;
+    k->norm_backward_columns = norm_backward_columns;
+    k->gelu_backward_row = gelu_backward_row;
+    k->gelu_row = gelu_row;
+    k->swiglu_backward_row = swiglu_backward_row;
+    k->adamw_row = adamw_row;
+    k->sum_squares = sum_squares_f64;
+}
