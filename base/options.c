@@ -89,7 +89,8 @@ static bool set_value(const struct option *o, const char *text, struct error *er
     }
     case OPTION_DOUBLE: {
         double v = strtod(text, &end);
-        if (end == text || *end || !isfinite(v) || !in_range(o, v)) return value_error(o, text, err);
+        if (end == text || *end || !isfinite(v) || !in_range(o, v))
+            return value_error(o, text, err);
         *(double *)o->value = v;
         return true;
     }

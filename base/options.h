@@ -1,6 +1,6 @@
-/* Options: one table a command (name, type, default, range, help). The command line and an options file (`--options
- * FILE.json`) go through it, `--help` is printed from it, unknown ones are errors that name the nearest known one.
- * Parsing fills plain variables; nothing reads options later. */
+/* Options: one table a command (name, type, default, range, help). The command line and an options
+ * file (`--options FILE.json`) go through it, `--help` is printed from it, unknown ones are errors
+ * that name the nearest known one. Parsing fills plain variables; nothing reads options later. */
 #pragma once
 
 #include <stdbool.h>
@@ -33,14 +33,15 @@ struct option {
 
 /* Parses argv[first..argc). Strings are borrowed from argv.
  * Positional arguments (not beginning with "--") go to positional[] up to max_positional; "--" ends
- * options. `--name value` and `--name=value` mean the same; given twice, the last one counts. ERR_INVALID with
- * err->param = the option. --help and -h set *help and return true at once. */
+ * options. `--name value` and `--name=value` mean the same; given twice, the last one counts.
+ * ERR_INVALID with err->param = the option. --help and -h set *help and return true at once. */
 bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
                    const char **positional, int max_positional, int *n_positional, bool *help,
                    struct error *err) MUST_CHECK;
-/* A copy of argv in which each `--options FILE.json` from argv[first] on is replaced by what the file says:
- * {"port": 8081, "hint": true, "stop": ["a", "b"]} by --port=8081 --hint --stop=a --stop=b. So a file's keys are
- * checked like options, and what stands later on the command line counts. Lives in `memory`. */
+/* A copy of argv in which each `--options FILE.json` from argv[first] on is replaced by what the
+ * file says: {"port": 8081, "hint": true, "stop": ["a", "b"]} by --port=8081 --hint --stop=a
+ * --stop=b. So a file's keys are checked like options, and what stands later on the command line
+ * counts. Lives in `memory`. */
 bool options_expand(int argc, char **argv, int first, struct arena *memory, int *out_argc,
                     char ***out_argv, struct error *err) MUST_CHECK;
 void options_print_help(FILE *to, const char *usage, const char *summary,

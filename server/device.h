@@ -16,6 +16,7 @@ struct device_options {
 /* Do the options make sense, whatever this machine has? ERR_INVALID names the one that does not. */
 bool device_options_check(const struct device_options *o, struct error *err) MUST_CHECK;
 
-/* Options that were checked. ERR_UNSUPPORTED for a device that is not there. Logs what was chosen. Close with device_close. */
+/* Options that were checked. ERR_UNSUPPORTED for a device that is not there. Logs what was chosen.
+ * Close with device_close. */
 bool device_open(const struct device_options *o, struct device **out, struct error *err) MUST_CHECK;
 void device_close(struct device *d); /* NULL-safe */

@@ -196,15 +196,16 @@ static enum exchange_step respond_chunked(struct exchange *e, struct MHD_Respons
     if (e->is_stream) {
         MHD_add_response_header(*response, "Content-Type", "text/event-stream");
         MHD_add_response_header(*response, "Cache-Control", "no-store");
-        MHD_add_response_header(*response, "X-Accel-Buffering", "no"); /* nginx: pass it on at once */
+        /* To nginx: pass it on as it comes. */
+        MHD_add_response_header(*response, "X-Accel-Buffering", "no");
     } else {
         MHD_add_response_header(*response, "Content-Type", "application/json");
     }
     return EXCHANGE_RESPOND;
 }
 
-/* The first byte of a JSON reply, to see whether anyone is there: white space changes nothing for who is
- * still reading. It is the last reply, since there can be no further request. */
+/* The first byte of a JSON reply, to see if anyone is there: white space changes nothing for who
+ * is still reading. It is the last reply, since there can be no further request. */
 static enum exchange_step respond_probing(struct exchange *e, struct MHD_Response **response,
                                           struct error *err)
 {
@@ -327,7 +328,8 @@ void exchange_close(struct exchange *e, bool delivered, struct completion_summar
 
 /* ---- The reaper ---- */
 
-/* Reads a canceled completion to its end, which comes within a step: only then are its counts final. */
+/* Reads a canceled completion to its end, which comes within a step: only then are its counts
+ * final. */
 static void read_to_end(struct exchange *e)
 {
     struct error err;

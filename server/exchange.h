@@ -37,8 +37,8 @@ void exchanges_cut(struct exchanges *all);
 /* Waits for the reaper; every exchange must be closed. NULL-safe. */
 void exchanges_stop(struct exchanges *all);
 
-/* Parses and submits. On failure *err says what to answer. The body may be freed after. begin_ns: when
- * the request began to arrive. */
+/* Parses and submits. On failure *err says what to answer. The body may be freed after. begin_ns:
+ * when the request began to arrive. */
 bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
                    struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
                    struct error *err) MUST_CHECK;
@@ -53,6 +53,6 @@ enum exchange_step {
 enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **response,
                                  struct error *err);
 
-/* From NOTIFY_COMPLETED only. `delivered`: the client got everything. `summary` gets what is known by
- * then, for the log. Never waits for the engine. */
+/* From NOTIFY_COMPLETED only. `delivered`: the client got everything. `summary` gets what is known
+ * by then, for the log. Never waits for the engine. */
 void exchange_close(struct exchange *e, bool delivered, struct completion_summary *summary);

@@ -1,7 +1,8 @@
-/* Connections and requests: see http.h. A request goes through request_begin (headers), collect_body, and
- * answer, all on its connection's thread; request_end (NOTIFY_COMPLETED) is the one place where it is
- * freed. A request that will be refused is still read, up to a bound, before it is answered: a reply
- * to a client that is still sending gets lost in the reset that closing provokes. */
+/* Connections and requests: see http.h. A request goes through request_begin (headers),
+ * collect_body, and answer, all on its connection's thread; request_end (NOTIFY_COMPLETED) is the
+ * one place where it is freed. A request that will be refused is still read, up to a bound, before
+ * it is answered: a reply to a client that is still sending gets lost in the reset that closing
+ * provokes. */
 #include "server/http.h"
 
 #include <arpa/inet.h>
@@ -114,8 +115,8 @@ static enum MHD_Result count_framing(void *cls, enum MHD_ValueKind kind, const c
     return MHD_YES;
 }
 
-/* Where a body ends must have one answer, or a proxy in front and this server could disagree on where
- * the next request begins. */
+/* Where a body ends must have one answer, or a proxy in front and this server could disagree on
+ * where the next request begins. */
 static bool framing_is_plain(struct request *r)
 {
     struct framing f = {0};
@@ -234,9 +235,10 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
     buf_free(&r->body);
     if (!opened) return respond_error(r, 0, &err);
     keep_alive(r->connection);
-    /* Not suspended yet: libmicrohttpd (0.9.75) updates what it waits for only after a call that leaves
-     * the connection running. Suspended in this call, it would still wait to read, and on resuming take
-     * the end of a half-closed client's bytes for the end of the client. It calls again at once. */
+    /* Not suspended yet: libmicrohttpd (0.9.75) updates what it waits for only after a call that
+     * leaves the connection running. Suspended in this call, it would still wait to read, and on
+     * resuming take the end of a half-closed client's bytes for the end of the client. It calls
+     * again at once. */
     return MHD_YES;
 }
 
@@ -284,8 +286,9 @@ static void log_request(const struct request *r, int status, int64_t ns,
         log_info("%s %s %d %.1f ms", r->id, route_label(r->route), status, (double)ns / 1e6);
 }
 
-/* libmicrohttpd 0.9.75 may never notice the end of a client's bytes that came while it was not reading, and
- * keep the connection for the idle timeout, while the half-closed client waits for its end. */
+/* libmicrohttpd 0.9.75 may never notice the end of a client's bytes that came while it was not
+ * reading, and keep the connection for the idle timeout, while the half-closed client waits for its
+ * end. */
 static void hasten_end(struct MHD_Connection *connection)
 {
     const union MHD_ConnectionInfo *info =

@@ -43,8 +43,8 @@ struct request {
 /* ---- routes.c ---- */
 
 const char *route_label(int32_t route); /* its path; "other" for N_ROUTES */
-/* Finds the route for a method and a path: fills r->route and r->param. HEAD is answered where GET is. On failure
- * *status is 404 (r->route is N_ROUTES then) or 405. */
+/* Finds the route for a method and a path: fills r->route and r->param. HEAD is answered where GET
+ * is. On failure *status is 404 (r->route is N_ROUTES then) or 405. */
 bool route_find(const char *method, const char *path, struct request *r, int *status,
                 struct error *err) MUST_CHECK;
 /* The kind of completion that the route makes; false for routes that answer at once. */

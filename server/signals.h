@@ -9,7 +9,8 @@
 
 struct signals;
 
-/* `handle` runs for each signal, one at a time; `count` is 1 for the first. It may end the process. */
+/* `handle` runs for each signal, one at a time; `count` is 1 for the first. It may end the
+ * process. */
 bool signals_start(void (*handle)(void *ctx, int signal_number, int count), void *ctx,
                    struct signals **out, struct error *err) MUST_CHECK;
 void signals_stop(struct signals *s); /* no `handle` runs after; NULL-safe */

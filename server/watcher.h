@@ -2,7 +2,8 @@
  * such a connection. One thread waits on the descriptors with epoll.
  *
  * EPOLLHUP or EPOLLERR: the client is gone. EPOLLRDHUP alone: it has sent all it will send, and may
- * still be reading (curl never does that, `nc -N` and HTTP/1.0 clients do): only writing to it tells. */
+ * still be reading (curl never does that, `nc -N` and HTTP/1.0 clients do): only writing to it
+ * tells. */
 #pragma once
 
 #include <stdint.h>

@@ -41,7 +41,8 @@ static void make_table(struct values *v, struct option table[N_TABLE])
     memcpy(table, entries, sizeof entries);
 }
 
-/* Parses the NULL-terminated arguments after the program's name and subcommand; -1: help, 0: error, 1: fine. */
+/* Parses the NULL-terminated arguments after the program's name and subcommand. -1: help, 0: error,
+ * 1: fine. */
 static int parse(struct values *v, struct error *err, ...)
 {
     char *argv[MAX_ARGS] = {"gptd", "test"};
@@ -265,8 +266,9 @@ static void test_a_file_becomes_arguments(void **state)
     struct error err;
     int argc;
     char **argv;
-    assert_true(expand("{\"model\": \"a b\", \"port\": 8081, \"temperature\": 0.25, \"hint\": true, "
-                       "\"cache\": false, \"stop\": [\"x\", \"y\"]}", &memory, &argc, &argv, &err));
+    assert_true(expand("{\"model\": \"a b\", \"port\": 8081, \"temperature\": 0.25, "
+                       "\"hint\": true, \"cache\": false, \"stop\": [\"x\", \"y\"]}", &memory, &argc,
+                       &argv, &err));
     static const char *const expected[] = {
         "gptd", "test", "--port", "1", "--model=a b", "--port=8081", "--temperature=0.25",
         "--hint", "--no-cache", "--stop=x", "--stop=y", "--port", "2",

@@ -25,7 +25,8 @@ static void test_every_code_point_round_trips(void **state)
     }
 }
 
-/* Two, three and four bytes read plainly, then checked for the shortest form and for being a scalar. */
+/* Two, three and four bytes read plainly, then checked for the shortest form and for being a
+ * scalar. */
 static bool reference_valid(const uint8_t *p, int n)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -42,7 +43,8 @@ static bool reference_valid(const uint8_t *p, int n)
 
 static void test_every_pair_of_bytes_like_the_table(void **state)
 {
-    static const uint8_t tails[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xFF};
+    static const uint8_t tails[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90,
+                                    0x9F, 0xA0, 0xBF, 0xC0, 0xFF};
     for (int first = 0; first < 256; first++)
         for (int second = 0; second < 256; second++)
             for (size_t i = 0; i < sizeof tails; i++)

@@ -20,7 +20,7 @@ void http_fixture_options(struct http_options *o)
 {
     *o = (struct http_options){
         .host = "127.0.0.1", .threads = 2, .max_body = 100000, .max_header = 4096,
-        .max_connections = 200, .idle_timeout_s = 30,
+        .max_connections = 200, .idle_timeout_s = 300,
     };
 }
 
@@ -57,7 +57,7 @@ int http_connect(const struct http_fixture *f)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                              .sin_port = htons((uint16_t)http_port(f->server))};
-    struct timeval patience = {.tv_sec = 60};
+    struct timeval patience = {.tv_sec = 120};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);

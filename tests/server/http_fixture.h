@@ -1,4 +1,5 @@
-/* A server in this process, with the shipped model, and the simplest possible client: for tests of server/. */
+/* A server in this process, with the shipped model, and the simplest possible client: for tests of
+ * server/. */
 #pragma once
 
 #include <stdbool.h>
@@ -22,7 +23,8 @@ void http_fixture_open(struct http_fixture *f, const struct http_options *o);
 void http_fixture_close(struct http_fixture *f);
 
 int http_connect(const struct http_fixture *f);
-void http_send(int fd, const void *bytes, size_t n); /* all of them; a client that was cut off may fail */
+/* All of them, unless the server has cut us off. */
+void http_send(int fd, const void *bytes, size_t n);
 /* "POST path" with this JSON and more header lines ("" or "Name: value\r\n"...). */
 void http_post(int fd, const char *path, const char *headers, const char *json);
 void http_reset(int fd); /* closes with RST */
