@@ -88,7 +88,11 @@ static uint32_t gate_await(struct pool *p, uint32_t seen)
             if (g != seen) return g;
             _mm_pause();
         }
-        if (clock_ns() < until) continue;
+        if (clock_ns() < until) {
+            /* With fewer processors than threads the one we wait for may want this one. */
+            sched_yield();
+            continue;
+        }
         /* The order matters: announce the sleeper, then look again (futex_wait does). The caller
          * changes the gate, then looks for sleepers. One of the two sees the other. */
         atomic_fetch_add(&p->n_asleep, 1);
