@@ -226,7 +226,8 @@ class TransformersCase:
             hook.remove()
         if not isinstance(self.config, transformers.GPT2Config):
             weights = dict(self.exact.named_parameters())
-            difference = (reference_forward(self.config.to_dict(), weights, tokens) - logits).abs().max()
+            ours = reference_forward(self.config.to_dict(), weights, tokens)
+            difference = (ours - logits).abs().max()
             assert difference < 2e-5, f"the reference disagrees: {difference}"
         return logits
 
@@ -282,7 +283,7 @@ def prompt_logprobs(logits, prompt):
 
 
 def make_golden(name, seed):
-    """Returns (case, golden, rows of logits, partials), or None where the greedy path nearly ties."""
+    """(case, golden, rows of logits, partials), or None where the greedy path nearly ties."""
     model_type, changes, dtype, max_shard_size = CASES[name]
     case, generator = make_case(model_type, changes, dtype, max_shard_size, seed)
     vocab_size = (GPT2 if model_type == "gpt2" else LLAMA)["vocab_size"]

@@ -105,7 +105,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(hugging_face_config(config), indent=2)
     (args.out / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(hugging_face_weights(tensors), args.out / "model.safetensors", metadata={"format": "pt"})
+    weights = hugging_face_weights(tensors)
+    save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
     save_file(partials, args.out / "partials.safetensors")
     shutil.copyfile(args.source / "LICENSE", args.out / "LICENSE")
     for file in args.out.iterdir():

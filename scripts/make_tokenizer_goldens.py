@@ -218,7 +218,8 @@ def make_llama2(texts):
     tokenizer.train_from_iterator(
         [line for text in texts for line in text.split("\n")],
         trainers.BpeTrainer(
-            vocab_size=800, show_progress=False, limit_alphabet=len(alphabet), initial_alphabet=alphabet,
+            vocab_size=800, show_progress=False,
+            limit_alphabet=len(alphabet), initial_alphabet=alphabet,
             special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
 
     def edit(value):
@@ -272,8 +273,8 @@ def decode_cases(tokenizer, cases):
     generator = random.Random(1)
     for _ in range(40):
         sequences.append([generator.randrange(tokenizer.get_vocab_size()) for _ in range(12)])
-    return [{"ids": ids, "decoded_hex": tokenizer.decode(ids, skip_special_tokens=False).encode().hex()}
-            for ids in sequences]
+    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False).encode().hex()
+    return [{"ids": ids, "decoded_hex": decode(ids)} for ids in sequences]
 
 
 def write_json_rows(path, head, lists):
@@ -286,7 +287,7 @@ def write_json_rows(path, head, lists):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="UTF-8 text to train on")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="UTF-8 to train on")
     parser.add_argument("--out", type=Path, default=Path("tests/golden/tokenizers"))
     args = parser.parse_args()
     # A little of each file, then the hard texts often enough to earn tokens of their own: a wrong

@@ -131,11 +131,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         x = x.float()
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + CONFIG["rms_norm_eps"]) * self.weight
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + CONFIG["rms_norm_eps"])
+        return x * scale * self.weight
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding; pairs are (i, i + K/2), as in Hugging Face's Llama. x [B,H,T,K]."""
+    """Rotary position embedding of x [B,H,T,K]; pairs are (i, i + K/2), as Hugging Face's are."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -242,8 +243,9 @@ def mean_loss(model, data, block_size, bf16=False):
         batch = torch.stack(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             logits = model(batch[:, :-1])
-        total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-        count += batch[:, 1:].numel()
+        targets = batch[:, 1:].flatten()
+        total += F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").item()
+        count += targets.numel()
     return total / count
 
 
@@ -444,7 +446,7 @@ def main():
     write_json(args.out / "config.json", CONFIG)
     write_json(args.out / "generation_config.json", GENERATION_CONFIG)
     tokenizer.save(str(args.out / "tokenizer.json"))
-    state = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in best.named_parameters()}
+    state = {name: p.detach().to(torch.bfloat16) for name, p in best.named_parameters()}
     save_file(state, args.out / "model.safetensors", metadata={"format": "pt"})
     (args.out / "model.safetensors").chmod(0o644)  # safetensors makes it private
 
