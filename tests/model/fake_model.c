@@ -90,7 +90,7 @@ void fake_model_write(const struct fake_model *m, const char *path)
         struct buf header;
         buf_init(&header, FAKE_LIMIT);
         buf_printf(&header, "{%s}", m->infos.data);
-        safetensors_write(&out, header.data, m->data.data, m->data.len);
+        safetensors_put(&out, header.data, m->data.data, m->data.len);
         buf_free(&header);
     }
     ASSERT(!out.failed);

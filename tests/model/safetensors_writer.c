@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-void safetensors_write(struct buf *b, const char *header, const void *data, size_t n)
+void safetensors_put(struct buf *b, const char *header, const void *data, size_t n)
 {
     uint64_t length = strlen(header);
     buf_append(b, &length, sizeof length);

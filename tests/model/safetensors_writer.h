@@ -6,4 +6,4 @@
 #include "base/buf.h"
 
 /* `data` NULL: zeros. */
-void safetensors_write(struct buf *b, const char *header, const void *data, size_t n);
+void safetensors_put(struct buf *b, const char *header, const void *data, size_t n);

@@ -24,7 +24,7 @@ static struct buf new_file(const char *header, size_t n_data)
 {
     struct buf b;
     buf_init(&b, 1 << 20);
-    safetensors_write(&b, header, NULL, n_data);
+    safetensors_put(&b, header, NULL, n_data);
     assert_false(b.failed);
     return b;
 }
