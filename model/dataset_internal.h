@@ -1,0 +1,86 @@
+/* Reading data for training, document by document: what dataset.c (into memory) and token_shards.c
+ * (to disk) share. Only model/dataset*.c, model/token_shards.c and their tests include it.
+ *
+ *     inputs ─ dataset_inputs.c ─▶ files ─ dataset_text.c, dataset_jsonl.c ─▶ documents ─▶ sink
+ *
+ * Inputs are read twice: documents are counted before the first is encoded, because which of them
+ * are held out depends on how many there are. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/file.h"
+#include "model/dataset.h"
+
+enum { DATASET_FEW_DOCUMENTS = 20 /* text with fewer is split inside its documents */ };
+
+struct document {
+    const int32_t *ids;
+    const uint8_t *loss; /* [n] 0: not a target; NULL: all are */
+    int64_t n;           /* > 0 */
+};
+
+struct dataset_sink {
+    bool (*add)(void *ctx, enum dataset_split split, const struct document *d, struct error *err);
+    void *ctx;
+};
+
+struct dataset_counts {
+    int64_t files, documents; /* documents as they are in the files */
+    int64_t text_bytes;       /* of what was encoded */
+};
+
+/* Reads all inputs (no shards) and hands their documents on in order. */
+bool dataset_read(const struct dataset_options *o, const struct dataset_sink *sink,
+                  struct dataset_counts *counts, struct error *err) MUST_CHECK;
+
+/* ---- Files (dataset_inputs.c) ---- */
+
+struct dataset_paths { /* malloc'd */
+    char **at;
+    size_t n;
+};
+/* The files that paths and globs name, in the order given, each glob's sorted by name. */
+bool dataset_paths_find(const char *const *inputs, int32_t n, struct dataset_paths *out,
+                        struct error *err) MUST_CHECK;
+void dataset_paths_free(struct dataset_paths *p);
+bool dataset_is_jsonl(const char *path); /* by its name */
+
+struct dataset_file {
+    const char *path;
+    struct file_map map;
+    const char *text; /* behind a byte order mark */
+    size_t n;
+    size_t skipped;   /* bytes of the byte order mark */
+};
+/* Maps a file and checks that it is UTF-8 text: ERR_FORMAT with line and byte for what is not. */
+bool dataset_file_open(const char *path, struct dataset_file *out, struct error *err) MUST_CHECK;
+void dataset_file_close(struct dataset_file *f);
+
+/* ---- Documents of a file: how many, and one by one ---- */
+
+struct dataset_reader {
+    const struct dataset_options *o;
+    const char *separator; /* the end of text, spelled out; NULL: a text file is one document */
+    size_t n_separator;
+    struct token_ids ids;  /* of the document at hand */
+    struct buf loss;       /* its mask, where it has one */
+    bool has_loss;
+    int64_t text_bytes;
+    bool (*document)(struct dataset_reader *r, struct error *err); /* takes ids and loss */
+    void *ctx;
+};
+/* Bounds of one document's text; one file may not have more bytes than memory has addresses. */
+enum { DATASET_MAX_IDS = INT32_MAX };
+
+int64_t dataset_text_count(const struct dataset_reader *r, const struct dataset_file *f);
+bool dataset_text_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
+    MUST_CHECK;
+int64_t dataset_jsonl_count(const struct dataset_file *f);
+bool dataset_jsonl_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
+    MUST_CHECK;
+/* BOS and EOS around documents, where the tokenizer has them. */
+bool dataset_begin_document(struct dataset_reader *r, struct error *err) MUST_CHECK;
+bool dataset_end_document(struct dataset_reader *r, struct error *err) MUST_CHECK;
