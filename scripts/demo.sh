@@ -22,7 +22,7 @@ done
 [ -n "$url" ] || { cat "$log" >&2; exit 1; }
 
 body="{\"prompt\": \"$prompt\", \"max_tokens\": 120, \"temperature\": 0.8, \"seed\": 1}"
-echo "\$ curl $url/v1/completions -d '$body'"
+echo "\$ curl $url/v1/completions -H 'Content-Type: application/json' -d '$body'"
 reply=$(curl -sS --fail-with-body --noproxy '*' "$url/v1/completions" \
              -H 'Content-Type: application/json' -d "$body") || { echo "$reply" >&2; exit 1; }
 text=$(sed -nE 's/.*"text": ?"(([^"\\]|\\.)*)".*/\1/p' <<<"$reply" | sed 's/\\"/"/g')
