@@ -69,7 +69,7 @@ static float max_difference(const float *a, const float *b, int64_t n)
 {
     float worst = 0;
     for (int64_t i = 0; i < n; i++) {
-        float d = fabsf(a[i] - b[i]);
+        float d = a[i] == b[i] ? 0 : fabsf(a[i] - b[i]); /* -inf masks both alike */
         if (!(d <= worst)) worst = d; /* a NaN sticks */
     }
     return worst;
@@ -143,10 +143,14 @@ static void test_logits_and_greedy_text_equal_transformers(void **state)
 
 /* ---- nano_sort: every intermediate tensor ---- */
 
+enum { NANO_T = 11, NANO_C = 48, NANO_H = 3, NANO_K = 16, NANO_F = 192, NANO_V = 3 };
+
 struct partials {
     struct safetensors *file;
+    struct model_runner *runner;
     int32_t sequence; /* which of the batch */
     int n_checked;
+    float before[NANO_T * NANO_C]; /* the residual stream before what is added next */
 };
 
 static const struct safetensors_tensor *find_partial(const struct partials *p, const char *name)
@@ -177,9 +181,76 @@ static void compare_heads(struct partials *p, const char *name, struct tensor qk
                 (p->sequence * H + h) * qkv.rows);
 }
 
+/* Scores and weights never exist as matrices here: from q and k as computed, they must still be theirs. */
+static void compare_attention(struct partials *p, struct tensor qkv)
+{
+    float scores[NANO_T * NANO_T], weights[NANO_T * NANO_T];
+    for (int64_t h = 0; h < NANO_H; h++) {
+        for (int64_t i = 0; i < NANO_T; i++) {
+            const float *q = (const float *)qkv.data + i * qkv.cols + h * NANO_K;
+            float sum = 0, *score = scores + i * NANO_T, *weight = weights + i * NANO_T;
+            for (int64_t j = 0; j < NANO_T; j++) score[j] = -INFINITY, weight[j] = 0;
+            for (int64_t j = 0; j <= i; j++) {
+                score[j] = 0;
+                const float *k = (const float *)qkv.data + j * qkv.cols + NANO_C + h * NANO_K;
+                for (int64_t n = 0; n < NANO_K; n++) score[j] += q[n] * k[n] / 4;
+                sum += weight[j] = expf(score[j]);
+            }
+            for (int64_t j = 0; j <= i; j++) weight[j] /= sum;
+            int64_t row = (p->sequence * NANO_H + h) * NANO_T + i;
+            compare(p, "att", score, 1, NANO_T, NANO_T, row);
+            compare(p, "attSm", weight, 1, NANO_T, NANO_T, row);
+        }
+    }
+}
+
+/* What was added to the residual stream since `before`. */
+static void compare_added(struct partials *p, const char *name, struct tensor x)
+{
+    float added[NANO_T * NANO_C];
+    for (int64_t i = 0; i < NANO_T * NANO_C; i++) added[i] = ((const float *)x.data)[i] - p->before[i];
+    compare(p, name, added, NANO_T, NANO_C, NANO_C, p->sequence * NANO_T);
+}
+
+/* gelu is fused into the product; without it, the product is `fc`. */
+static void compare_fc(struct partials *p, struct tensor h)
+{
+    float *out = calloc(NANO_T * NANO_F, sizeof *out);
+    struct tensor fc = {out, DTYPE_F32, NANO_T, NANO_F};
+    const struct gpt_layer *l = &p->runner->gpt.layers[0];
+    p->runner->device->ops->matmul(p->runner->device, fc, h, &l->mlp_up, l->mlp_up_bias,
+                                   EPILOGUE_NONE);
+    compare(p, "fc", out, NANO_T, NANO_F, NANO_F, p->sequence * NANO_T);
+    free(out);
+}
+
+static void compare_probabilities(struct partials *p, struct tensor logits)
+{
+    for (int64_t i = 0; i < NANO_T; i++) {
+        const float *x = (const float *)logits.data + i * NANO_V;
+        float e[NANO_V] = {expf(x[0]), expf(x[1]), expf(x[2])}, sum = e[0] + e[1] + e[2];
+        for (int64_t v = 0; v < NANO_V; v++) e[v] /= sum;
+        compare(p, "probs", e, 1, NANO_V, NANO_V, p->sequence * NANO_T + i);
+    }
+}
+
+/* The tensors of block 0 and of the whole model that are not the very tensors of a pass. */
+static void see_derived(struct partials *p, const char *name, int32_t layer, struct tensor t)
+{
+    if (layer > 0) return;
+    if (strcmp(name, "qkv") == 0) compare_attention(p, t);
+    if (strcmp(name, "attn_resid") == 0) compare_added(p, "yProj", t);
+    if (strcmp(name, "mlp_norm") == 0) compare_fc(p, t);
+    if (strcmp(name, "mlp_resid") == 0) compare_added(p, "mlp", t);
+    if (strcmp(name, "logits") == 0) compare_probabilities(p, t);
+    if (strcmp(name, "embed") == 0 || strcmp(name, "attn_resid") == 0)
+        memcpy(p->before, t.data, sizeof p->before);
+}
+
 static void see_nano_sort(void *ctx, const char *name, int32_t layer, struct tensor t)
 {
     struct partials *p = ctx;
+    see_derived(p, name, layer, t);
     static const struct { const char *ours, *theirs; int32_t layer; } map[] = {
         {"embed", "x", -1},          {"attn_norm", "ln1", 0},  {"qkv", "qkv", 0},
         {"attn", "y", 0},            {"attn_resid", "attnResid", 0},
@@ -203,19 +274,21 @@ static void check_nano_sort(enum cpu_isa isa)
     struct model_runner r;
     runner_open(&r, GOLDEN "nano_sort", DTYPE_F32,
                 &(struct cpu_options){.n_threads = 1, .isa = isa}, 11);
-    struct partials p = {0};
+    struct partials p = {.runner = &r};
     if (!safetensors_open(GOLDEN "nano_sort/partials.safetensors", &p.file, &err))
         fail_msg("%s", err.text);
-    const float *idx = (const float *)find_partial(&p, "idx")->data;
+    const int32_t *idx = (const int32_t *)find_partial(&p, "idx")->data;
     float logits[11 * 3];
     for (p.sequence = 0; p.sequence < 3; p.sequence++) {
         int32_t tokens[11];
         for (int i = 0; i < 11; i++)
-            tokens[i] = (int32_t)idx[p.sequence * 11 + i];
+            tokens[i] = idx[p.sequence * 11 + i];
         struct gpt_observer observer = {.see = see_nano_sort, .ctx = &p};
         runner_forward(&r, tokens, 11, 0, logits, &observer);
     }
-    assert_int_equal(p.n_checked, 3 * (13 + 9));
+    /* A sequence: 13 tensors, 3 x 3 heads of q, k, v, 33 rows of scores and of weights, 3 derived, 11 rows of
+     * probabilities. */
+    assert_int_equal(p.n_checked, 3 * (13 + 9 + 66 + 3 + 11));
     safetensors_close(p.file);
     runner_close(&r);
 }

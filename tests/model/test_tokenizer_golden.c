@@ -158,12 +158,47 @@ static void test_smollm(void **state) { check_family("smollm", TOKENIZER_BYTE_BP
 static void test_starcoder(void **state) { check_family("starcoder", TOKENIZER_BYTE_BPE); }
 static void test_llama2(void **state) { check_family("llama2", TOKENIZER_SENTENCEPIECE); }
 
+/* GPT-2's own files: the ids of whole texts, as tiktoken has them. */
+static void check_text(const struct tokenizer *t, const char *name)
+{
+    char path[128];
+    struct error err = {0};
+    struct file_map text, want;
+    struct token_ids ids = {0};
+    snprintf(path, sizeof path, "tests/golden/gpt2_tokenizer/%s.txt", name);
+    if (!file_map_open(path, &text, &err)) fail_msg("%s", err.text);
+    snprintf(path, sizeof path, "tests/golden/gpt2_tokenizer/%s.u16", name);
+    if (!file_map_open(path, &want, &err)) fail_msg("%s", err.text);
+    if (!tokenizer_encode(t, (const char *)text.data, text.size, 0, 1 << 20, &ids, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(ids.n * 2, want.size);
+    assert_true(ids.n > 1000);
+    for (size_t i = 0; i < ids.n; i++)
+        assert_int_equal(ids.ids[i], want.data[2 * i] | want.data[2 * i + 1] << 8);
+    token_ids_free(&ids);
+    file_map_close(&text);
+    file_map_close(&want);
+}
+
+static void test_gpt2_files_equal_tiktoken(void **state)
+{
+    struct error err = {0};
+    struct tokenizer *t;
+    if (!tokenizer_open_dir("tests/golden/gpt2_tokenizer", &t, &err)) fail_msg("%s", err.text);
+    assert_non_null(t);
+    check_text(t, "shakespeare");
+    check_text(t, "commedia");
+    check_text(t, "code");
+    tokenizer_free(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gpt2),      cmocka_unit_test(test_llama3),
         cmocka_unit_test(test_qwen2),     cmocka_unit_test(test_smollm),
         cmocka_unit_test(test_starcoder), cmocka_unit_test(test_llama2),
+        cmocka_unit_test(test_gpt2_files_equal_tiktoken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
