@@ -159,7 +159,7 @@ static void test_starcoder(void **state) { check_family("starcoder", TOKENIZER_B
 static void test_llama2(void **state) { check_family("llama2", TOKENIZER_SENTENCEPIECE); }
 
 /* GPT-2's own files: the ids of whole texts, as tiktoken has them. */
-static void check_text(const struct tokenizer *t, const char *name)
+static void check_file(const struct tokenizer *t, const char *name)
 {
     char path[128];
     struct error err = {0};
@@ -186,9 +186,9 @@ static void test_gpt2_files_equal_tiktoken(void **state)
     struct tokenizer *t;
     if (!tokenizer_open_dir("tests/golden/gpt2_tokenizer", &t, &err)) fail_msg("%s", err.text);
     assert_non_null(t);
-    check_text(t, "shakespeare");
-    check_text(t, "commedia");
-    check_text(t, "code");
+    check_file(t, "shakespeare");
+    check_file(t, "commedia");
+    check_file(t, "code");
     tokenizer_free(t);
 }
 
