@@ -63,5 +63,10 @@ bool gpt_config_from_hf(const char *json, size_t n, const char *where, struct gp
 bool gpt_config_from_preset(const char *json, size_t n, const char *where, struct gpt_config *out,
                             struct error *err) MUST_CHECK;
 
+/* Adds the model's keys to a JSON object, as gpt_config_from_preset reads them; `dropout` is left to
+ * train_config_to_json. False: out of memory. */
+struct cJSON;
+bool gpt_config_to_preset(const struct gpt_config *c, struct cJSON *object) MUST_CHECK;
+
 /* Parameters by kind. Tied weights count once. Fits int64 for any checked config. */
 int64_t gpt_config_parameters(const struct gpt_config *c);

@@ -1,20 +1,21 @@
-/* A config in nanoGPT's words: configs/NAME.json, or the user's own. One table of keys; the
- * training keys are checked for type here and read by the trainer. */
+/* A config in nanoGPT's words: configs/NAME.json, or the user's own. One table of keys here for the
+ * model; those of training are train_config's, which are checked here, too. */
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/options.h"
 #include "model/config.h"
 #include "model/config_json.h"
+#include "model/train_config.h"
 
 enum { PRESET_MAX_DEPTH = 4 };
 
-enum key_type { KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_WORD, KEY_COUNT, KEY_RATE, KEY_TEXT };
+enum key_type { KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_WORD };
 
 struct key {
     const char *name;
     enum key_type type;
-    size_t offset;            /* in struct gpt_config; KEY_COUNT and later are only checked */
+    size_t offset;            /* in struct gpt_config */
     const char *const *words; /* KEY_WORD: the values of an enum, in order, NULL at the end */
 };
 
@@ -50,22 +51,6 @@ static const struct key keys[] = {
     {"rope_high_freq", KEY_FLOAT, offsetof(struct gpt_config, rope_high_freq), NULL},
     {"rope_original_context", KEY_INT, offsetof(struct gpt_config, rope_original_context), NULL},
     {"dropout", KEY_FLOAT, offsetof(struct gpt_config, dropout), NULL},
-    /* Of training. */
-    {"batch_size", KEY_COUNT, 0, NULL},
-    {"grad_accum_steps", KEY_COUNT, 0, NULL},
-    {"max_iters", KEY_COUNT, 0, NULL},
-    {"learning_rate", KEY_RATE, 0, NULL},
-    {"min_lr", KEY_RATE, 0, NULL},
-    {"warmup_iters", KEY_COUNT, 0, NULL},
-    {"lr_schedule", KEY_TEXT, 0, NULL},
-    {"weight_decay", KEY_RATE, 0, NULL},
-    {"beta1", KEY_RATE, 0, NULL},
-    {"beta2", KEY_RATE, 0, NULL},
-    {"grad_clip", KEY_RATE, 0, NULL},
-    {"eval_interval", KEY_COUNT, 0, NULL},
-    {"eval_iters", KEY_COUNT, 0, NULL},
-    {"save_interval", KEY_COUNT, 0, NULL},
-    {"seed", KEY_COUNT, 0, NULL},
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
@@ -74,14 +59,16 @@ static const char bias_key[] = "bias"; /* all places but lm_head; bias_qkv ... s
 /* Every member is a key we know. */
 static void check_known(struct config_reader *r)
 {
-    const char *known[N_KEYS + 1];
+    enum { N_KNOWN = N_KEYS + N_TRAIN_KEYS + 1 };
+    const char *known[N_KNOWN];
     for (size_t i = 0; i < N_KEYS; i++) known[i] = keys[i].name;
-    known[N_KEYS] = bias_key;
+    for (size_t i = 0; i < N_TRAIN_KEYS; i++) known[N_KEYS + i] = train_keys[i].name;
+    known[N_KNOWN - 1] = bias_key;
     for (const struct cJSON *item = r->object->child; item; item = item->next) {
         bool found = false;
-        for (size_t i = 0; i <= N_KEYS && !found; i++) found = strcmp(item->string, known[i]) == 0;
+        for (size_t i = 0; i < N_KNOWN && !found; i++) found = strcmp(item->string, known[i]) == 0;
         if (found) continue;
-        const char *nearest = nearest_name(item->string, known, N_KEYS + 1);
+        const char *nearest = nearest_name(item->string, known, N_KNOWN);
         if (nearest)
             config_fail(r, ERR_INVALID, item->string, "unknown key \"%.60s\"; did you mean \"%s\"?",
                         item->string, nearest);
@@ -114,15 +101,6 @@ static void read_key(struct config_reader *r, const struct key *key, struct gpt_
         break;
     case KEY_BOOL: *(bool *)value = config_bool(r, key->name, *(bool *)value); break;
     case KEY_WORD: read_word(r, key, value); break;
-    case KEY_COUNT:
-        if (config_int(r, key->name, 0) < 0)
-            config_fail(r, ERR_INVALID, key->name, "\"%s\" is negative", key->name);
-        break;
-    case KEY_RATE:
-        if (config_number(r, key->name, 0) < 0)
-            config_fail(r, ERR_INVALID, key->name, "\"%s\" is negative", key->name);
-        break;
-    case KEY_TEXT: config_string(r, key->name, NULL); break;
     }
 }
 
@@ -148,7 +126,7 @@ static void fill_derived(struct config_reader *r, struct gpt_config *c)
     strcpy(c->arch, arch);
 }
 
-static void read_preset(struct config_reader *r, struct gpt_config *c)
+void config_read_preset(struct config_reader *r, struct gpt_config *c)
 {
     *c = (struct gpt_config){.norm_eps = 1e-5f, .rope_theta = 10000, .tie_weights = true};
     check_known(r);
@@ -167,16 +145,39 @@ bool gpt_config_from_preset(const char *json, size_t n, const char *where, struc
     if (!root) return false;
     struct config_reader r = {.object = root, .where = where, .err = err};
     struct gpt_config c = {0};
-    if (cJSON_IsObject(root))
-        read_preset(&r, &c);
-    else
+    struct train_config training;
+    train_config_init(&training);
+    if (cJSON_IsObject(root)) {
+        config_read_preset(&r, &c);
+        train_config_read(&r, &training);
+    } else
         config_fail(&r, ERR_INVALID, NULL, "the config is %s, not an object", json_type_name(root));
     cJSON_Delete(root);
-    if (r.failed) return false;
+    if (r.failed || !train_config_check(&training, where, err)) return false;
     /* A vocabulary that comes from the data is not known yet: check the rest. */
     struct gpt_config checked = c;
     if (checked.vocab_size == 0) checked.vocab_size = 1;
     if (!gpt_config_check(&checked, where, err)) return false;
     *out = c;
+    return true;
+}
+
+static bool add_key(const struct key *key, const struct gpt_config *c, struct cJSON *object)
+{
+    const void *at = (const char *)c + key->offset;
+    switch (key->type) {
+    case KEY_INT: return json_add_number(object, key->name, (double)*(const int64_t *)at);
+    case KEY_FLOAT: return json_add_float(object, key->name, *(const float *)at);
+    case KEY_BOOL: return cJSON_AddBoolToObject(object, key->name, *(const bool *)at) != NULL;
+    case KEY_WORD:
+        return cJSON_AddStringToObject(object, key->name, key->words[*(const int *)at]) != NULL;
+    }
+    return false;
+}
+
+bool gpt_config_to_preset(const struct gpt_config *c, struct cJSON *object)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (strcmp(keys[i].name, "dropout") != 0 && !add_key(&keys[i], c, object)) return false;
     return true;
 }
