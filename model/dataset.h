@@ -84,3 +84,9 @@ enum { DATASET_NO_ROOM = -1, DATASET_BAD_TOKEN = -2 };
  * vocab_size. */
 int64_t dataset_add(const struct dataset *ds, enum dataset_split split, int64_t index,
                     struct gpt_rows *rows, const struct gpt_train_options *o);
+
+/* Every text of files (no shards), in order: each document of a text file, each string of a JSON
+ * line. For making tokenizers. */
+typedef bool (*dataset_text_fn)(void *ctx, const char *text, size_t n, struct error *err);
+bool dataset_visit_texts(const char *const *inputs, int32_t n_inputs, dataset_text_fn visit,
+                         void *ctx, struct error *err) MUST_CHECK;

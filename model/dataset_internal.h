@@ -1,7 +1,7 @@
 /* Reading data for training, document by document: what dataset.c (into memory) and token_shards.c
  * (to disk) share. Only model/dataset*.c, model/token_shards.c and their tests include it.
  *
- *     inputs ─ dataset_inputs.c ─▶ files ─ dataset_text.c, dataset_jsonl.c ─▶ documents ─▶ sink
+ *     inputs ─ dataset_inputs.c ─▶ files ─ dataset_text.c, _jsonl.c ─▶ documents ─▶ sink
  *
  * Inputs are read twice: documents are counted before the first is encoded, because which of them
  * are held out depends on how many there are. */
@@ -61,6 +61,7 @@ void dataset_file_close(struct dataset_file *f);
 
 /* ---- Documents of a file: how many, and one by one ---- */
 
+struct dataset_splitter;
 struct dataset_reader {
     const struct dataset_options *o;
     const char *separator; /* the end of text, spelled out; NULL: a text file is one document */
@@ -69,11 +70,12 @@ struct dataset_reader {
     struct buf loss;       /* its mask, where it has one */
     bool has_loss;
     int64_t text_bytes;
-    bool (*document)(struct dataset_reader *r, struct error *err); /* takes ids and loss */
-    void *ctx;
+    struct dataset_splitter *splitter; /* where documents go */
+    dataset_text_fn visit; /* or, where this is set, their texts: nothing is encoded, o is NULL */
+    void *visit_ctx;
 };
-/* Bounds of one document's text; one file may not have more bytes than memory has addresses. */
-enum { DATASET_MAX_IDS = INT32_MAX };
+
+enum { DATASET_MAX_IDS = INT32_MAX /* of a document */ };
 
 int64_t dataset_text_count(const struct dataset_reader *r, const struct dataset_file *f);
 bool dataset_text_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
@@ -81,6 +83,12 @@ bool dataset_text_read(struct dataset_reader *r, const struct dataset_file *f, s
 int64_t dataset_jsonl_count(const struct dataset_file *f);
 bool dataset_jsonl_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
     MUST_CHECK;
-/* BOS and EOS around documents, where the tokenizer has them. */
-bool dataset_begin_document(struct dataset_reader *r, struct error *err) MUST_CHECK;
-bool dataset_end_document(struct dataset_reader *r, struct error *err) MUST_CHECK;
+
+/* What both do for each document: begin, text (any number), end (EOS), finish. `where` is for
+ * messages. */
+bool dataset_document_begin(struct dataset_reader *r, struct error *err) MUST_CHECK;
+bool dataset_document_text(struct dataset_reader *r, const char *where, const char *text, size_t n,
+                           bool learn, struct error *err) MUST_CHECK;
+bool dataset_document_end(struct dataset_reader *r, struct error *err) MUST_CHECK;
+bool dataset_document_finish(struct dataset_reader *r, const char *where, struct error *err)
+    MUST_CHECK;

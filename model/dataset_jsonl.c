@@ -62,25 +62,18 @@ static bool get_text(const struct line *line, const struct cJSON *object, const 
                      key, item ? json_type_name(item) : "missing");
 }
 
-/* Appends a text's ids, all of them targets or none. */
-static bool encode(struct dataset_reader *r, const struct line *line, const char *text, bool learn,
-                   struct error *err)
+static bool take_text(struct dataset_reader *r, const struct line *line, const char *text,
+                      bool learn, struct error *err)
 {
-    size_t n = strlen(text), before = r->ids.n;
-    struct error why;
-    if (!tokenizer_encode(r->o->tokenizer, text, n, 0, DATASET_MAX_IDS, &r->ids, &why))
-        return error_set(err, why.code, NULL, "%s: %s", line->where, why.text);
-    for (size_t i = before; r->has_loss && i < r->ids.n; i++) buf_putc(&r->loss, learn);
-    r->text_bytes += (int64_t)n;
-    return true;
+    return dataset_document_text(r, line->where, text, strlen(text), learn, err);
 }
 
 static bool read_text(struct dataset_reader *r, const struct line *line, const struct cJSON *object,
                       struct error *err)
 {
     const char *text;
-    return get_text(line, object, "text", &text, err) && dataset_begin_document(r, err) &&
-           encode(r, line, text, true, err) && dataset_end_document(r, err);
+    return get_text(line, object, "text", &text, err) && dataset_document_begin(r, err) &&
+           take_text(r, line, text, true, err) && dataset_document_end(r, err);
 }
 
 static bool read_completion(struct dataset_reader *r, const struct line *line,
@@ -91,11 +84,11 @@ static bool read_completion(struct dataset_reader *r, const struct line *line,
         !get_text(line, object, "completion", &completion, err))
         return false;
     if (!completion[0]) return wrong(line, err, "\"completion\" is empty: nothing to learn");
-    if (!dataset_begin_document(r, err)) return false;
+    if (!dataset_document_begin(r, err)) return false;
     for (size_t i = 0; i < r->ids.n; i++) buf_putc(&r->loss, 0); /* BOS */
     r->has_loss = true;
-    return encode(r, line, prompt, false, err) && encode(r, line, completion, true, err) &&
-           dataset_end_document(r, err);
+    return take_text(r, line, prompt, false, err) && take_text(r, line, completion, true, err) &&
+           dataset_document_end(r, err);
 }
 
 static bool take_messages(const struct line *line, const struct cJSON *list,
@@ -122,12 +115,17 @@ static bool take_messages(const struct line *line, const struct cJSON *list,
 static bool encode_messages(struct dataset_reader *r, const struct line *line,
                             const struct dataset_message *messages, size_t n, struct error *err)
 {
-    const struct dataset_chat *chat = r->o->chat;
     struct error why;
+    if (r->visit) {
+        for (size_t i = 0; i < n; i++)
+            if (!take_text(r, line, messages[i].content, true, err)) return false;
+        return true;
+    }
+    if (!r->o->chat) return wrong(line, err, "\"messages\" need a model with a chat template");
     r->ids.n = 0; /* the template has BOS and the ends of turns */
     buf_clear(&r->loss);
     r->has_loss = true;
-    if (!chat->encode(chat->ctx, messages, n, &r->ids, &r->loss, &why))
+    if (!r->o->chat->encode(r->o->chat->ctx, messages, n, &r->ids, &r->loss, &why))
         return error_set(err, why.code, NULL, "%s: %s", line->where, why.text);
     for (size_t i = 0; i < n; i++) r->text_bytes += (int64_t)messages[i].n_content;
     return true;
@@ -138,8 +136,6 @@ static bool read_messages(struct dataset_reader *r, const struct line *line,
 {
     const struct cJSON *list = json_get(object, "messages");
     int n = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
-    if (!r->o->chat)
-        return wrong(line, err, "\"messages\" need a model with a chat template");
     if (n < 1 || n > MAX_MESSAGES)
         return wrong(line, err, "\"messages\" must be an array of messages, and not empty");
     struct dataset_message *messages = calloc((size_t)n, sizeof *messages);
@@ -172,10 +168,9 @@ static bool read_line(struct dataset_reader *r, const struct line *line, struct 
         return error_set(err, ERR_TOO_LARGE, NULL, "%s is over %d bytes", line->where, MAX_LINE);
     struct cJSON *root = json_parse(line->text, line->n, MAX_DEPTH, line->where, err);
     if (!root) return false;
-    bool ok = read_object(r, line, root, err) && buf_check(&r->loss, "a document's mask", err);
+    bool ok = read_object(r, line, root, err);
     cJSON_Delete(root);
-    if (!ok) return false;
-    return r->ids.n == 0 ? wrong(line, err, "has no text") : r->document(r, err);
+    return ok && dataset_document_finish(r, line->where, err);
 }
 
 bool dataset_jsonl_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)

@@ -9,7 +9,7 @@
 /* The choice of documents is the same for every run, whatever its seed. */
 enum { SPLIT_SEED = 1 };
 
-struct splitter {
+struct dataset_splitter {
     const struct dataset_sink *sink;
     double val_fraction;
     int64_t n_documents, n_held_out, next; /* documents: all, held out, seen */
@@ -17,7 +17,7 @@ struct splitter {
     int32_t eos;
 };
 
-static void splitter_init(struct splitter *s, int64_t n_documents, bool any_jsonl)
+static void splitter_init(struct dataset_splitter *s, int64_t n_documents, bool any_jsonl)
 {
     double f = s->val_fraction;
     s->n_documents = n_documents;
@@ -27,7 +27,7 @@ static void splitter_init(struct splitter *s, int64_t n_documents, bool any_json
     s->n_held_out = min_i64(max_i64(s->n_held_out, 1), n_documents - 1);
 }
 
-static bool hand_on(struct splitter *s, enum dataset_split split, const int32_t *ids,
+static bool hand_on(struct dataset_splitter *s, enum dataset_split split, const int32_t *ids,
                     const uint8_t *loss, int64_t n, struct error *err)
 {
     const struct document d = {.ids = ids, .loss = loss, .n = n};
@@ -36,7 +36,7 @@ static bool hand_on(struct splitter *s, enum dataset_split split, const int32_t 
 
 /* The end of the document at hand goes to validation; what is before it ends with EOS, too, so
  * that the next document does not seem to follow from it. */
-static bool split_inside(struct splitter *s, struct dataset_reader *r, struct error *err)
+static bool split_inside(struct dataset_splitter *s, struct dataset_reader *r, struct error *err)
 {
     int64_t n = (int64_t)r->ids.n, held_out = (int64_t)llround(s->val_fraction * (double)n);
     int64_t kept = n - min_i64(held_out, n);
@@ -46,9 +46,8 @@ static bool split_inside(struct splitter *s, struct dataset_reader *r, struct er
     return hand_on(s, SPLIT_TRAIN, r->ids.ids, NULL, kept, err);
 }
 
-static bool take_document(struct dataset_reader *r, struct error *err)
+static bool take_document(struct dataset_splitter *s, struct dataset_reader *r, struct error *err)
 {
-    struct splitter *s = r->ctx;
     int64_t i = s->next++;
     if (i >= s->n_documents)
         return error_set(err, ERR_IO, NULL, "the input files changed while they were read");
@@ -59,24 +58,53 @@ static bool take_document(struct dataset_reader *r, struct error *err)
                    r->has_loss ? (const uint8_t *)r->loss.data : NULL, (int64_t)r->ids.n, err);
 }
 
-bool dataset_begin_document(struct dataset_reader *r, struct error *err)
+/* ---- one document ---- */
+
+static bool push(struct dataset_reader *r, int32_t id, struct error *err)
+{
+    return token_ids_push(&r->ids, id) ||
+           error_set(err, ERR_MEMORY, NULL, "no memory for a document's tokens");
+}
+
+bool dataset_document_begin(struct dataset_reader *r, struct error *err)
 {
     r->ids.n = 0;
     r->has_loss = false;
     buf_clear(&r->loss);
-    const struct tokenizer *t = r->o->tokenizer;
-    return !tokenizer_adds_bos(t) || token_ids_push(&r->ids, tokenizer_bos(t)) ||
-           error_set(err, ERR_MEMORY, NULL, "no memory for a document's tokens");
+    if (r->visit || !tokenizer_adds_bos(r->o->tokenizer)) return true;
+    return push(r, tokenizer_bos(r->o->tokenizer), err);
 }
 
-bool dataset_end_document(struct dataset_reader *r, struct error *err)
+bool dataset_document_text(struct dataset_reader *r, const char *where, const char *text, size_t n,
+                           bool learn, struct error *err)
 {
-    int32_t eos = tokenizer_eos(r->o->tokenizer);
-    if (eos < 0) return true;
-    if (r->has_loss) buf_putc(&r->loss, 1);
-    return token_ids_push(&r->ids, eos) ||
-           error_set(err, ERR_MEMORY, NULL, "no memory for a document's tokens");
+    struct error why;
+    if (r->visit) return r->visit(r->visit_ctx, text, n, err);
+    size_t before = r->ids.n;
+    if (!tokenizer_encode(r->o->tokenizer, text, n, 0, DATASET_MAX_IDS, &r->ids, &why))
+        return error_set(err, why.code, NULL, "%s: %s", where, why.text);
+    for (size_t i = before; r->has_loss && i < r->ids.n; i++) buf_putc(&r->loss, learn);
+    r->text_bytes += (int64_t)n;
+    return true;
 }
+
+bool dataset_document_end(struct dataset_reader *r, struct error *err)
+{
+    if (r->visit || tokenizer_eos(r->o->tokenizer) < 0) return true;
+    if (r->has_loss) buf_putc(&r->loss, 1);
+    return push(r, tokenizer_eos(r->o->tokenizer), err);
+}
+
+bool dataset_document_finish(struct dataset_reader *r, const char *where, struct error *err)
+{
+    if (r->visit) return true;
+    if (!buf_check(&r->loss, "a document's mask", err)) return false;
+    if (r->ids.n == 0) return error_set(err, ERR_FORMAT, NULL, "%s has no text", where);
+    ASSERT(!r->has_loss || r->loss.len == r->ids.n);
+    return take_document(r->splitter, r, err);
+}
+
+/* ---- files ---- */
 
 static bool count_file(const struct dataset_reader *r, const char *path, int64_t *n,
                        struct error *err)
@@ -124,8 +152,8 @@ bool dataset_read(const struct dataset_options *o, const struct dataset_sink *si
     if (!check_options(o, err) || !dataset_paths_find(o->inputs, o->n_inputs, &paths, err))
         return false;
     int32_t eos = tokenizer_eos(o->tokenizer);
-    struct splitter s = {.sink = sink, .val_fraction = o->val_fraction, .eos = eos};
-    struct dataset_reader r = {.o = o, .document = take_document, .ctx = &s};
+    struct dataset_splitter s = {.sink = sink, .val_fraction = o->val_fraction, .eos = eos};
+    struct dataset_reader r = {.o = o, .splitter = &s};
     buf_init(&r.loss, SIZE_MAX);
     if (eos >= 0 && tokenizer_is_special(o->tokenizer, eos))
         r.separator = tokenizer_token_bytes(o->tokenizer, eos, &r.n_separator);
@@ -141,6 +169,18 @@ bool dataset_read(const struct dataset_options *o, const struct dataset_sink *si
                                       .text_bytes = r.text_bytes};
     token_ids_free(&r.ids);
     buf_free(&r.loss);
+    dataset_paths_free(&paths);
+    return ok;
+}
+
+bool dataset_visit_texts(const char *const *inputs, int32_t n_inputs, dataset_text_fn visit,
+                         void *ctx, struct error *err)
+{
+    struct dataset_paths paths = {0};
+    struct dataset_reader r = {.visit = visit, .visit_ctx = ctx};
+    if (!dataset_paths_find(inputs, n_inputs, &paths, err)) return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < paths.n; i++) ok = read_file(&r, paths.at[i], err);
     dataset_paths_free(&paths);
     return ok;
 }

@@ -1,4 +1,5 @@
 /* Text files: documents are what lies between spelled-out ends of text. */
+#include <stdio.h>
 #include <string.h>
 
 #include "model/dataset_internal.h"
@@ -37,13 +38,13 @@ bool dataset_text_read(struct dataset_reader *r, const struct dataset_file *f, s
     const char *text;
     size_t at = 0, n;
     while (next_document(r, f, &at, &text, &n)) {
-        struct error why;
-        if (!dataset_begin_document(r, err)) return false;
-        if (!tokenizer_encode(r->o->tokenizer, text, n, 0, DATASET_MAX_IDS, &r->ids, &why))
-            return error_set(err, why.code, NULL, "%s: the document at byte %zu: %s", f->path,
-                             (size_t)(text - f->text) + f->skipped, why.text);
-        r->text_bytes += (int64_t)n;
-        if (!dataset_end_document(r, err) || !r->document(r, err)) return false;
+        char where[300];
+        snprintf(where, sizeof where, "%.200s: the document at byte %zu", f->path,
+                 (size_t)(text - f->text) + f->skipped);
+        if (!dataset_document_begin(r, err) ||
+            !dataset_document_text(r, where, text, n, true, err) ||
+            !dataset_document_end(r, err) || !dataset_document_finish(r, where, err))
+            return false;
     }
     return true;
 }

@@ -137,6 +137,7 @@ bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int
         .out = out,
         .max_ids = max_ids,
         .err = err,
+        .piece = bpe_encode,
     };
     size_t n_before = out->n, bad;
     if (max_ids < SIZE_MAX / t->max_token_bytes && n > max_ids * t->max_token_bytes)
@@ -148,6 +149,19 @@ bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int
     ok = ok && added_split(&e, &t->added, text, n, encode_plain);
     encoder_free(&e);
     if (!ok) out->n = n_before;
+    return ok;
+}
+
+bool tokenizer_pieces(const struct tokenizer *t, const char *text, size_t n, span_fn piece,
+                      void *ctx, struct error *err)
+{
+    struct encoder e = {.t = t, .text = text, .n_text = n, .err = err, .piece = piece,
+                        .piece_ctx = ctx};
+    size_t bad;
+    if (!utf8_valid(text, n, &bad))
+        return error_set(err, ERR_INVALID, NULL, "the text is not valid UTF-8 at byte %zu", bad);
+    bool ok = encoder_init(&e) && pretokenize(&e, text, n);
+    encoder_free(&e);
     return ok;
 }
 

@@ -90,10 +90,10 @@ int32_t builder_find(const struct builder *b, const char *raw, size_t n)
 /* ---- What a token stands for ---- */
 
 /* GPT-2's alphabet: printable Latin-1 bytes are themselves, the other 68 in order U+0100... */
-static void byte_alphabet(int16_t byte_of[0x144])
+void byte_alphabet(int16_t byte_of[BYTE_ALPHABET_END])
 {
     int next = 0x100;
-    memset(byte_of, -1, 0x144 * sizeof byte_of[0]);
+    memset(byte_of, -1, BYTE_ALPHABET_END * sizeof byte_of[0]);
     for (int byte = 0; byte < 256; byte++) {
         bool printable =
             (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
@@ -102,14 +102,14 @@ static void byte_alphabet(int16_t byte_of[0x144])
 }
 
 /* The bytes that a token in GPT-2's alphabet spells; false when it is not all in that alphabet. */
-static bool alphabet_decode(const int16_t byte_of[0x144], const struct raw_token *raw, char *out,
-                            size_t *n_out)
+static bool alphabet_decode(const int16_t byte_of[BYTE_ALPHABET_END], const struct raw_token *raw,
+                            char *out, size_t *n_out)
 {
     *n_out = 0;
     for (size_t i = 0; i < raw->n;) {
         uint32_t cp;
         i += (size_t)utf8_decode(raw->s + i, raw->n - i, &cp);
-        if (cp >= 0x144 || byte_of[cp] < 0) return false;
+        if (cp >= BYTE_ALPHABET_END || byte_of[cp] < 0) return false;
         out[(*n_out)++] = (char)byte_of[cp];
     }
     return true;
@@ -136,7 +136,7 @@ static size_t spaces_for_marks(const char *s, size_t n, char *out)
 }
 
 /* Text and piece of one token; `scratch` has room for its raw bytes. */
-static bool derive_text(struct builder *b, const int16_t byte_of[0x144], int32_t id, char *scratch)
+static bool derive_text(struct builder *b, const int16_t byte_of[BYTE_ALPHABET_END], int32_t id, char *scratch)
 {
     struct tokenizer *t = b->t;
     struct token *token = &t->tokens[id];
@@ -167,7 +167,7 @@ static bool derive_text(struct builder *b, const int16_t byte_of[0x144], int32_t
 
 bool builder_texts(struct builder *b)
 {
-    int16_t byte_of[0x144];
+    int16_t byte_of[BYTE_ALPHABET_END];
     byte_alphabet(byte_of);
     char *scratch = malloc(TOKENIZER_MAX_TEXT + 1);
     if (!scratch) return no_memory(b);

@@ -179,6 +179,10 @@ struct candidate {
     int32_t id;
 };
 
+struct encoder;
+/* The stages. Each hands spans of its input on to the next in the order of the text. */
+typedef bool (*span_fn)(struct encoder *e, const char *s, size_t n);
+
 struct encoder {
     const struct tokenizer *t;
     const char *text; /* the caller's */
@@ -189,6 +193,8 @@ struct encoder {
     size_t max_ids;
     size_t n_ids; /* so far */
     struct error *err;
+    span_fn piece; /* where pre-tokens go: bpe_encode, or whoever wants to see them */
+    void *piece_ctx;
 
     struct buf normalized, spare, prefixed;
     pcre2_match_data *match;
@@ -202,9 +208,10 @@ struct encoder {
 };
 
 bool encoder_push(struct encoder *e, int32_t id) MUST_CHECK;
-
-/* The stages. Each hands spans of its input on to the next in the order of the text. */
-typedef bool (*span_fn)(struct encoder *e, const char *s, size_t n);
+/* Cuts text as the pre-tokenizer does and hands each piece to `piece`, whose e->piece_ctx is
+ * ctx. */
+bool tokenizer_pieces(const struct tokenizer *t, const char *text, size_t n, span_fn piece,
+                      void *ctx, struct error *err) MUST_CHECK;
 
 /* tokenizer_added.c */
 bool added_set_init(struct added_set *set, size_t n_bytes) MUST_CHECK;
@@ -287,5 +294,9 @@ bool builder_normalizer(struct builder *b, enum normalizer_op op, const char *fr
 /* Writes description from kind, steps and n_tokens. */
 void tokenizer_describe(struct tokenizer *t);
 void builder_stop(struct tokenizer *t, int32_t id); /* id < 0 or known already: nothing */
+
+/* byte_of[c]: the byte that character c stands for in byte-level vocabularies, or -1. */
+enum { BYTE_ALPHABET_END = 0x144 };
+void byte_alphabet(int16_t byte_of[BYTE_ALPHABET_END]);
 
 #define SPACE_MARK "\xE2\x96\x81" /* U+2581, SentencePiece's space */

@@ -331,7 +331,7 @@ static int next_match(struct encoder *e, const struct split_step *step, const ch
 
 static bool run_steps(struct encoder *e, int32_t step, const char *s, size_t n)
 {
-    if (step == e->t->n_steps) return bpe_encode(e, s, n);
+    if (step == e->t->n_steps) return e->piece(e, s, n);
     struct pending p = {0};
     for (size_t at = 0; at < n;) {
         size_t begin, end;
