@@ -8,7 +8,7 @@
 #include "base/checked.h"
 #include "model/checkpoint_internal.h"
 
-enum { NAME_BYTES = 160, SHAPE_BYTES = 128 };
+enum { SHAPE_BYTES = 128 };
 
 /* ---- The table ---- */
 
@@ -82,27 +82,13 @@ struct tensor_entry *checkpoint_find(const struct checkpoint *ck, const char *na
     return found ? *found : NULL;
 }
 
-/* ---- Names ---- */
-
-/* The full name of part `i` of a role; false when the layout has none. */
-static bool full_name(const struct tensor_names *names, enum weight_role role, int i, int64_t layer,
-                      char out[NAME_BYTES])
-{
-    const char *name = i < CHECKPOINT_MAX_PARTS ? names->roles[role][i] : NULL;
-    char layer_part[64] = "";
-    if (!name) return false;
-    bool head = role == WEIGHT_LM_HEAD || role == WEIGHT_LM_HEAD_BIAS;
-    if (weight_role_is_layer(role))
-        snprintf(layer_part, sizeof layer_part, "%s%" PRId64 ".", names->layer_prefix, layer);
-    snprintf(out, NAME_BYTES, "%s%s%s", head ? "" : names->prefix, layer_part, name);
-    return true;
-}
+/* ---- What is there ---- */
 
 bool checkpoint_has(const struct checkpoint *ck, const struct tensor_names *names,
                     enum weight_role role)
 {
-    char name[NAME_BYTES];
-    return full_name(names, role, 0, 0, name) && checkpoint_find(ck, name) != NULL;
+    char name[TENSOR_NAME_BYTES];
+    return tensor_name(names, role, 0, 0, name) && checkpoint_find(ck, name) != NULL;
 }
 
 void checkpoint_switches_by_presence(struct checkpoint *ck, const struct tensor_names *names)
@@ -139,24 +125,6 @@ static bool check_shape(const struct tensor_entry *t, const int64_t *dims, int32
                      (int)t->name.len, t->name.data, found, expected);
 }
 
-/* How many of a weight's rows part i of n_parts holds. */
-static int64_t part_rows(const struct gpt_config *c, enum weight_role role, int i, int n_parts,
-                         int64_t all)
-{
-    if (n_parts == 1) return all;
-    if (role == WEIGHT_MLP_UP || role == WEIGHT_MLP_UP_BIAS) return c->n_ff;
-    return (i == 0 ? c->n_head : c->n_kv_head) * c->head_dim;
-}
-
-static enum part_layout part_layout(const struct tensor_names *names, enum weight_role role, int i,
-                                    bool vector)
-{
-    bool qk = (role == WEIGHT_QKV || role == WEIGHT_QKV_BIAS) && i < 2;
-    if (names->rope_pairs && qk) return PART_ROPE_PAIRS;
-    if (names->conv1d && weight_role_is_layer(role) && !vector) return PART_TRANSPOSED;
-    return PART_ROWS;
-}
-
 static bool bind_part(struct checkpoint *ck, const char *name, struct weight_part *p, bool vector,
                       struct error *err)
 {
@@ -179,23 +147,20 @@ static bool bind_part(struct checkpoint *ck, const char *name, struct weight_par
 static bool bind_role(struct checkpoint *ck, const struct tensor_names *names,
                       enum weight_role role, int64_t layer, struct weight *w, struct error *err)
 {
-    char name[NAME_BYTES];
+    char name[TENSOR_NAME_BYTES];
     int64_t n_out, n_in;
     if (!weight_role_shape(&ck->config, role, &n_out, &n_in)) return true;
-    w->vector = role != WEIGHT_TOKEN_EMBEDDING && role != WEIGHT_LM_HEAD &&
-                role != WEIGHT_POSITION_EMBEDDING && role != WEIGHT_QKV &&
-                role != WEIGHT_ATTN_OUT && role != WEIGHT_MLP_UP && role != WEIGHT_MLP_DOWN;
-    int n_parts = 0;
-    while (n_parts < CHECKPOINT_MAX_PARTS && names->roles[role][n_parts]) n_parts++;
+    w->vector = weight_role_is_vector(role);
+    int n_parts = tensor_n_parts(names, role);
     if (n_parts == 0)
         return error_set(err, ERR_UNSUPPORTED, NULL,
                          "%s: the config calls for %s, which %s files do not have", ck->path,
                          weight_role_name(role), ck->config.arch);
-    for (int i = 0; i < n_parts && full_name(names, role, i, layer, name); i++) {
+    for (int i = 0; i < n_parts && tensor_name(names, role, i, layer, name); i++) {
         struct weight_part *p = &w->parts[i];
-        p->n_rows = part_rows(&ck->config, role, i, n_parts, w->vector ? n_in : n_out);
+        p->n_rows = tensor_part_rows(&ck->config, role, i, n_parts, w->vector ? n_in : n_out);
         p->n_cols = w->vector ? 1 : n_in;
-        p->layout = part_layout(names, role, i, w->vector);
+        p->layout = tensor_part_layout(names, role, i);
         if (!bind_part(ck, name, p, w->vector, err)) return false;
     }
     w->n_parts = n_parts;

@@ -7,32 +7,6 @@
 #include "model/checkpoint_internal.h"
 #include "model/rope_freqs.h"
 
-static const char *gguf_roles[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS] = {
-    [WEIGHT_TOKEN_EMBEDDING] = {"token_embd.weight"},
-    [WEIGHT_POSITION_EMBEDDING] = {"position_embd.weight"},
-    [WEIGHT_FINAL_NORM] = {"output_norm.weight"},
-    [WEIGHT_FINAL_NORM_BIAS] = {"output_norm.bias"},
-    [WEIGHT_LM_HEAD] = {"output.weight"},
-    [WEIGHT_LM_HEAD_BIAS] = {"output.bias"},
-    [WEIGHT_ATTN_NORM] = {"attn_norm.weight"},
-    [WEIGHT_ATTN_NORM_BIAS] = {"attn_norm.bias"},
-    [WEIGHT_QKV] = {"attn_q.weight", "attn_k.weight", "attn_v.weight"},
-    [WEIGHT_QKV_BIAS] = {"attn_q.bias", "attn_k.bias", "attn_v.bias"},
-    [WEIGHT_Q_NORM] = {"attn_q_norm.weight"},
-    [WEIGHT_K_NORM] = {"attn_k_norm.weight"},
-    [WEIGHT_ATTN_OUT] = {"attn_output.weight"},
-    [WEIGHT_ATTN_OUT_BIAS] = {"attn_output.bias"},
-    [WEIGHT_MLP_NORM] = {"ffn_norm.weight"},
-    [WEIGHT_MLP_NORM_BIAS] = {"ffn_norm.bias"},
-    [WEIGHT_MLP_UP] = {"ffn_gate.weight", "ffn_up.weight"},
-    [WEIGHT_MLP_UP_BIAS] = {"ffn_gate.bias", "ffn_up.bias"},
-    [WEIGHT_MLP_DOWN] = {"ffn_down.weight"},
-    [WEIGHT_MLP_DOWN_BIAS] = {"ffn_down.bias"},
-};
-
-/* Read into the config, not bound to a weight. */
-static const char *const needless[] = {"rope_freqs.weight", NULL};
-
 /* Metadata under "ARCH.", with sticky failure. */
 struct metadata {
     const struct gguf *gguf;
@@ -233,21 +207,8 @@ bool checkpoint_open_gguf(struct checkpoint *ck, struct error *err)
         !checkpoint_list_tensors(ck, err) || !read_config(ck, err))
         return false;
     struct gpt_config *c = &ck->config;
-    bool gpt2 = c->norm_type == NORM_LAYERNORM;
-    const char *roles[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS];
-    memcpy(roles, gguf_roles, sizeof roles);
-    struct tensor_names names = {.prefix = "", .layer_prefix = "blk.", .roles = roles,
-                                 .needless = needless};
-    /* llama.cpp rotates neighbouring pairs in this family; its converter reorders the rows. */
-    names.rope_pairs = strcmp(c->arch, "llama") == 0 || strcmp(c->arch, "mistral") == 0;
-    if (!names.rope_pairs && checkpoint_find(ck, "blk.0.attn_qkv.weight")) {
-        memcpy(roles[WEIGHT_QKV], (const char *[3]){"attn_qkv.weight"}, sizeof roles[0]);
-        memcpy(roles[WEIGHT_QKV_BIAS], (const char *[3]){"attn_qkv.bias"}, sizeof roles[0]);
-    }
-    if (gpt2) { /* no gate */
-        memcpy(roles[WEIGHT_MLP_UP], (const char *[3]){"ffn_up.weight"}, sizeof roles[0]);
-        memcpy(roles[WEIGHT_MLP_UP_BIAS], (const char *[3]){"ffn_up.bias"}, sizeof roles[0]);
-    }
+    bool fused_qkv = checkpoint_find(ck, "blk.0.attn_qkv.weight") != NULL;
+    struct tensor_names names = tensor_names_gguf(c->arch, fused_qkv);
     checkpoint_switches_by_presence(ck, &names);
     c->tie_weights = !checkpoint_has(ck, &names, WEIGHT_LM_HEAD);
     return gpt_config_check(c, ck->path, err) && read_rope_freqs(ck, err) &&

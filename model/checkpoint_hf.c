@@ -8,56 +8,6 @@
 
 enum { CONFIG_MAX_BYTES = 1 << 20, INDEX_MAX_BYTES = 16 << 20, INDEX_DEPTH = 4 };
 
-/* ---- Names ---- */
-
-static const char *gpt2_roles[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS] = {
-    [WEIGHT_TOKEN_EMBEDDING] = {"wte.weight"},
-    [WEIGHT_POSITION_EMBEDDING] = {"wpe.weight"},
-    [WEIGHT_FINAL_NORM] = {"ln_f.weight"},
-    [WEIGHT_FINAL_NORM_BIAS] = {"ln_f.bias"},
-    [WEIGHT_LM_HEAD] = {"lm_head.weight"},
-    [WEIGHT_LM_HEAD_BIAS] = {"lm_head.bias"},
-    [WEIGHT_ATTN_NORM] = {"ln_1.weight"},
-    [WEIGHT_ATTN_NORM_BIAS] = {"ln_1.bias"},
-    [WEIGHT_QKV] = {"attn.c_attn.weight"},
-    [WEIGHT_QKV_BIAS] = {"attn.c_attn.bias"},
-    [WEIGHT_ATTN_OUT] = {"attn.c_proj.weight"},
-    [WEIGHT_ATTN_OUT_BIAS] = {"attn.c_proj.bias"},
-    [WEIGHT_MLP_NORM] = {"ln_2.weight"},
-    [WEIGHT_MLP_NORM_BIAS] = {"ln_2.bias"},
-    [WEIGHT_MLP_UP] = {"mlp.c_fc.weight"},
-    [WEIGHT_MLP_UP_BIAS] = {"mlp.c_fc.bias"},
-    [WEIGHT_MLP_DOWN] = {"mlp.c_proj.weight"},
-    [WEIGHT_MLP_DOWN_BIAS] = {"mlp.c_proj.bias"},
-};
-
-static const char *llama_roles[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS] = {
-    [WEIGHT_TOKEN_EMBEDDING] = {"embed_tokens.weight"},
-    [WEIGHT_FINAL_NORM] = {"norm.weight"},
-    [WEIGHT_LM_HEAD] = {"lm_head.weight"},
-    [WEIGHT_ATTN_NORM] = {"input_layernorm.weight"},
-    [WEIGHT_QKV] = {"self_attn.q_proj.weight", "self_attn.k_proj.weight",
-                    "self_attn.v_proj.weight"},
-    [WEIGHT_QKV_BIAS] = {"self_attn.q_proj.bias", "self_attn.k_proj.bias",
-                         "self_attn.v_proj.bias"},
-    [WEIGHT_Q_NORM] = {"self_attn.q_norm.weight"},
-    [WEIGHT_K_NORM] = {"self_attn.k_norm.weight"},
-    [WEIGHT_ATTN_OUT] = {"self_attn.o_proj.weight"},
-    [WEIGHT_ATTN_OUT_BIAS] = {"self_attn.o_proj.bias"},
-    [WEIGHT_MLP_NORM] = {"post_attention_layernorm.weight"},
-    [WEIGHT_MLP_UP] = {"mlp.gate_proj.weight", "mlp.up_proj.weight"},
-    [WEIGHT_MLP_UP_BIAS] = {"mlp.gate_proj.bias", "mlp.up_proj.bias"},
-    [WEIGHT_MLP_DOWN] = {"mlp.down_proj.weight"},
-    [WEIGHT_MLP_DOWN_BIAS] = {"mlp.down_proj.bias"},
-};
-
-/* Causal masks that old versions saved; the output of a tied head. */
-static const char *const gpt2_needless[] = {".attn.bias", ".attn.masked_bias", NULL};
-static const char *const gpt2_tied_needless[] = {".attn.bias", ".attn.masked_bias",
-                                                 "lm_head.weight", NULL};
-static const char *const llama_needless[] = {".rotary_emb.inv_freq", NULL};
-static const char *const llama_tied_needless[] = {".rotary_emb.inv_freq", "lm_head.weight", NULL};
-
 /* ---- Files ---- */
 
 static bool read_config(struct checkpoint *ck, struct error *err)
@@ -155,18 +105,15 @@ bool checkpoint_open_hf(struct checkpoint *ck, struct error *err)
     ck->format = CHECKPOINT_HF;
     if (!read_config(ck, err) || !open_shards(ck, err) || !checkpoint_list_tensors(ck, err))
         return false;
-    bool gpt2 = strcmp(ck->config.arch, "gpt2") == 0;
-    struct tensor_names names = {.roles = gpt2 ? gpt2_roles : llama_roles,
-                                 .layer_prefix = gpt2 ? "h." : "layers.",
-                                 .prefix = gpt2 ? "transformer." : "model.",
-                                 .conv1d = gpt2};
+    struct gpt_config *c = &ck->config;
+    bool gpt2 = strcmp(c->arch, "gpt2") == 0;
+    struct tensor_names names = tensor_names_hf(c->arch, c->tie_weights);
     /* The bare model (without its head's wrapper) saves its tensors without the prefix. */
     struct tensor_names bare = names;
     bare.prefix = "";
     if (checkpoint_has(ck, &bare, WEIGHT_TOKEN_EMBEDDING)) names = bare;
-    if (!checkpoint_has(ck, &names, WEIGHT_LM_HEAD)) ck->config.tie_weights = true;
+    if (!checkpoint_has(ck, &names, WEIGHT_LM_HEAD)) c->tie_weights = true;
+    names.needless = tensor_names_hf(c->arch, c->tie_weights).needless;
     if (gpt2) checkpoint_switches_by_presence(ck, &names);
-    names.needless = gpt2 ? (ck->config.tie_weights ? gpt2_tied_needless : gpt2_needless)
-                          : (ck->config.tie_weights ? llama_tied_needless : llama_needless);
     return checkpoint_bind(ck, &names, err);
 }

@@ -63,11 +63,27 @@ struct checkpoint {
 struct tensor_names {
     const char *prefix;       /* before the names of the whole model, but not lm_head's */
     const char *layer_prefix; /* after it, before the layer's number: "layers." */
-    const char *(*roles)[CHECKPOINT_MAX_PARTS]; /* [N_WEIGHT_ROLES] */
+    const char *roles[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS];
     bool conv1d;              /* matrices inside layers are stored [in, out] */
     bool rope_pairs;          /* q and k rows are stored in pairs */
     const char *const *needless; /* suffixes of tensors that need not be read; NULL ends them */
 };
+
+/* tensor_names.c. model_type: "gpt2", "gptd" (gptd's own names) or one of the Llama family. */
+struct tensor_names tensor_names_hf(const char *model_type, bool tied);
+/* fused_qkv: the file has one tensor of queries, keys and values, where the family may (gpt2 does). */
+struct tensor_names tensor_names_gguf(const char *arch, bool fused_qkv);
+
+enum { TENSOR_NAME_BYTES = 160 };
+/* The full name of part i of a role; false when the layout has none. */
+bool tensor_name(const struct tensor_names *names, enum weight_role role, int i, int64_t layer,
+                 char out[TENSOR_NAME_BYTES]);
+int tensor_n_parts(const struct tensor_names *names, enum weight_role role); /* 0: no such weight */
+/* How many of a weight's rows (of a vector's elements) part i of n_parts holds. */
+int64_t tensor_part_rows(const struct gpt_config *c, enum weight_role role, int i, int n_parts,
+                         int64_t all);
+enum part_layout tensor_part_layout(const struct tensor_names *names, enum weight_role role, int i);
+bool weight_role_is_vector(enum weight_role role); /* else a matrix */
 
 /* Fills the table from the opened files and sorts by_name. Refuses a name that occurs twice. */
 bool checkpoint_list_tensors(struct checkpoint *ck, struct error *err) MUST_CHECK;

@@ -23,19 +23,25 @@ struct tensor_source {
     void *ctx;
     int64_t tag;           /* the reader's own */
 };
+/* metadata: keys and values in turn, NULL at the end; or NULL. */
 bool safetensors_write(const char *path, const struct tensor_source *tensors, int64_t n,
                        const char *const *metadata, struct error *err) MUST_CHECK;
 
 /* A whole file: temporary name, fsync, rename, fsync of the folder. */
 bool file_write_atomic(const char *path, const void *bytes, size_t n, struct error *err) MUST_CHECK;
 
-/* config.json and model.safetensors of the model as it stands, in the layout and with the names of its family (arch
- * gpt2: Conv1D and zero biases where the model has none; llama, mistral, qwen2, qwen3), stored as g->dtype
- * (f32 or bf16). The directory is made. What gptd writes, transformers and gptd load. */
+/* config.json and model.safetensors of the model as it stands, in the layout and with the names of the
+ * family that can express it (hf_config_write.h; gpt2: Conv1D and zero biases where the model
+ * has none). Matrices are stored as g->dtype (f32 or bf16), vectors and positions as f32: what the model
+ * computes with, to the bit. The directory is made; a manifest that it has is removed first. What
+ * gptd writes, gptd loads, and transformers too unless the family is "gptd". */
 bool checkpoint_write(const struct gpt *g, struct device *d, const char *dir, struct error *err)
     MUST_CHECK;
-/* Copies tokenizer.json and its kind from the source directory, and writes generation_config.json. */
+/* Copies tokenizer.json and its kind from the source directory, and generation_config.json, or makes one; puts
+ * the markers' ids into dir's config.json. A source without a tokenizer is fine. */
 bool checkpoint_write_tokenizer(const char *from_dir, const char *dir, struct error *err) MUST_CHECK;
-/* manifest.json over all regular files of dir; checkpoint_verify reads it back and compares. */
+/* manifest.json over all regular files of dir but itself and NAME.tmp, each synced; checkpoint_verify reads it
+ * back and compares: ERR_NOT_FOUND without a manifest, ERR_FORMAT naming the file that is missing,
+ * of another size or different. */
 bool checkpoint_seal(const char *dir, struct error *err) MUST_CHECK;
 bool checkpoint_verify(const char *dir, struct error *err) MUST_CHECK;

@@ -188,6 +188,21 @@ static void read_llama(struct config_reader *r, const struct family *f, struct g
     read_sliding_window(r, f, c);
 }
 
+/* gptd's own words, for models that no family can express: written by hf_config_write.c. */
+static void read_gptd(struct config_reader *r, struct gpt_config *c)
+{
+    const struct cJSON *object = config_member(r, "gptd");
+    if (!cJSON_IsObject(object)) {
+        config_fail(r, ERR_FORMAT, "gptd", "model_type is \"gptd\", but the object \"gptd\" is %s",
+                    object ? json_type_name(object) : "missing");
+        return;
+    }
+    struct config_reader own = {object, r->where, r->err, r->failed};
+    config_read_preset(&own, c);
+    snprintf(c->arch, sizeof c->arch, "gptd");
+    r->failed = own.failed;
+}
+
 static void read_family(struct config_reader *r, struct gpt_config *c)
 {
     const char *type = config_string(r, "model_type", "");
@@ -195,8 +210,9 @@ static void read_family(struct config_reader *r, struct gpt_config *c)
         config_fail(r, ERR_UNSUPPORTED, "quantization_config",
                     "quantized Hugging Face checkpoints are not supported (GGUF files are)");
     snprintf(c->arch, sizeof c->arch, "%s", type);
-    if (strcmp(type, "gpt2") == 0) {
-        read_gpt2(r, c);
+    if (strcmp(type, "gpt2") == 0 || strcmp(type, "gptd") == 0) {
+        if (strcmp(type, "gpt2") == 0) read_gpt2(r, c);
+        else read_gptd(r, c);
         return;
     }
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {

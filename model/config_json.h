@@ -28,3 +28,7 @@ const struct cJSON *config_member(const struct config_reader *r, const char *key
 /* Fails the reader (unless it has already) with the key as the parameter; returns false. */
 bool config_fail(struct config_reader *r, enum error_code code, const char *key, const char *fmt,
                  ...) PRINTF_LIKE(4, 5);
+
+/* config_preset.c: the members of an object in nanoGPT's words (gpt_config_from_preset). */
+struct gpt_config;
+void config_read_preset(struct config_reader *r, struct gpt_config *c);
