@@ -10,6 +10,11 @@
 #include "model/checkpoint.h"
 #include "model/dtype.h"
 #include "model/tokenizer.h"
+#include "server/process.h"
+
+/* Without --memory-budget: this much of what the machine and the cgroup leave. The rest is for the process
+ * itself, for requests, and for the page cache under the model's files. */
+enum { DEFAULT_BUDGET_PERCENT = 80 };
 
 void model_options_init(struct model_options *o)
 {
@@ -39,7 +44,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16",
          "Element type of weights, matrix products and KV cache."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
-         "The most that the model may take; more is refused at start. 0: no limit."},
+         "The most that the model may take; what cannot fit is refused at start. 0: 80 % of what the "
+         "machine and the cgroup leave."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens a sequence may hold; 0: as many as the model was trained for."},
         {"max-seqs", OPTION_INT, &o->max_seqs, 1, 4096, "N", "Sequences that run at once."},
@@ -48,7 +54,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"max-queue", OPTION_INT, &o->max_queue, 1, 1 << 20, "N",
          "Requests that may wait; more get 429."},
         {"kv-cache", OPTION_BYTES, &o->kv_cache, 0, 0, "SIZE",
-         "Memory for keys and values; 0: from --max-seqs and --max-context."},
+         "Memory for keys and values; 0: a quarter of --max-seqs full sequences, as far as the budget "
+         "goes."},
         {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
          "Do not reuse the keys and values of prompts that begin alike."},
     };
@@ -76,7 +83,9 @@ static void engine_options_from(const struct model_options *o, struct engine_opt
 {
     engine_options_init(e);
     ASSERT(parse_dtype(o->dtype, &e->dtype));
-    e->memory_budget = o->memory_budget;
+    e->memory_budget = o->memory_budget > 0
+                           ? o->memory_budget
+                           : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT;
     e->max_context = o->max_context;
     e->max_seqs = (int32_t)o->max_seqs;
     e->max_batch_tokens = (int32_t)o->max_batch_tokens;
