@@ -68,5 +68,8 @@ bool gpt_config_from_preset(const char *json, size_t n, const char *where, struc
 struct cJSON;
 bool gpt_config_to_preset(const struct gpt_config *c, struct cJSON *object) MUST_CHECK;
 
+/* The first key whose values differ, `dropout` aside; NULL when there is none. */
+const char *gpt_config_difference(const struct gpt_config *a, const struct gpt_config *b);
+
 /* Parameters by kind. Tied weights count once. Fits int64 for any checked config. */
 int64_t gpt_config_parameters(const struct gpt_config *c);

@@ -181,3 +181,15 @@ bool gpt_config_to_preset(const struct gpt_config *c, struct cJSON *object)
         if (strcmp(keys[i].name, "dropout") != 0 && !add_key(&keys[i], c, object)) return false;
     return true;
 }
+
+const char *gpt_config_difference(const struct gpt_config *a, const struct gpt_config *b)
+{
+    static const size_t sizes[] = {[KEY_INT] = sizeof(int64_t), [KEY_FLOAT] = sizeof(float),
+                                   [KEY_BOOL] = sizeof(bool), [KEY_WORD] = sizeof(int)};
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const char *x = (const char *)a + keys[i].offset, *y = (const char *)b + keys[i].offset;
+        if (strcmp(keys[i].name, "dropout") != 0 && memcmp(x, y, sizes[keys[i].type]) != 0)
+            return keys[i].name;
+    }
+    return NULL;
+}

@@ -1,0 +1,57 @@
+/* The trainer's parts see each other here: trainer.c (the run), trainer_plan.c (memory), trainer_step.c,
+ * trainer_eval.c, trainer_save.c. Nobody else includes it. */
+#pragma once
+
+#include <stdatomic.h>
+
+#include "model/gpt_train.h"
+#include "model/optimizer.h"
+#include "model/train_metrics.h"
+#include "model/train_state.h"
+#include "model/trainer.h"
+
+struct trainer {
+    struct trainer_options options; /* names and data borrowed */
+    struct device *device;
+    struct gpt gpt;
+    struct gpt_train train;
+    struct optimizer optimizer;
+    struct schedule schedule;
+
+    /* Memory: one arena on the device, one on the host; *this lies in the latter. */
+    struct plan device_plan, host_plan;
+    void *device_arena, *host_arena;
+    void *workspace;
+    int64_t workspace_bytes;
+    struct gpt_rows host_rows, device_rows;
+    struct loss_row *losses; /* [max_rows] host */
+
+    struct train_state state;    /* what a checkpoint remembers */
+    int64_t saved_step;          /* of the newest complete checkpoint; -1: none */
+    struct train_metrics metrics;
+    int lock;                    /* fd of the directory, locked; -1: none */
+    atomic_bool stop;
+};
+
+/* trainer_plan.c: plans, allocates and returns the trainer in its place; NULL on failure. `t` is a draft
+ * with options and device. */
+struct trainer *trainer_allocate(struct trainer *t, struct error *err);
+void trainer_release(struct trainer *t);
+
+/* trainer_step.c: step state.step + 1: gradients, norm, update. Fills *out. ERR_INTERNAL... of a bad
+ * step come as ERR_INVALID with nothing updated. */
+bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
+
+/* trainer_eval.c: all sets, and the sample. *out's sample lives in `text`, which the caller frees. */
+bool trainer_evaluate(struct trainer *t, struct trainer_evaluation *out, struct buf *text,
+                      struct error *err) MUST_CHECK;
+/* Sum of -log p over a micro-batch's targets, from t->train.losses. */
+struct loss_sum { double loss, nll; };
+bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
+    MUST_CHECK;
+
+/* trainer_save.c */
+bool trainer_save(struct trainer *t, struct error *err) MUST_CHECK;
+bool trainer_restore(struct trainer *t, const char *from, struct error *err) MUST_CHECK;
+/* config.json and its kind of checkpoint step `step` become the directory's model. */
+bool trainer_publish(struct trainer *t, int64_t step, struct error *err) MUST_CHECK;

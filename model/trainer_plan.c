@@ -1,0 +1,243 @@
+/* The trainer's memory: one arena on the device and one on the host, each laid out by a plan. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "model/trainer_internal.h"
+
+static struct workspace_shape workspace_shape(const struct trainer *t)
+{
+    const struct gpt_config *c = &t->gpt.config;
+    return (struct workspace_shape){
+        .dtype = t->gpt.dtype,
+        .max_rows = t->train.options.max_rows,
+        .max_logit_rows = t->train.options.loss_rows,
+        .n_embd = c->n_embd,
+        .n_ff = c->n_ff,
+        .n_head = c->n_head,
+        .n_kv_head = c->n_kv_head,
+        .head_dim = c->head_dim,
+        .vocab_size = c->vocab_size,
+        .block_size = t->options.block_size,
+    };
+}
+
+static void layout_device(struct trainer *t, struct plan *plan)
+{
+    struct workspace_shape shape = workspace_shape(t);
+    gpt_layout(&t->gpt, t->device, MEMORY_WEIGHTS, plan);
+    gpt_train_layout(&t->train, t->device, plan);
+    optimizer_layout(&t->optimizer, &t->gpt, &t->train.grads, t->device, plan);
+    t->workspace_bytes = t->device->train->workspace_bytes(t->device, &shape);
+    t->workspace = plan_take(plan, MEMORY_WORKSPACE, t->workspace_bytes, 1);
+    gpt_rows_layout(&t->device_rows, &t->train.options, plan);
+}
+
+/* The arrays whose sizes follow from the number of layers: needed to plan, too. */
+struct layer_arrays {
+    struct gpt_layer *layers, *grad_layers;
+    struct gpt_block *blocks;
+    struct adamw_tensor *tensors;
+    bool *frozen;
+};
+
+static void use_arrays(struct trainer *t, const struct layer_arrays *a)
+{
+    t->gpt.layers = a->layers;
+    t->train.grads.layers = a->grad_layers;
+    t->train.blocks = a->blocks;
+    t->optimizer.tensors = a->tensors;
+    t->optimizer.frozen = a->frozen;
+}
+
+static struct layer_arrays take_arrays(const struct trainer *t, struct plan *plan)
+{
+    int64_t L = t->gpt.config.n_layer, n = gpt_n_params(&t->gpt);
+    return (struct layer_arrays){
+        .layers = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_layer)),
+        .grad_layers = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_layer)),
+        .blocks = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_block)),
+        .tensors = plan_take(plan, MEMORY_HOST, n, sizeof(struct adamw_tensor)),
+        .frozen = plan_take(plan, MEMORY_HOST, n, sizeof(bool)),
+    };
+}
+
+/* Returns where the trainer itself shall lie (NULL while planning). */
+static struct trainer *layout_host(struct trainer *t, struct plan *plan)
+{
+    struct trainer *self = plan_take(plan, MEMORY_HOST, 1, sizeof *self);
+    struct layer_arrays arrays = take_arrays(t, plan);
+    if (self) use_arrays(t, &arrays);
+    gpt_rows_layout(&t->host_rows, &t->train.options, plan);
+    t->losses = plan_take(plan, MEMORY_STAGING, t->train.options.max_rows, sizeof *t->losses);
+    return self;
+}
+
+/* The most documents that one sequence of any set holds. */
+static int64_t max_spans(const struct trainer_options *o)
+{
+    int64_t n = o->data ? dataset_max_spans(o->data) : 1;
+    for (int32_t i = 0; i < o->n_sets; i++) n = max_i64(n, dataset_max_spans(o->sets[i].data));
+    return n;
+}
+
+static bool resolve(struct trainer *t, struct error *err)
+{
+    const struct trainer_options *o = &t->options;
+    const struct train_config *c = &o->config;
+    int64_t rows;
+    if (!t->device->train)
+        return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", t->device->name);
+    ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && o->block_size > 0);
+    if (!checked_mul(c->micro_batch_size, o->block_size, &rows) ||
+        rows > INT32_MAX / 2 / KV_PAGE_TOKENS)
+        return error_set(err, ERR_INVALID, "micro_batch_size",
+                         "micro_batch_size x block_size is %lld x %lld tokens, too many at a time",
+                         (long long)c->micro_batch_size, (long long)o->block_size);
+    /* A rotation table has the run's positions; learned ones are the model's, all of them. */
+    bool rope = o->model.pos_encoding == POS_ROPE;
+    t->gpt.config = o->model;
+    t->gpt.dtype = c->dtype;
+    t->gpt.max_context = rope ? o->block_size : o->model.block_size;
+    t->train.gpt = &t->gpt;
+    t->train.options = (struct gpt_train_options){
+        .max_rows = rows,
+        .max_spans = min_i64(rows, c->micro_batch_size * max_spans(o)),
+        .loss_rows = min_i64(c->loss_rows, rows),
+        .recompute = c->recompute,
+        .dropout = (float)c->dropout,
+        .label_smoothing = (float)c->label_smoothing,
+        .z_loss = (float)c->z_loss,
+    };
+    t->optimizer.options = (struct optimizer_options){
+        .beta1 = (float)c->beta1,
+        .beta2 = (float)c->beta2,
+        .eps = (float)c->eps,
+        .weight_decay = (float)c->weight_decay,
+        .grad_clip = (float)c->grad_clip,
+        .moments = c->moments,
+        .master = c->master,
+        .freeze_layers = c->freeze_layers,
+        .freeze_embeddings = c->freeze_embeddings,
+    };
+    return true;
+}
+
+static bool alloc_arrays(const struct trainer *t, struct layer_arrays *a, struct error *err)
+{
+    size_t L = (size_t)t->gpt.config.n_layer, n = (size_t)gpt_n_params(&t->gpt);
+    *a = (struct layer_arrays){
+        .layers = calloc(L, sizeof *a->layers),
+        .grad_layers = calloc(L, sizeof *a->grad_layers),
+        .blocks = calloc(L, sizeof *a->blocks),
+        .tensors = calloc(n, sizeof *a->tensors),
+        .frozen = calloc(n, sizeof *a->frozen),
+    };
+    if (a->layers && a->grad_layers && a->blocks && a->tensors && a->frozen) return true;
+    return error_set(err, ERR_MEMORY, NULL, "no memory for planning %zu layers", L);
+}
+
+static void free_arrays(struct layer_arrays *a)
+{
+    free(a->layers);
+    free(a->grad_layers);
+    free(a->blocks);
+    free(a->tensors);
+    free(a->frozen);
+}
+
+/* Both plans; `scratch` serves as the arrays that will lie in the host arena. */
+static bool plan_both(struct trainer *t, const struct layer_arrays *scratch, struct error *err)
+{
+    use_arrays(t, scratch);
+    plan_init(&t->device_plan);
+    plan_init(&t->host_plan);
+    (void)layout_host(t, &t->host_plan);
+    layout_device(t, &t->device_plan);
+    int64_t total;
+    if (!t->device_plan.overflow && !t->host_plan.overflow &&
+        checked_add(t->device_plan.total, t->host_plan.total, &total))
+        return true;
+    return error_set(err, ERR_NO_FIT, NULL, "training this model would need more than 2^63 bytes");
+}
+
+static void add_components(const struct trainer *t, int64_t component[])
+{
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
+        component[i] = t->device_plan.component[i] + t->host_plan.component[i];
+}
+
+bool trainer_plan(const struct trainer_options *o, const struct device *d,
+                  int64_t component[N_MEMORY_COMPONENTS], struct error *err)
+{
+    struct trainer draft = {.options = *o, .device = (struct device *)d};
+    struct layer_arrays scratch = {0};
+    bool ok = resolve(&draft, err) && alloc_arrays(&draft, &scratch, err)
+              && plan_both(&draft, &scratch, err);
+    if (ok) add_components(&draft, component);
+    free_arrays(&scratch);
+    return ok;
+}
+
+static bool check_budget(const struct trainer *t, struct error *err)
+{
+    int64_t total = t->device_plan.total + t->host_plan.total, budget = t->options.memory_budget;
+    if (budget == 0 || total <= budget) return true;
+    int64_t c[N_MEMORY_COMPONENTS];
+    add_components(t, c);
+    return error_set(err, ERR_NO_FIT, "memory_budget",
+                     "training needs %lld bytes (weights %lld, gradients %lld, optimizer %lld, "
+                     "activations %lld, kv_cache %lld, workspace %lld, staging and host %lld), "
+                     "which is %lld over the memory budget of %lld: raise it, or lower "
+                     "micro_batch_size (%lld), set recompute to block, or moments to q8",
+                     (long long)total, (long long)c[MEMORY_WEIGHTS],
+                     (long long)c[MEMORY_GRADIENTS], (long long)c[MEMORY_OPTIMIZER],
+                     (long long)c[MEMORY_ACTIVATIONS], (long long)c[MEMORY_KV_CACHE],
+                     (long long)c[MEMORY_WORKSPACE],
+                     (long long)(c[MEMORY_STAGING] + c[MEMORY_HOST]), (long long)(total - budget),
+                     (long long)budget, (long long)t->options.config.micro_batch_size);
+}
+
+static bool alloc_arenas(struct trainer *t, struct error *err)
+{
+    t->host_arena = aligned_alloc(DEVICE_ALIGN, (size_t)t->host_plan.total);
+    if (!t->host_arena)
+        return error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
+                         (long long)t->host_plan.total);
+    memset(t->host_arena, 0, (size_t)t->host_plan.total);
+    t->device_arena = t->device->ops->alloc(t->device, (size_t)t->device_plan.total, err);
+    if (t->device_arena) return true;
+    free(t->host_arena);
+    return false;
+}
+
+struct trainer *trainer_allocate(struct trainer *t, struct error *err)
+{
+    struct layer_arrays scratch = {0};
+    bool ok = resolve(t, err) && alloc_arrays(t, &scratch, err) && plan_both(t, &scratch, err)
+              && check_budget(t, err) && alloc_arenas(t, err);
+    free_arrays(&scratch);
+    if (!ok) return NULL;
+    plan_restart(&t->host_plan, t->host_arena);
+    plan_restart(&t->device_plan, t->device_arena);
+    struct trainer *self = layout_host(t, &t->host_plan);
+    layout_device(t, &t->device_plan);
+    ASSERT(plan_matches(&t->host_plan) && plan_matches(&t->device_plan));
+    t->device->ops->set_workspace(t->device, t->workspace, t->workspace_bytes);
+    memcpy(self, t, sizeof *self);
+    self->train.gpt = &self->gpt;
+    return self;
+}
+
+void trainer_release(struct trainer *t)
+{
+    void *host = t->host_arena; /* with *t */
+    t->device->ops->free(t->device, t->device_arena, (size_t)t->device_plan.total);
+    free(host);
+}
+
+int64_t trainer_memory(const struct trainer *t, int64_t component[N_MEMORY_COMPONENTS])
+{
+    add_components(t, component);
+    return t->device_plan.total + t->host_plan.total;
+}

@@ -1,0 +1,159 @@
+/* One step of training: gradients of its micro-batches, their norm, the update. All of it is a function
+ * of (config, data, step). */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/checked.h"
+#include "base/clock.h"
+#include "model/sampler.h"
+#include "model/trainer_internal.h"
+
+static int64_t sequences_per_step(const struct trainer *t)
+{
+    return t->options.config.batch_size * t->options.config.grad_accum_steps;
+}
+
+static int64_t n_micro_batches(const struct trainer *t)
+{
+    return ceil_div(sequences_per_step(t), t->options.config.micro_batch_size);
+}
+
+static bool bad_sequence(int64_t why, int64_t index, struct error *err)
+{
+    if (why == DATASET_BAD_TOKEN)
+        return error_set(err, ERR_FORMAT, NULL, "training sequence %lld holds a token id that the "
+                         "vocabulary lacks: the token shard is damaged", (long long)index);
+    return error_set(err, ERR_INTERNAL, NULL, "training sequence %lld does not fit into its rows",
+                     (long long)index);
+}
+
+/* Fills the host's rows with micro-batch i of the step (1, 2, ...). Returns its targets, or -1. */
+static int64_t fill_rows(struct trainer *t, int64_t step, int64_t i, struct error *err)
+{
+    const struct train_config *c = &t->options.config;
+    int64_t per_step = sequences_per_step(t), begin = i * c->micro_batch_size;
+    int64_t end = min_i64(begin + c->micro_batch_size, per_step), targets = 0;
+    gpt_rows_clear(&t->host_rows);
+    for (int64_t k = begin; k < end; k++) {
+        int64_t index = (step - 1) * per_step + k;
+        int64_t n = dataset_add(t->options.data, SPLIT_TRAIN, index, &t->host_rows,
+                                &t->train.options);
+        if (n < 0) {
+            (void)bad_sequence(n, index, err);
+            return -1;
+        }
+        targets += n;
+    }
+    return targets;
+}
+
+/* Targets of the whole step: the gradient is of their mean loss. */
+static int64_t count_targets(struct trainer *t, int64_t step, struct error *err)
+{
+    int64_t targets = 0;
+    for (int64_t i = 0; i < n_micro_batches(t); i++) {
+        int64_t n = fill_rows(t, step, i, err);
+        if (n < 0) return -1;
+        targets += n;
+    }
+    return targets;
+}
+
+/* Four words of Philox at (step, micro-batch) under the seed; its counter's last words keep this stream
+ * apart from others of the same seed. */
+static uint64_t dropout_key(uint64_t seed, int64_t step, int64_t micro)
+{
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    uint32_t counter[4] = {(uint32_t)step, (uint32_t)(step >> 32), (uint32_t)micro, 0x64726F70};
+    uint32_t words[4];
+    philox4x32(counter, key, words);
+    return (uint64_t)words[1] << 32 | words[0];
+}
+
+bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
+{
+    t->device->ops->download(t->device, t->losses, t->train.losses,
+                             (size_t)n_rows * sizeof *t->losses);
+    if (!t->device->ops->sync(t->device, err)) return false;
+    for (int64_t i = 0; i < n_rows; i++) {
+        sum->loss += t->losses[i].loss;
+        sum->nll -= t->losses[i].logprob;
+    }
+    return true;
+}
+
+/* Gradients of the mean loss over the step's targets; *loss is that mean, *rows the tokens computed. */
+static bool accumulate(struct trainer *t, int64_t step, int64_t targets, double *loss,
+                       int64_t *rows, struct error *err)
+{
+    struct loss_sum sum = {0};
+    int64_t n = n_micro_batches(t);
+    gpt_train_zero_grads(&t->train, t->device);
+    for (int64_t i = 0; i < n; i++) {
+        if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
+        struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
+        m.dropout_key = dropout_key((uint64_t)t->options.config.seed, step, i);
+        gpt_train_micro_step(&t->train, t->device, &m, (float)(1.0 / (double)targets));
+        if (!trainer_sum_losses(t, m.batch.n_rows, &sum, err)) return false;
+        *rows += m.batch.n_rows;
+    }
+    *loss = sum.loss / (double)targets;
+    return true;
+}
+
+/* The checkpoint that a failed run goes back to, for its message. */
+static bool bad_step(const struct trainer *t, int64_t step, const char *what, double value,
+                     struct error *err)
+{
+    char last[80] = "there is no checkpoint yet";
+    if (t->saved_step >= 0)
+        snprintf(last, sizeof last, "the last good checkpoint is checkpoints/step-%lld",
+                 (long long)t->saved_step);
+    return error_set(err, ERR_INVALID, NULL, "step %lld: %s is %g, and training stops before it "
+                     "harms the weights; %s in %s; a lower learning_rate, a longer warm-up or a "
+                     "lower grad_clip may help", (long long)step, what, value, last,
+                     t->options.dir);
+}
+
+static bool check_step(struct trainer *t, const struct trainer_step *s, struct error *err)
+{
+    if (!isfinite(s->loss)) return bad_step(t, s->step, "the loss", s->loss, err);
+    if (!isfinite(s->grad_norm))
+        return bad_step(t, s->step, "the gradients' norm", s->grad_norm, err);
+    if (spike_watch_push(&t->state.spikes, s->loss, t->options.config.spike_patience))
+        return bad_step(t, s->step, "the loss, far above the usual for too many steps,", s->loss,
+                        err);
+    return true;
+}
+
+/* Of the products that a token's forward and backward pass are made of (Chowdhery et al. 2022, appendix B),
+ * with attention over half of the sequence on average. */
+static double flops_per_token(const struct trainer *t)
+{
+    const struct gpt_config *c = &t->gpt.config;
+    double lookups = c->pos_encoding == POS_LEARNED ? (double)(c->block_size * c->n_embd) : 0;
+    if (!c->tie_weights) lookups += (double)(c->vocab_size * c->n_embd);
+    double attention = 12.0 * (double)(c->n_layer * c->n_head * c->head_dim)
+                       * (double)t->options.block_size / 2;
+    return 6.0 * ((double)gpt_config_parameters(c) - lookups) + attention;
+}
+
+bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err)
+{
+    int64_t step = t->state.step + 1, begin = clock_ns(), rows = 0;
+    int64_t targets = count_targets(t, step, err);
+    if (targets < 0) return false;
+    *out = (struct trainer_step){.step = step, .lr = schedule_lr(&t->schedule, step)};
+    if (targets > 0) { /* else there is nothing to learn: prompts alone */
+        if (!accumulate(t, step, targets, &out->loss, &rows, err)) return false;
+        out->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, 1);
+        if (!check_step(t, out, err)) return false;
+        optimizer_step(&t->optimizer, t->device, (float)out->lr, step, 1, out->grad_norm);
+        if (!t->device->ops->sync(t->device, err)) return false;
+    }
+    t->state.step = step;
+    out->seconds = (double)(clock_ns() - begin) / 1e9;
+    out->tokens_per_s = (double)rows / out->seconds;
+    out->flops = (double)rows * flops_per_token(t);
+    return true;
+}
