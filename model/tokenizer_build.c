@@ -136,7 +136,8 @@ static size_t spaces_for_marks(const char *s, size_t n, char *out)
 }
 
 /* Text and piece of one token; `scratch` has room for its raw bytes. */
-static bool derive_text(struct builder *b, const int16_t byte_of[BYTE_ALPHABET_END], int32_t id, char *scratch)
+static bool derive_text(struct builder *b, const int16_t byte_of[BYTE_ALPHABET_END], int32_t id,
+                        char *scratch)
 {
     struct tokenizer *t = b->t;
     struct token *token = &t->tokens[id];

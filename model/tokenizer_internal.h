@@ -236,6 +236,8 @@ bool pretokenize_add(struct tokenizer *t, const char *pattern, size_t n, bool li
 /* Appends the steps of a pre-tokenizer that GGUF knows by name; ERR_UNSUPPORTED for another. */
 bool pretokenize_add_named(struct tokenizer *t, const char *name, size_t n, const char *where,
                            struct error *err) MUST_CHECK;
+/* Appends the steps of a family ("gpt2", "llama3", ...); the error lists them all. */
+bool pretokenize_add_family(struct tokenizer *t, const char *family, struct error *err) MUST_CHECK;
 extern const char pretokenize_gpt2[];
 /* What the tokenizer's steps are usually called ("gpt2"), or NULL. */
 const char *pretokenize_family(const struct tokenizer *t);

@@ -75,6 +75,33 @@ const char *pretokenize_family(const struct tokenizer *t)
     return NULL;
 }
 
+static bool add_steps(struct tokenizer *t, size_t i, const char *where, struct error *err)
+{
+    for (size_t k = 0; k < 3 && named[i].steps[k]; k++) {
+        const char *pattern = named[i].steps[k];
+        if (!pretokenize_add(t, pattern, strlen(pattern), false, SPLIT_ISOLATED, false, where, err))
+            return false;
+    }
+    return true;
+}
+
+bool pretokenize_add_family(struct tokenizer *t, const char *family, struct error *err)
+{
+    struct buf list;
+    buf_init(&list, 1024);
+    for (size_t i = 0; i < N_NAMED; i++) {
+        if (strcmp(named[i].family, family) == 0) {
+            buf_free(&list);
+            return add_steps(t, i, family, err);
+        }
+        buf_printf(&list, "%s%s", i ? " " : "", named[i].family);
+    }
+    error_set(err, ERR_INVALID, NULL, "there is no pre-tokenizer \"%.60s\"; there are %s", family,
+              list.data ? list.data : "");
+    buf_free(&list);
+    return false;
+}
+
 bool pretokenize_add_named(struct tokenizer *t, const char *name, size_t n, const char *where,
                            struct error *err)
 {
@@ -82,14 +109,7 @@ bool pretokenize_add_named(struct tokenizer *t, const char *name, size_t n, cons
     int length = snprintf(spaced, sizeof spaced, " %.*s ", (int)(n < 60 ? n : 60), name);
     bool plain = n > 0 && n < 60 && !memchr(name, ' ', n) && strlen(spaced) == (size_t)length;
     for (size_t i = 0; plain && i < N_NAMED; i++) {
-        if (!strstr(named[i].names, spaced)) continue;
-        for (size_t k = 0; k < 3 && named[i].steps[k]; k++) {
-            const char *pattern = named[i].steps[k];
-            if (!pretokenize_add(t, pattern, strlen(pattern), false, SPLIT_ISOLATED, false, where,
-                                 err))
-                return false;
-        }
-        return true;
+        if (strstr(named[i].names, spaced)) return add_steps(t, i, where, err);
     }
     return error_set(err, ERR_UNSUPPORTED, NULL,
                      "%s: the pre-tokenizer \"%.*s\" is not one that gptd knows", where,

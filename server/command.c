@@ -2,6 +2,7 @@
 #include "server/command.h"
 
 #include <stdio.h>
+#include <string.h>
 
 int command_fail(const char *command, const struct error *err)
 {
@@ -13,4 +14,11 @@ int command_usage(const char *command, const struct error *err)
 {
     fprintf(stderr, "gptd %s: %s\n", command, err->text);
     return EXIT_USAGE;
+}
+
+int32_t command_inputs(const struct option_list *named, const char **all, int n_positional)
+{
+    memmove(all + named->n, all, (size_t)n_positional * sizeof *all);
+    memcpy(all, named->at, (size_t)named->n * sizeof *all);
+    return named->n + n_positional;
 }

@@ -14,8 +14,16 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3 };
 int cmd_serve(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_data(int argc, char **argv);
+int cmd_tokenizer(int argc, char **argv);
 
 /* "gptd serve: TEXT" on stderr; returns the exit code that the error's kind calls for. */
 int command_fail(const char *command, const struct error *err);
 /* The same for a command line that makes no sense: EXIT_USAGE. */
 int command_usage(const char *command, const struct error *err);
+
+/* Input files: those of --input, then what stands on the command line without an option, as a
+ * shell leaves it of `--input data/X*.txt`. all[] begins with n_positional of the latter and has room
+ * for OPTION_LIST_MAX more; returns how many it holds in the end. */
+enum { COMMAND_MAX_INPUTS = 4096, OPTION_LIST_MAX = 16 };
+int32_t command_inputs(const struct option_list *named, const char **all, int n_positional);
