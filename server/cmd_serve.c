@@ -190,7 +190,7 @@ static bool serve(const struct serve_options *o, struct model *m, int64_t baseli
     };
     struct metrics *metrics = malloc(sizeof *metrics); /* 100 kB: not on the stack */
     if (!metrics) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
-    metrics_init(metrics, m->id, m->device->ops->description(m->device));
+    http_metrics_init(metrics, m->id, m->device->ops->description(m->device));
     struct http_server *http;
     if (!http_start(&o->http, &api, metrics, baseline, &http, err)) {
         free(metrics);

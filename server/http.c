@@ -411,6 +411,11 @@ static bool start_daemon(struct http_server *s, struct error *err)
                      (long long)o->threads);
 }
 
+void http_metrics_init(struct metrics *m, const char *model_id, const char *device)
+{
+    metrics_init(m, model_id, device, route_label, N_ROUTES + 1);
+}
+
 bool http_start(const struct http_options *o, const struct api_context *api,
                 struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
                 struct error *err)
@@ -422,9 +427,6 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     s->metrics = metrics;
     s->baseline_bytes = baseline_bytes;
     s->listen_fd = -1;
-    for (int32_t i = 0; i <= N_ROUTES; i++) s->labels[i] = route_label(i);
-    metrics->routes = s->labels;
-    metrics->n_routes = N_ROUTES + 1;
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     s->listen_fd = listen_on(o->host, o->port, &s->port, err);

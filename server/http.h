@@ -28,7 +28,9 @@ struct http_server;
 /* Is the address one that only this machine can reach? */
 bool http_is_loopback(const char *host);
 
-/* `api` and `metrics` (initialised) must outlive the server. baseline: see
+/* metrics_init with this server's routes. */
+void http_metrics_init(struct metrics *m, const char *model_id, const char *device);
+/* `api` and `metrics` (of http_metrics_init) must outlive the server. baseline: see
  * struct api_process_memory. */
 bool http_start(const struct http_options *o, const struct api_context *api,
                 struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,

@@ -15,9 +15,12 @@ static const struct { int64_t ns; const char *le; } bounds[METRICS_BUCKETS] = {
     {10000000000, "10"},    {30000000000, "30"},    {60000000000, "60"},   {300000000000, "300"},
 };
 
-void metrics_init(struct metrics *m, const char *model_id, const char *device)
+void metrics_init(struct metrics *m, const char *model_id, const char *device,
+                  metrics_route_label route_label, int32_t n_routes)
 {
-    *m = (struct metrics){.model_id = model_id, .device = device};
+    ASSERT(n_routes <= METRICS_MAX_ROUTES);
+    *m = (struct metrics){.model_id = model_id, .device = device, .route_label = route_label,
+                          .n_routes = n_routes};
     m->start_ns = clock_ns();
     m->start_unix = time(NULL);
 }
@@ -116,7 +119,7 @@ static void render_requests(struct buf *out, const struct metrics *m)
             uint64_t n = counted(&m->requests[r][s]);
             if (n == 0) continue;
             buf_puts(out, "gptd_http_requests_total{route=");
-            label_value(out, m->routes[r]);
+            label_value(out, m->route_label(r));
             buf_printf(out, ",status=\"%d\"} %llu\n", s + 100, (unsigned long long)n);
         }
 }

@@ -21,12 +21,17 @@ struct histogram {
     _Atomic uint64_t sum_ns;
 };
 
+/* What a route is called: a constant string for each index from 0 to n_routes - 1. */
+typedef const char *(*metrics_route_label)(int32_t route);
+
+/* All but the counters is fixed by metrics_init, so that servers may come and go, one after another
+ * or side by side, and count here. */
 struct metrics {
     int64_t start_ns, start_unix;
     const char *model_id;
     const char *device; /* description */
-    const char *const *routes; /* labels by index, at most METRICS_MAX_ROUTES: the HTTP server's */
-    int32_t n_routes;
+    metrics_route_label route_label;
+    int32_t n_routes; /* at most METRICS_MAX_ROUTES */
     _Atomic uint64_t requests[METRICS_MAX_ROUTES][METRICS_STATUSES];
     _Atomic uint64_t prompt_tokens, cached_tokens, completion_tokens;
     _Atomic uint64_t clients_gone; /* completions whose client left before the end */
@@ -34,8 +39,9 @@ struct metrics {
     struct histogram queue, first_token, inter_token, request;
 };
 
-/* The strings are borrowed. */
-void metrics_init(struct metrics *m, const char *model_id, const char *device);
+/* The strings are borrowed. For an HTTP server: http_metrics_init. */
+void metrics_init(struct metrics *m, const char *model_id, const char *device,
+                  metrics_route_label route_label, int32_t n_routes);
 void histogram_observe(struct histogram *h, int64_t ns, uint64_t times);
 void metrics_request(struct metrics *m, int32_t route, int status);
 /* One ended completion; request_ns: from its first byte in to its last byte ready. The

@@ -19,7 +19,6 @@ struct http_server {
     struct MHD_Daemon *daemon;
     struct exchanges *exchanges;
     _Atomic bool draining;
-    const char *labels[N_ROUTES + 1]; /* of routes, for metrics */
     uint32_t id_prefix; /* random, of this process */
     _Atomic uint64_t n_requests;
 };

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #include <cmocka.h>
 
 #include "api/chat.h"
+#include "base/clock.h"
 
 void http_fixture_options(struct http_options *o)
 {
@@ -22,6 +24,34 @@ void http_fixture_options(struct http_options *o)
         .host = "127.0.0.1", .threads = 2, .max_body = 100000, .max_header = 4096,
         .max_connections = 200, .idle_timeout_s = 300,
     };
+}
+
+static bool held_sync(struct device *d, struct error *err)
+{
+    struct http_fixture *f = (void *)((char *)d->ops - offsetof(struct http_fixture, ops));
+    pthread_mutex_lock(&f->lock);
+    while (f->held) pthread_cond_wait(&f->changed, &f->lock);
+    pthread_mutex_unlock(&f->lock);
+    return f->real->sync(d, err);
+}
+
+/* Before the engine has anything to do, so nobody else looks at the device. */
+static void hook_device(struct http_fixture *f)
+{
+    pthread_mutex_init(&f->lock, NULL);
+    pthread_cond_init(&f->changed, NULL);
+    f->real = f->model.device->ops;
+    f->ops = *f->real;
+    f->ops.sync = held_sync;
+    f->model.device->ops = &f->ops;
+}
+
+void http_fixture_hold(struct http_fixture *f, bool held)
+{
+    pthread_mutex_lock(&f->lock);
+    f->held = held;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->lock);
 }
 
 void http_fixture_open(struct http_fixture *f, const struct http_options *o)
@@ -37,11 +67,12 @@ void http_fixture_open(struct http_fixture *f, const struct http_options *o)
     m.max_seqs = 8;
     m.max_batch_tokens = 64;
     if (!model_open("models/shakespeare", &m, &f->model, &err)) fail_msg("%s", err.text);
+    hook_device(f);
     chat_template_init(f->chat, tokenizer_chat_template(f->model.tokenizer));
     f->api = (struct api_context){.engine = f->model.engine, .model_id = f->model.id,
                                   .model_path = f->model.path, .chat = f->chat};
     api_limits_init(&f->api.limits);
-    metrics_init(f->metrics, f->model.id, "cpu");
+    http_metrics_init(f->metrics, f->model.id, "cpu");
     if (!http_start(o, &f->api, f->metrics, 0, &f->server, &err)) fail_msg("%s", err.text);
 }
 
@@ -49,6 +80,8 @@ void http_fixture_close(struct http_fixture *f)
 {
     http_stop(f->server);
     model_close(&f->model);
+    pthread_cond_destroy(&f->changed);
+    pthread_mutex_destroy(&f->lock);
     free(f->metrics);
     free(f->chat);
 }
@@ -57,7 +90,7 @@ int http_connect(const struct http_fixture *f)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                              .sin_port = htons((uint16_t)http_port(f->server))};
-    struct timeval patience = {.tv_sec = 120};
+    struct timeval patience = {.tv_sec = HTTP_PATIENCE_S};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
@@ -136,7 +169,8 @@ char *http_body(char *reply)
 
 bool http_fixture_settles(const struct http_fixture *f)
 {
-    for (int i = 0; i < 20000; i++) {
+    int64_t end = clock_ns() + HTTP_PATIENCE_S * INT64_C(1000000000);
+    while (clock_ns() < end) {
         struct engine_stats s;
         engine_stats(f->model.engine, &s);
         if (s.running == 0 && s.queued == 0 && s.kv.active == 0 && s.kv.reserved == 0

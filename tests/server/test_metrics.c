@@ -11,15 +11,13 @@
 
 #include "server/metrics.h"
 
-static const char *const routes[] = {"/a", "other"};
+static const char *label(int32_t route) { return route == 0 ? "/a" : "other"; }
 
 static struct metrics *metrics_new(const char *model_id)
 {
     struct metrics *m = malloc(sizeof *m);
     assert_non_null(m);
-    metrics_init(m, model_id, "cpu");
-    m->routes = routes;
-    m->n_routes = 2;
+    metrics_init(m, model_id, "cpu", label, 2);
     return m;
 }
 
