@@ -63,14 +63,14 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* Everything but the KV pool is in use from the start. Loading had its own staging on top. */
+/* Everything is in use from the start but the KV pool, and the staging of the load that is over. */
 static void begin_stats(struct engine *e)
 {
     struct engine_memory *m = &e->live.memory;
     memcpy(m->in_use, m->allocated, sizeof m->in_use);
     memcpy(m->peak, m->allocated, sizeof m->peak);
     m->in_use[MEMORY_KV_CACHE] = m->peak[MEMORY_KV_CACHE] = 0;
-    m->peak[MEMORY_STAGING] += gpt_load_staging_bytes(&e->gpt);
+    m->in_use[MEMORY_STAGING] -= gpt_load_staging_bytes(&e->gpt);
     kv_pool_stats(e->pool, &e->live.kv);
     e->live.last_progress_ns = clock_ns();
     e->stats = e->live;
@@ -99,7 +99,7 @@ bool engine_open(struct device *d, const struct checkpoint *ck, const struct tok
     checkpoint_fingerprint(ck, draft.fingerprint);
     struct engine *e = engine_allocate(&draft, err);
     if (!e) return false;
-    if (!gpt_load(&e->gpt, d, ck, err)) goto fail;
+    if (!gpt_load(&e->gpt, d, ck, e->load_staging, err)) goto fail;
     begin_stats(e);
     if (!start_thread(e, err)) goto fail;
     *out = e;

@@ -151,7 +151,8 @@ void engine_wait(struct engine *e, struct engine_request *r);
 struct engine_memory {
     int64_t planned[N_MEMORY_COMPONENTS];
     int64_t allocated[N_MEMORY_COMPONENTS];
-    int64_t in_use[N_MEMORY_COMPONENTS]; /* kv_cache: pages in use; the rest: all of it once loaded */
+    int64_t in_use[N_MEMORY_COMPONENTS]; /* kv_cache: pages in use; staging: without loading's; the
+                                            rest: all of it */
     int64_t peak[N_MEMORY_COMPONENTS];
     int64_t planned_bytes, allocated_bytes;
     int64_t kv_page_bytes;               /* all layers */

@@ -55,6 +55,7 @@ struct engine {
     int64_t kv_page_bytes;         /* all layers */
     void *workspace;
     int64_t workspace_bytes;
+    float *load_staging;           /* gpt_load's; idle ever after */
     char fingerprint[17];
     struct plan device_plan, host_plan;
     void *device_arena, *host_arena; /* this struct lies in host_arena */

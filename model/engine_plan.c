@@ -69,6 +69,7 @@ static struct engine *layout_host(struct engine *e, struct plan *plan)
     layout_step_buffers(e, &e->step.host, plan);
     e->step.rows = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.rows);
     e->step.outs = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.outs);
+    e->load_staging = plan_take(plan, MEMORY_STAGING, gpt_load_staging_bytes(&e->gpt), 1);
     return self;
 }
 

@@ -6,13 +6,12 @@
 #include "model/gpt.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 #include "base/checked.h"
 #include "model/device_train.h"
 
 /* Rows are read and packed in blocks of about this many floats. */
-enum { LOAD_BLOCK_FLOATS = 1 << 20, LOAD_ROW_UNIT = 64 };
+enum { LOAD_BLOCK_FLOATS = 1 << 18, LOAD_ROW_UNIT = 64 };
 
 static int64_t qkv_width(const struct gpt_config *c)
 {
@@ -135,9 +134,15 @@ static int64_t role_staging(const struct gpt_config *c, enum weight_role role)
     return min_i64(load_block_rows(n_in), n_out) * n_in;
 }
 
+/* Positions whose angles are made at a time. */
+static int64_t rope_block(const struct gpt *g)
+{
+    return min_i64(max_i64(1, LOAD_BLOCK_FLOATS / g->config.head_dim), g->max_context);
+}
+
 int64_t gpt_load_staging_bytes(const struct gpt *g)
 {
-    int64_t floats = g->config.pos_encoding == POS_ROPE ? g->max_context * g->config.head_dim : 0;
+    int64_t floats = g->config.pos_encoding == POS_ROPE ? rope_block(g) * g->config.head_dim : 0;
     for (int role = 0; role < N_WEIGHT_ROLES; role++)
         floats = max_i64(floats, role_staging(&g->config, (enum weight_role)role));
     return floats * (int64_t)sizeof(float);
@@ -211,41 +216,44 @@ static float rope_inverse_frequency(const struct gpt_config *c, int64_t i)
     return (1.0f - smooth) * f / c->rope_factor + smooth * f;
 }
 
-/* [max_context, K/2, 2]: cos and sin of every position's angles, made in `staging`. */
-void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
+/* [n, K/2, 2]: cos and sin of the angles of positions first, first + 1, ... */
+static void rope_rows(const struct gpt_config *c, int64_t first, int64_t n, float *rows)
 {
-    const struct gpt_config *c = &g->config;
     int64_t half = c->head_dim / 2;
-    if (!g->rope) return;
     for (int64_t i = 0; i < half; i++) {
         float f = rope_inverse_frequency(c, i);
-        for (int64_t pos = 0; pos < g->max_context; pos++) {
-            double angle = (float)pos * f;
-            staging[(pos * half + i) * 2] = (float)cos(angle);
-            staging[(pos * half + i) * 2 + 1] = (float)sin(angle);
+        for (int64_t r = 0; r < n; r++) {
+            double angle = (float)(first + r) * f;
+            rows[(r * half + i) * 2] = (float)cos(angle);
+            rows[(r * half + i) * 2 + 1] = (float)sin(angle);
         }
     }
-    d->ops->upload(d, g->rope, staging, (size_t)(g->max_context * c->head_dim) * sizeof(float));
 }
 
-bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, struct error *err)
+void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
 {
-    int64_t bytes = gpt_load_staging_bytes(g);
-    struct load load = {.d = d, .ck = ck, .staging = malloc((size_t)bytes)};
-    if (!load.staging)
-        return error_set(err, ERR_MEMORY, NULL, "loading %s: no memory for %lld bytes of staging",
-                         checkpoint_path(ck), (long long)bytes);
+    int64_t step = rope_block(g), width = g->config.head_dim;
+    if (!g->rope) return;
+    for (int64_t pos = 0; pos < g->max_context; pos += step) {
+        int64_t n = min_i64(step, g->max_context - pos);
+        rope_rows(&g->config, pos, n, staging);
+        d->ops->upload(d, g->rope + pos * width, staging, (size_t)(n * width) * sizeof(float));
+    }
+}
+
+bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, float *staging,
+              struct error *err)
+{
+    struct load load = {.d = d, .ck = ck, .staging = staging};
     load_matrix(&load, &g->wte, WEIGHT_TOKEN_EMBEDDING, 0);
     load_vector(&load, g->wpe, WEIGHT_POSITION_EMBEDDING, 0);
-    gpt_write_rope(g, d, load.staging);
+    gpt_write_rope(g, d, staging);
     for (int64_t i = 0; i < g->config.n_layer; i++) load_layer(&load, &g->layers[i], i);
     load_vector(&load, g->final_norm.weight, WEIGHT_FINAL_NORM, 0);
     load_vector(&load, g->final_norm.bias, WEIGHT_FINAL_NORM_BIAS, 0);
     if (!g->config.tie_weights) load_matrix(&load, &g->lm_head, WEIGHT_LM_HEAD, 0);
     load_vector(&load, g->lm_head_bias, WEIGHT_LM_HEAD_BIAS, 0);
-    bool ok = d->ops->sync(d, err); /* before the staging goes: uploads may still read it */
-    free(load.staging);
-    return ok;
+    return d->ops->sync(d, err); /* before the staging goes: uploads may still read it */
 }
 
 /* ---- the forward pass ---- */

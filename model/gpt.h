@@ -49,13 +49,14 @@ void gpt_layout(struct gpt *g, const struct device *d, enum memory_component c, 
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
-/* Fills the rotation table, if the model has one; staging: max_context * K floats. */
-void gpt_write_rope(const struct gpt *g, struct device *d, float *staging);
-/* Bytes of the staging buffer that gpt_load needs (host, freed after). */
+/* Bytes of staging (host memory, in use only until the call returns) that gpt_load and
+ * gpt_write_rope need: about a megabyte, more only for rows of more than 4096 numbers. */
 int64_t gpt_load_staging_bytes(const struct gpt *g);
-/* Reads every weight from the checkpoint into the device layout. */
-bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, struct error *err)
-    MUST_CHECK;
+/* Fills the rotation table, if the model has one. */
+void gpt_write_rope(const struct gpt *g, struct device *d, float *staging);
+/* Reads every weight from the checkpoint into the device layout, by way of `staging`. */
+bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, float *staging,
+              struct error *err) MUST_CHECK;
 
 /* Sees every named intermediate tensor of a forward pass, as soon as it is computed: for tests. `layer` is -1
  * for tensors of the whole model. Names: "embed" "attn_norm" "qkv" (before rotation) "qkv_rotated"

@@ -31,7 +31,7 @@ static bool load_first_weights(struct trainer *t, struct error *err)
     if (!o->init_from) return gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed, err);
     struct checkpoint *ck;
     if (!checkpoint_open(o->init_from, &ck, err)) return false;
-    bool ok = gpt_load(&t->gpt, t->device, ck, err);
+    bool ok = gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
     checkpoint_close(ck);
     return ok;
 }

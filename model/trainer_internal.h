@@ -25,6 +25,7 @@ struct trainer {
     int64_t workspace_bytes;
     struct gpt_rows host_rows, device_rows;
     struct loss_row *losses; /* [max_rows] host */
+    float *load_staging;     /* gpt_load's */
 
     struct train_state state;    /* what a checkpoint remembers */
     int64_t saved_step;          /* of the newest complete checkpoint; -1: none */

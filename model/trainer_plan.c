@@ -70,6 +70,7 @@ static struct trainer *layout_host(struct trainer *t, struct plan *plan)
     if (self) use_arrays(t, &arrays);
     gpt_rows_layout(&t->host_rows, &t->train.options, plan);
     t->losses = plan_take(plan, MEMORY_STAGING, t->train.options.max_rows, sizeof *t->losses);
+    t->load_staging = plan_take(plan, MEMORY_STAGING, gpt_load_staging_bytes(&t->gpt), 1);
     return self;
 }
 

@@ -106,7 +106,7 @@ static bool load_weights(struct trainer *t, const char *from, struct error *err)
 {
     struct checkpoint *ck;
     if (!checkpoint_open(from, &ck, err)) return false;
-    bool ok = gpt_load(&t->gpt, t->device, ck, err);
+    bool ok = gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
     checkpoint_close(ck);
     return ok;
 }

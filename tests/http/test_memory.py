@@ -17,8 +17,7 @@ def test_components(http):
         for numbers in entry["components"].values():
             assert numbers["planned_bytes"] == numbers["allocated_bytes"]
             assert 0 <= numbers["in_use_bytes"] <= numbers["allocated_bytes"]
-            # Loading stages weights in memory that is given back before the server is ready.
-            assert numbers["in_use_bytes"] <= numbers["peak_bytes"]
+            assert numbers["in_use_bytes"] <= numbers["peak_bytes"] <= numbers["planned_bytes"]
 
 
 def test_planned_is_allocated_and_the_sum_of_its_parts(http):

@@ -61,7 +61,10 @@ void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
     layout(r);
     assert_true(plan_matches(&r->plan));
     r->device->ops->set_workspace(r->device, r->workspace, r->workspace_bytes);
-    must(gpt_load(&r->gpt, r->device, r->checkpoint, &err), &err);
+    float *staging = malloc((size_t)gpt_load_staging_bytes(&r->gpt));
+    assert_non_null(staging);
+    must(gpt_load(&r->gpt, r->device, r->checkpoint, staging, &err), &err);
+    free(staging);
 
     /* What a page held before must not matter: fill the cache with NaN. */
     memset(r->kv.data, 0xFF, (size_t)r->plan.component[MEMORY_KV_CACHE]);

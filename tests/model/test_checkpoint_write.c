@@ -232,7 +232,10 @@ static void write_preset(const char *keys, enum dtype dtype, struct gpt_config *
     struct fresh again;
     fresh_open(&again, &c, dtype);
     memset(again.arena, 0xFF, (size_t)again.plan.total);
-    must(gpt_load(&again.gpt, again.device, ck, &err), &err);
+    float *staging = malloc((size_t)gpt_load_staging_bytes(&again.gpt));
+    assert_non_null(staging);
+    must(gpt_load(&again.gpt, again.device, ck, staging, &err), &err);
+    free(staging);
     for (int64_t i = 0; i < gpt_n_params(&f.gpt); i++)
         check_same_param(&f, gpt_param(&f.gpt, i), gpt_param(&again.gpt, i));
     checkpoint_close(ck);

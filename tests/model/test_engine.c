@@ -81,12 +81,17 @@ static void test_plan_is_the_allocation(void **state)
     assert_int_equal(stats_of(&f).kv.total, 2 * 8);
     assert_int_equal(m.in_use[MEMORY_KV_CACHE], 0);
     assert_int_equal(m.in_use[MEMORY_WEIGHTS], m.planned[MEMORY_WEIGHTS]);
+    /* Loading went through planned memory too. */
+    int64_t load = gpt_load_staging_bytes(&f.engine->gpt);
+    assert_true(load > 0 && load < m.planned[MEMORY_STAGING]);
+    assert_int_equal(m.in_use[MEMORY_STAGING], m.planned[MEMORY_STAGING] - load);
 
     struct job j;
     begin_plain(&j, &f, 40, 9);
     end(&j, &f, FINISH_LENGTH, 9);
     m = stats_of(&f).memory;
     assert_int_equal(m.peak[MEMORY_KV_CACHE], 3 * m.kv_page_bytes);
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) assert_true(m.peak[i] <= m.planned[i]);
     assert_int_equal(m.in_use[MEMORY_KV_CACHE], 0);
     close_clean(&f);
 }

@@ -103,7 +103,10 @@ static void fixture_open_at(struct fixture *f, const char *path, const struct se
     layout(f);
     assert_true(plan_matches(&f->plan));
     f->device->ops->set_workspace(f->device, f->workspace, f->workspace_bytes);
-    must(gpt_load(&f->gpt, f->device, f->checkpoint, &err), &err);
+    float *staging = malloc((size_t)gpt_load_staging_bytes(&f->gpt));
+    assert_non_null(staging);
+    must(gpt_load(&f->gpt, f->device, f->checkpoint, staging, &err), &err);
+    free(staging);
     gpt_train_zero_grads(&f->train, f->device);
 }
 
