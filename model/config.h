@@ -63,6 +63,11 @@ bool gpt_config_from_hf(const char *json, size_t n, const char *where, struct gp
 bool gpt_config_from_preset(const char *json, size_t n, const char *where, struct gpt_config *out,
                             struct error *err) MUST_CHECK;
 
+/* The same text beside a model that exists: its training keys count, and what it says of the model
+ * must be so. */
+bool gpt_config_agrees(const char *json, size_t n, const char *where,
+                       const struct gpt_config *model, struct error *err) MUST_CHECK;
+
 /* Adds the model's keys to a JSON object, as gpt_config_from_preset reads them; `dropout` is left to
  * train_config_to_json. False: out of memory. */
 struct cJSON;

@@ -126,40 +126,69 @@ static void fill_derived(struct config_reader *r, struct gpt_config *c)
     strcpy(c->arch, arch);
 }
 
+/* Reads the keys that are there over what *c says. */
+static void read_over(struct config_reader *r, struct gpt_config *c)
+{
+    check_known(r);
+    if (config_member(r, bias_key)) {
+        bool bias = config_bool(r, bias_key, false);
+        const struct cJSON *norm = config_member(r, "norm_type");
+        bool rms = cJSON_IsString(norm) ? strcmp(norm->valuestring, "rmsnorm") == 0
+                                        : c->norm_type == NORM_RMSNORM;
+        c->bias_qkv = c->bias_attn_out = c->bias_mlp = bias;
+        c->bias_norm = bias && !rms;
+    }
+    for (size_t i = 0; i < N_KEYS; i++) read_key(r, &keys[i], c);
+}
+
 void config_read_preset(struct config_reader *r, struct gpt_config *c)
 {
     *c = (struct gpt_config){.norm_eps = 1e-5f, .rope_theta = 10000, .tie_weights = true};
-    check_known(r);
-    bool bias = config_bool(r, bias_key, false);
-    const struct cJSON *norm = config_member(r, "norm_type");
-    c->bias_qkv = c->bias_attn_out = c->bias_mlp = bias;
-    c->bias_norm = bias && !(cJSON_IsString(norm) && strcmp(norm->valuestring, "rmsnorm") == 0);
-    for (size_t i = 0; i < N_KEYS; i++) read_key(r, &keys[i], c);
+    read_over(r, c);
     fill_derived(r, c);
+}
+
+/* Runs `read` on the text; then what is read is checked, training's keys too. */
+static bool read_text(const char *json, size_t n, const char *where,
+                      void (*read)(struct config_reader *, struct gpt_config *),
+                      struct gpt_config *c, struct error *err)
+{
+    struct cJSON *root = json_parse(json, n, PRESET_MAX_DEPTH, where, err);
+    if (!root) return false;
+    struct config_reader r = {.object = root, .where = where, .err = err};
+    struct train_config training;
+    train_config_init(&training);
+    if (cJSON_IsObject(root)) {
+        read(&r, c);
+        train_config_read(&r, &training);
+    } else {
+        config_fail(&r, ERR_INVALID, NULL, "the config is %s, not an object", json_type_name(root));
+    }
+    cJSON_Delete(root);
+    if (r.failed || !train_config_check(&training, where, err)) return false;
+    /* A vocabulary that comes from the data is not known yet: check the rest. */
+    struct gpt_config checked = *c;
+    if (checked.vocab_size == 0) checked.vocab_size = 1;
+    return gpt_config_check(&checked, where, err);
 }
 
 bool gpt_config_from_preset(const char *json, size_t n, const char *where, struct gpt_config *out,
                             struct error *err)
 {
-    struct cJSON *root = json_parse(json, n, PRESET_MAX_DEPTH, where, err);
-    if (!root) return false;
-    struct config_reader r = {.object = root, .where = where, .err = err};
     struct gpt_config c = {0};
-    struct train_config training;
-    train_config_init(&training);
-    if (cJSON_IsObject(root)) {
-        config_read_preset(&r, &c);
-        train_config_read(&r, &training);
-    } else
-        config_fail(&r, ERR_INVALID, NULL, "the config is %s, not an object", json_type_name(root));
-    cJSON_Delete(root);
-    if (r.failed || !train_config_check(&training, where, err)) return false;
-    /* A vocabulary that comes from the data is not known yet: check the rest. */
-    struct gpt_config checked = c;
-    if (checked.vocab_size == 0) checked.vocab_size = 1;
-    if (!gpt_config_check(&checked, where, err)) return false;
+    if (!read_text(json, n, where, config_read_preset, &c, err)) return false;
     *out = c;
     return true;
+}
+
+bool gpt_config_agrees(const char *json, size_t n, const char *where, const struct gpt_config *model,
+                       struct error *err)
+{
+    struct gpt_config c = *model;
+    if (!read_text(json, n, where, read_over, &c, err)) return false;
+    const char *key = gpt_config_difference(&c, model);
+    return !key || error_set(err, ERR_INVALID, key, "%s: %s is not that of the model to start from",
+                             where, key);
 }
 
 static bool add_key(const struct key *key, const struct gpt_config *c, struct cJSON *object)

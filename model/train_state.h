@@ -40,6 +40,13 @@ bool train_state_load(const char *dir, struct optimizer *o, struct device *d, st
 
 /* ---- the directory of checkpoints ---- */
 
+/* One trainer a directory: *fd is to be closed at the end; the lock dies with the process, too. ERR_BUSY
+ * when another has it. */
+bool train_state_lock(const char *run_dir, int *fd, struct error *err) MUST_CHECK;
+/* Is there a run, or a model? Then a new one must not begin there. */
+bool train_state_exists(const char *run_dir);
+/* Removes the run's checkpoints, all of them. */
+bool train_state_clear(const char *run_dir, struct error *err) MUST_CHECK;
 /* RUN/checkpoints/step-N. */
 bool train_state_path(const char *run_dir, int64_t step, char out[RUN_PATH_MAX],
                       struct error *err) MUST_CHECK;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -158,4 +158,40 @@ bool train_state_link_best(const char *run_dir, int64_t step, struct error *err)
     if (symlink(target, temporary) != 0 || rename(temporary, link) != 0)
         return error_errno(err, "cannot link %s to %s", link, target);
     return true;
+}
+
+bool train_state_lock(const char *run_dir, int *fd, struct error *err)
+{
+    int dir = open(run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0) return error_errno(err, "cannot open %s", run_dir);
+    if (flock(dir, LOCK_EX | LOCK_NB) == 0) {
+        *fd = dir;
+        return true;
+    }
+    bool busy = errno == EWOULDBLOCK;
+    if (!busy) error_errno(err, "cannot lock %s", run_dir);
+    close(dir);
+    return busy && error_set(err, ERR_BUSY, NULL, "%s: another gptd train is at work there",
+                             run_dir);
+}
+
+bool train_state_exists(const char *run_dir)
+{
+    char path[RUN_PATH_MAX];
+    struct steps s;
+    if (path_join(path, sizeof path, run_dir, "config.json", NULL) && file_exists(path))
+        return true;
+    if (!list_steps(run_dir, &s, NULL)) return true;
+    free(s.at);
+    return s.n > 0;
+}
+
+bool train_state_clear(const char *run_dir, struct error *err)
+{
+    struct steps s;
+    if (!list_steps(run_dir, &s, err)) return false;
+    bool ok = true;
+    for (size_t i = 0; i < s.n && ok; i++) ok = train_state_remove(run_dir, s.at[i], err);
+    free(s.at);
+    return ok;
 }

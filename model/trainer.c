@@ -2,47 +2,23 @@
 #include "model/trainer.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include "base/file.h"
-#include "model/checkpoint.h"
 #include "model/trainer_internal.h"
 
 /* ---- opening ---- */
 
-/* The lock is the directory's own, and dies with the process. */
-static bool lock_directory(struct trainer *t, struct error *err)
-{
-    const char *dir = t->options.dir;
-    t->lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (t->lock < 0) return error_errno(err, "cannot open %s", dir);
-    if (flock(t->lock, LOCK_EX | LOCK_NB) == 0) return true;
-    if (errno != EWOULDBLOCK) return error_errno(err, "cannot lock %s", dir);
-    return error_set(err, ERR_BUSY, NULL, "%s: another gptd train is at work there", dir);
-}
-
-/* Weights by name from any model of this shape. */
-static bool load_first_weights(struct trainer *t, struct error *err)
-{
-    const struct trainer_options *o = &t->options;
-    if (!o->init_from) return gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed, err);
-    struct checkpoint *ck;
-    if (!checkpoint_open(o->init_from, &ck, err)) return false;
-    bool ok = gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
-    checkpoint_close(ck);
-    return ok;
-}
-
 static bool begin_run(struct trainer *t, struct error *err)
 {
-    if (!load_first_weights(t, err)) return false;
+    const struct trainer_options *o = &t->options;
+    bool ok = o->init_from ? trainer_load_weights(t, o->init_from, err)
+                           : gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed, err);
+    if (!ok) return false;
     optimizer_start(&t->optimizer, t->device);
     t->state = (struct train_state){0};
     snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s",
-             dataset_fingerprint(t->options.data));
+             dataset_fingerprint(o->data));
     return t->device->ops->sync(t->device, err);
 }
 
@@ -57,7 +33,6 @@ static bool start(struct trainer *t, const char *resume_from, struct error *err)
 {
     t->schedule = train_config_schedule(&t->options.config);
     t->saved_step = -1;
-    if (!lock_directory(t, err)) return false;
     if (resume_from ? !trainer_restore(t, resume_from, err) : !begin_run(t, err)) return false;
     return train_state_write_config(t->options.dir, &t->gpt.config, &t->options.config, err)
            && open_metrics(t, err);
@@ -66,7 +41,7 @@ static bool start(struct trainer *t, const char *resume_from, struct error *err)
 bool trainer_open(struct device *d, const struct trainer_options *o, const char *resume_from,
                   struct trainer **out, struct error *err)
 {
-    struct trainer draft = {.options = *o, .device = d, .lock = -1, .metrics = {.fd = -1}};
+    struct trainer draft = {.options = *o, .device = d, .metrics = {.fd = -1}};
     ASSERT(o->n_sets >= 0 && o->n_sets <= TRAINER_MAX_SETS);
     struct trainer *t = trainer_allocate(&draft, err);
     if (!t) return false;
@@ -82,7 +57,6 @@ void trainer_close(struct trainer *t)
 {
     if (!t) return;
     train_metrics_close(&t->metrics);
-    if (t->lock >= 0) close(t->lock);
     trainer_release(t);
 }
 

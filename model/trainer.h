@@ -1,7 +1,7 @@
 /* A training run: the memory, the steps, evaluation, and what is on disk at any moment.
  *
- * A run's directory holds, beside the tokenizer that the caller put there:
- *   config.json model.safetensors generation_config.json   the model as it serves
+ * A run's directory holds:
+ *   config.json model.safetensors tokenizer.json generation_config.json   the model as it serves
  *   train_config.json      the resolved config, readable as one
  *   metrics.jsonl          one object a step
  *   samples.txt            a text at each evaluation
@@ -69,7 +69,8 @@ struct trainer_options {
     struct trainer_set sets[TRAINER_MAX_SETS]; /* the first decides which checkpoint is best */
     int32_t n_sets;
     const struct tokenizer *tokenizer; /* for samples; may be NULL */
-    const char *dir;            /* of the run, there already */
+    const char *tokenizer_dir;         /* whose tokenizer files go into checkpoints */
+    const char *dir;            /* of the run, there already, and locked: train_state_lock */
     const char *init_from;      /* the first weights' checkpoint; NULL: random ones */
     int64_t memory_budget;      /* 0: none */
     struct trainer_listener listener;
@@ -81,8 +82,8 @@ bool trainer_plan(const struct trainer_options *o, const struct device *d,
                   int64_t component[N_MEMORY_COMPONENTS], struct error *err) MUST_CHECK;
 
 /* Plans, allocates, and takes the weights from `resume_from` (a checkpoint of this run), init_from, or
- * the seed. ERR_NO_FIT over the memory budget, with the numbers; ERR_BUSY when another trainer has the
- * directory; ERR_INVALID when the checkpoint's data or config are not these (param: the key). */
+ * the seed. ERR_NO_FIT over the memory budget, with the numbers; ERR_INVALID when the checkpoint's data or
+ * config are not these (param: the key). */
 bool trainer_open(struct device *d, const struct trainer_options *o, const char *resume_from,
                   struct trainer **out, struct error *err) MUST_CHECK;
 void trainer_close(struct trainer *t); /* NULL-safe */

@@ -30,7 +30,6 @@ struct trainer {
     struct train_state state;    /* what a checkpoint remembers */
     int64_t saved_step;          /* of the newest complete checkpoint; -1: none */
     struct train_metrics metrics;
-    int lock;                    /* fd of the directory, locked; -1: none */
     atomic_bool stop;
 };
 
@@ -39,8 +38,8 @@ struct trainer {
 struct trainer *trainer_allocate(struct trainer *t, struct error *err);
 void trainer_release(struct trainer *t);
 
-/* trainer_step.c: step state.step + 1: gradients, norm, update. Fills *out. ERR_INTERNAL... of a bad
- * step come as ERR_INVALID with nothing updated. */
+/* trainer_step.c: step state.step + 1: gradients, norm, update. Fills *out. A loss or a norm that is not
+ * finite, and a spike, are ERR_INVALID, with nothing updated. */
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
 
 /* trainer_eval.c: all sets, and the sample. *out's sample lives in `text`, which the caller frees. */
@@ -54,5 +53,7 @@ bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum,
 /* trainer_save.c */
 bool trainer_save(struct trainer *t, struct error *err) MUST_CHECK;
 bool trainer_restore(struct trainer *t, const char *from, struct error *err) MUST_CHECK;
-/* config.json and its kind of checkpoint step `step` become the directory's model. */
+/* Weights by name from a checkpoint of the very same shape. */
+bool trainer_load_weights(struct trainer *t, const char *from, struct error *err) MUST_CHECK;
+/* The model and the tokenizer of checkpoint `step` become the directory's. */
 bool trainer_publish(struct trainer *t, int64_t step, struct error *err) MUST_CHECK;

@@ -1,11 +1,11 @@
 /* Checkpoints of a run: written, restored, published as the model that serves. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/file.h"
-#include "base/log.h"
 #include "model/checkpoint.h"
 #include "model/checkpoint_write.h"
 #include "model/file_write.h"
@@ -13,11 +13,16 @@
 
 /* ---- writing ---- */
 
+static bool write_tokenizer(const struct trainer_options *o, const char *path, struct error *err)
+{
+    return !o->tokenizer_dir || checkpoint_write_tokenizer(o->tokenizer_dir, path, err);
+}
+
 static bool write_checkpoint(struct trainer *t, const char *path, struct error *err)
 {
     const struct trainer_options *o = &t->options;
     return directory_make(path, err) && checkpoint_write(&t->gpt, t->device, path, err)
-           && checkpoint_write_tokenizer(o->dir, path, err)
+           && write_tokenizer(o, path, err)
            && train_state_write(path, &t->state, &o->config, &t->gpt, &t->optimizer, t->device, err)
            && checkpoint_seal(path, err);
 }
@@ -43,17 +48,27 @@ static bool link_file(const char *from, const char *to, const char *name, struct
     return ok;
 }
 
+/* What of a checkpoint is the run's business alone. */
+static bool is_training_state(const char *name)
+{
+    static const char *const names[] = {"manifest.json", "optimizer.safetensors",
+                                        "trainer_state.json", "train_config.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return true;
+    return name[0] == '.';
+}
+
 bool trainer_publish(struct trainer *t, int64_t step, struct error *err)
 {
-    static const char *const names[] = {"config.json", "generation_config.json",
-                                        "model.safetensors"};
-    char from[RUN_PATH_MAX], source[RUN_PATH_MAX];
+    char from[RUN_PATH_MAX];
     if (!train_state_path(t->options.dir, step, from, err)) return false;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (!path_join(source, sizeof source, from, names[i], err)) return false;
-        if (file_exists(source) && !link_file(from, t->options.dir, names[i], err)) return false;
-    }
-    return true;
+    DIR *dir = opendir(from);
+    if (!dir) return error_errno(err, "cannot list %s", from);
+    bool ok = true;
+    for (struct dirent *e; ok && (e = readdir(dir));)
+        ok = is_training_state(e->d_name) || link_file(from, t->options.dir, e->d_name, err);
+    closedir(dir);
+    return ok;
 }
 
 bool trainer_save(struct trainer *t, struct error *err)
@@ -102,11 +117,34 @@ static bool check_same_run(const struct trainer *t, const char *from, const stru
     return true;
 }
 
-static bool load_weights(struct trainer *t, const char *from, struct error *err)
+/* Every weight of the model must be in the file, in its shape: a file may have more (biases of zeros). */
+static bool check_shapes(const struct gpt_config *model, const struct gpt_config *file,
+                         const char *from, struct error *err)
+{
+    int64_t n_out, n_in, file_out, file_in;
+    if (model->n_layer != file->n_layer)
+        return error_set(err, ERR_INVALID, "n_layer", "%s has %lld layers; the config says %lld",
+                         from, (long long)file->n_layer, (long long)model->n_layer);
+    for (int i = 0; i < N_WEIGHT_ROLES; i++) {
+        enum weight_role role = (enum weight_role)i;
+        if (!weight_role_shape(model, role, &n_out, &n_in)) continue;
+        if (!weight_role_shape(file, role, &file_out, &file_in))
+            return error_set(err, ERR_INVALID, NULL, "%s has no %s, which the config asks for",
+                             from, weight_role_name(role));
+        if (n_out != file_out || n_in != file_in)
+            return error_set(err, ERR_INVALID, NULL, "%s: %s is %lld x %lld; the config asks for "
+                             "%lld x %lld", from, weight_role_name(role), (long long)file_out,
+                             (long long)file_in, (long long)n_out, (long long)n_in);
+    }
+    return true;
+}
+
+bool trainer_load_weights(struct trainer *t, const char *from, struct error *err)
 {
     struct checkpoint *ck;
     if (!checkpoint_open(from, &ck, err)) return false;
-    bool ok = gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
+    bool ok = check_shapes(&t->gpt.config, checkpoint_config(ck), from, err)
+              && gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
     checkpoint_close(ck);
     return ok;
 }
@@ -115,11 +153,11 @@ bool trainer_restore(struct trainer *t, const char *from, struct error *err)
 {
     struct train_state s;
     if (!train_state_read(from, &s, err) || !check_same_run(t, from, &s, err)
-        || !load_weights(t, from, err))
+        || !trainer_load_weights(t, from, err))
         return false;
     optimizer_start(&t->optimizer, t->device);
     if (!train_state_load(from, &t->optimizer, t->device, err)) return false;
     t->state = s;
     t->saved_step = s.step;
-    return true;
+    return trainer_publish(t, s.step, err); /* in case it was killed before it did */
 }
