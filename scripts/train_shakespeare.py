@@ -26,8 +26,12 @@ The environment (torch 1.13 or later; on Debian 12 its own packages are enough):
     torchenv/bin/pip install 'transformers==4.46.3' tokenizers safetensors
     torchenv/bin/python scripts/train_shakespeare.py --input ... --out ...
 
-The facts of the run that made the committed model (steps, tokens, losses, time, machine) are in
-models/shakespeare/README.md, which this script wrote.
+The committed model is a run with these defaults and one thread of an AMD EPYC, shared with other
+work: 1,600 steps, 6,553,600 tokens (15.9 passes over the text), 65 minutes; the last step was the
+best, with a loss of 2.86 in training (under dropout) and 3.27 in validation, in nats a token, or
+2.09 bits a byte of the validation text. models/shakespeare/README.md, which this script wrote, has
+the rest. With dropout 0.25 the loss reached 3.24 after 1,300 steps of 3,000 and stayed there, while
+that in training went on falling.
 """
 
 import argparse
@@ -379,7 +383,7 @@ serve; it knows nothing but the plays it read.
 | kept | the average of step {best_step:,} ({best_epochs:.1f} passes), the best by validation loss |
 | loss at that step | train {train_loss:.4f} (with dropout), validation {val_loss:.4f} per token |
 | of the stored bf16 weights | train {stored_train:.4f}, validation {stored_val:.4f} per token (perplexity {perplexity:.2f}); {bits:.3f} bits per byte of validation text |
-| machine | {machine}, {threads} threads; torch {torch_version} |
+| machine | {machine}, threads: {threads}; torch {torch_version} |
 
 Losses are in nats. To train it again: `scripts/train_shakespeare.py`.
 
@@ -413,13 +417,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", type=Path, required=True, help="the text, UTF-8")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
-    parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--ema", type=float, default=0.995, help="decay of the moving average")
+    parser.add_argument("--weight-decay", type=float, default=0.2)
+    parser.add_argument("--dropout", type=float, default=0.35)
+    parser.add_argument("--ema", type=float, default=0.998, help="decay of the moving average")
     parser.add_argument("--eval-interval", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
