@@ -150,7 +150,9 @@ static void check_headers(struct request *r, const char *method, const char *pat
         refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
     if (!found) refuse(r, status, missing.code, missing.text);
     if (route_takes_body(r->route) && type && !is_json_type(type))
-        refuse(r, 415, ERR_UNSUPPORTED, "the body must be JSON: Content-Type: application/json");
+        refuse(r, 415, ERR_UNSUPPORTED,
+               "the body must be JSON and say so: send the header 'Content-Type: application/json' "
+               "(curl: -H 'Content-Type: application/json')");
     if (route_takes_body(r->route) && atomic_load(&s->draining))
         refuse(r, 503, ERR_UNAVAILABLE, "the server is shutting down");
     if (declared_length(r) > s->options.max_body) refuse_body(r);

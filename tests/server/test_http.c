@@ -128,6 +128,10 @@ static void test_wrong_methods_are_told_the_right_ones(void **state)
 static void test_bodies_that_are_not_json(void **state)
 {
     free(post("/v1/completions", CLOSE "Content-Type: text/plain\r\n", SHORT "}", 415));
+    char *reply = post("/v1/completions", /* what `curl -d` says */
+                       CLOSE "Content-Type: application/x-www-form-urlencoded\r\n", SHORT "}", 415);
+    assert_non_null(strstr(http_body(reply), "-H 'Content-Type: application/json'"));
+    free(reply);
     free(post("/v1/completions", CLOSE "Content-Type: application/jsonp\r\n", SHORT "}", 415));
     free(post("/v1/completions", CLOSE "Content-Type: Application/JSON; charset=utf-8\r\n",
               SHORT "}", 200));
