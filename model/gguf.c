@@ -54,7 +54,7 @@ static bool read_bytes(struct reader *r, uint64_t n, const char *what, const uin
 
 static bool read_u32(struct reader *r, const char *what, uint32_t *out)
 {
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     if (!read_bytes(r, sizeof *out, what, &p)) return false;
     memcpy(out, p, sizeof *out);
     return true;
@@ -62,7 +62,7 @@ static bool read_u32(struct reader *r, const char *what, uint32_t *out)
 
 static bool read_u64(struct reader *r, const char *what, uint64_t *out)
 {
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     if (!read_bytes(r, sizeof *out, what, &p)) return false;
     memcpy(out, p, sizeof *out);
     return true;
@@ -71,7 +71,7 @@ static bool read_u64(struct reader *r, const char *what, uint64_t *out)
 static bool read_string(struct reader *r, const char *what, struct gguf_string *out)
 {
     uint64_t len;
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     if (!read_u64(r, what, &len) || !read_bytes(r, len, what, &p)) return false;
     *out = (struct gguf_string){(const char *)p, (size_t)len};
     return true;
@@ -273,7 +273,7 @@ static bool check_distinct(const void *entries, size_t n, size_t stride, const c
 /* Magic, version and counts. */
 static bool read_head(struct reader *r, struct gguf *g, uint64_t *n_tensors, uint64_t *n_values)
 {
-    const uint8_t *magic;
+    const uint8_t *magic = NULL;
     if (!read_bytes(r, 4, "the magic number", &magic)) return false;
     if (memcmp(magic, "GGUF", 4) != 0)
         return error_set(r->err, ERR_FORMAT, NULL,

@@ -107,7 +107,7 @@ static bool read_tensor(const struct header *h, struct arena *names, const struc
     t->type = type->name;
     t->usable = type->usable;
     t->dtype = type->dtype;
-    int64_t n;
+    int64_t n = 0;
     if (!read_shape(h, json_get(item, "shape"), t, &n)) return false;
     if (!checked_mul(n, type->size, &t->size))
         return bad_tensor(h, t->name, "has an impossible shape");
