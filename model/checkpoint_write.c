@@ -18,7 +18,7 @@
 #include "base/utf8.h"
 #include "model/checkpoint_internal.h"
 #include "model/checkpoint_write_internal.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer_export.h"
 
 enum {
     MANIFEST_MAX_BYTES = 16 << 20,
@@ -68,22 +68,56 @@ bool checkpoint_write_generation(const char *dir, const struct tokenizer *t, str
     return ok;
 }
 
-bool checkpoint_write_tokenizer(const char *from_dir, const char *dir, struct error *err)
+static bool write_export(const struct tokenizer *t, const char *dir, const char *name,
+                         bool (*export)(const struct tokenizer *, struct buf *, struct error *),
+                         struct error *err)
+{
+    char path[CHECKPOINT_PATH_MAX];
+    struct buf text;
+    if (!path_join(path, sizeof path, dir, name, err)) return false;
+    buf_init(&text, TOKENIZER_FILE_MAX);
+    bool ok = export(t, &text, err) && file_write_atomic(path, text.data, text.len, err);
+    buf_free(&text);
+    return ok;
+}
+
+/* The tokenizer of a GGUF file, in Hugging Face's words. *t is NULL when the file has none. */
+static bool export_gguf(const char *path, const char *dir, struct tokenizer **t, struct error *err)
+{
+    struct gguf *g;
+    if (!gguf_open(path, &g, err)) return false;
+    bool ok = tokenizer_open_gguf(g, t, err);
+    gguf_close(g);
+    if (!ok || !*t) return ok;
+    return write_export(*t, dir, "tokenizer.json", tokenizer_export_json, err) &&
+           write_export(*t, dir, "tokenizer_config.json", tokenizer_export_config, err) &&
+           checkpoint_write_generation(dir, *t, err);
+}
+
+static bool copy_directory(const char *from, const char *dir, struct tokenizer **t,
+                           struct error *err)
 {
     static const char *const files[] = {
-        "tokenizer.json",          "vocab.json",          "merges.txt",
-        "tokenizer_config.json",   "added_tokens.json",   "special_tokens_map.json",
-        "chat_template.jinja",     "tokenizer.model",     "generation_config.json",
+        "tokenizer.json",        "vocab.json",        "merges.txt",
+        "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+        "chat_template.jinja",   "tokenizer.model",   "generation_config.json",
     };
-    struct tokenizer *t = NULL;
     char generation[CHECKPOINT_PATH_MAX];
-    if (!path_join(generation, sizeof generation, from_dir, "generation_config.json", err) ||
-        !tokenizer_open_dir(from_dir, &t, err))
+    if (!path_join(generation, sizeof generation, from, "generation_config.json", err) ||
+        !tokenizer_open_dir(from, t, err))
         return false;
-    bool ok = true, apart = strcmp(from_dir, dir) != 0;
+    bool ok = true, apart = strcmp(from, dir) != 0;
     for (size_t i = 0; i < sizeof files / sizeof *files && ok && apart; i++)
-        ok = copy_file(from_dir, dir, files[i], err);
-    if (ok && t && !file_exists(generation)) ok = checkpoint_write_generation(dir, t, err);
+        ok = copy_file(from, dir, files[i], err);
+    if (ok && *t && !file_exists(generation)) ok = checkpoint_write_generation(dir, *t, err);
+    return ok;
+}
+
+bool checkpoint_write_tokenizer(const char *from, const char *dir, struct error *err)
+{
+    struct tokenizer *t = NULL;
+    bool ok = file_is_dir(from) ? copy_directory(from, dir, &t, err)
+                                : export_gguf(from, dir, &t, err);
     if (ok && t) ok = checkpoint_write_markers(dir, tokenizer_bos(t), tokenizer_eos(t), err);
     tokenizer_free(t);
     return ok;

@@ -2,6 +2,7 @@
 #include "model/hf_config_write.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,18 +87,19 @@ static void put_word(struct object *o, const char *key, const char *value)
     buf_printf(o->out, "\"%s\"", value);
 }
 
-/* The shortest decimal that reads back as the same float. */
+/* The shortest decimal that reads back as the same float, whole numbers with a point: transformers wants
+ * a float where it expects one. */
 static void put_float(struct object *o, const char *key, float value)
 {
-    char text[40];
-    for (int digits = 1; digits <= 9; digits++) {
+    char text[48];
+    bool whole = value == floorf(value) && fabsf(value) < 1e15f;
+    for (int digits = 1; digits <= 9 && !whole; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, (double)value);
         if (strtof(text, NULL) == value) break;
     }
+    if (whole) snprintf(text, sizeof text, "%.1f", (double)value);
     put_key(o, key);
     buf_puts(o->out, text);
-    /* transformers wants a float where it expects one. */
-    if (!strpbrk(text, ".e")) buf_puts(o->out, ".0");
 }
 
 static void put_null(struct object *o, const char *key)

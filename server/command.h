@@ -14,6 +14,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3 };
 int cmd_serve(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_convert(int argc, char **argv);
 int cmd_data(int argc, char **argv);
 int cmd_tokenizer(int argc, char **argv);
 
@@ -23,7 +24,7 @@ int command_fail(const char *command, const struct error *err);
 int command_usage(const char *command, const struct error *err);
 
 /* Input files: those of --input, then what stands on the command line without an option, as a
- * shell leaves it of `--input data/X*.txt`. all[] begins with n_positional of the latter and has room
+ * shell leaves it of `--input *.txt`. all[] begins with n_positional of the latter and has room
  * for OPTION_LIST_MAX more; returns how many it holds in the end. */
 enum { COMMAND_MAX_INPUTS = 4096, OPTION_LIST_MAX = 16 };
 int32_t command_inputs(const struct option_list *named, const char **all, int n_positional);

@@ -14,6 +14,7 @@ static const struct subcommand subcommands[] = {
     {"serve", "serve a model over HTTP", cmd_serve},
     {"generate", "generate text on the command line", cmd_generate},
     {"inspect", "print what a checkpoint holds", cmd_inspect},
+    {"convert", "write a model in another format or element type", cmd_convert},
     {"tokenizer", "make a tokenizer from text", cmd_tokenizer},
 };
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands, OPTIONS_LIMIT = 8 << 20 };
