@@ -2,7 +2,7 @@
 """Record what GPT-2's own tokenizer makes of some texts.
 
     python3 scripts/make_gpt2_tokenizer_golden.py --vocab encoder.json --merges vocab.bpe \\
-        --text NAME=FILE[:BYTES] [...] [--whole-ids NAME=FILE] --out tests/golden/gpt2_tokenizer
+        --text NAME=FILE[:BYTES] [...] [--whole-ids NAME=FILE] --out DATA/gpt2_tokenizer
 
 OUT gets vocab.json and merges.txt (GPT-2's files under the names that Hugging Face uses), and for
 each text NAME.txt, the first BYTES of FILE cut at a line's end, and NAME.u16, its ids as

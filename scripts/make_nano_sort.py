@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convert the trained nano model that sorts three letters into a Hugging Face GPT-2 directory.
 
-    python3 scripts/make_nano_sort.py --source DIR --out tests/golden/nano_sort
+    python3 scripts/make_nano_sort.py --source DIR --out DATA/nano_sort
 
 DIR holds the files of the 3-D visualisation of a GPT by Brendan Bycroft (MIT licence):
 `gpt-nano-sort-model.json`, the weights of a minGPT with 3 layers, 3 heads, width 48, vocabulary 3
