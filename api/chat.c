@@ -140,6 +140,9 @@ struct writer {
     struct buf text;
     size_t max_ids;
     struct token_ids *out;
+    struct buf *loss; /* a byte for each id: 1 where the assistant speaks; NULL: a prompt, which
+                         ends where the assistant is to speak */
+    bool speaks;      /* the assistant, now */
     struct error *err;
     bool ok; /* false: *err is set, and the rest does nothing */
 };
@@ -148,6 +151,13 @@ static void fail(struct writer *w, enum error_code code, const char *text)
 {
     if (w->ok) error_set(w->err, code, "messages", "%s", text);
     w->ok = false;
+}
+
+/* Marks the ids that have come since. */
+static void mark(struct writer *w)
+{
+    while (w->ok && w->loss && !w->loss->failed && w->loss->len < w->out->n)
+        buf_putc(w->loss, w->speaks);
 }
 
 static void flush(struct writer *w)
@@ -160,6 +170,20 @@ static void flush(struct writer *w)
     if (w->text.len > 0)
         w->ok = tokenizer_encode(w->t, w->text.data, w->text.len, 0, w->max_ids, w->out, w->err);
     buf_clear(&w->text);
+    mark(w);
+}
+
+/* Around what the model is to write itself. When it learns, that is encoded apart, as it is when it
+ * replies: the prompt ends before it. */
+static void reply_begin(struct writer *w)
+{
+    if (w->loss) flush(w);
+    w->speaks = true;
+}
+static void reply_end(struct writer *w)
+{
+    if (w->loss) flush(w);
+    w->speaks = false;
 }
 
 static void put_bytes(struct writer *w, const char *s, size_t n)
@@ -176,6 +200,7 @@ static void put_id(struct writer *w, int32_t id)
     flush(w);
     if (w->ok && !token_ids_push(w->out, id))
         fail(w, ERR_MEMORY, "no memory for the chat's tokens");
+    mark(w);
 }
 
 /* A marker: its special token, or its text in a tokenizer that has no such token. */
@@ -288,8 +313,10 @@ static void put_chatml_turn(struct writer *w, const char *role, struct chat_mess
     put_marker(w, "<|im_start|>");
     put(w, role);
     put(w, "\n");
+    if (strcmp(role, "assistant") == 0) reply_begin(w);
     put_content(w, m);
     put_marker(w, "<|im_end|>");
+    reply_end(w);
     put(w, "\n");
 }
 
@@ -301,6 +328,7 @@ static void put_thoughtful_turn(struct writer *w, struct chat_message m, bool af
     split_thinking(m, &thought, &said);
     put_marker(w, "<|im_start|>");
     put(w, "assistant\n");
+    reply_begin(w);
     if (after_question && (last || thought.n_content > 0)) {
         put(w, "<think>\n");
         put_content(w, thought);
@@ -312,6 +340,7 @@ static void put_thoughtful_turn(struct writer *w, struct chat_message m, bool af
     }
     put_content(w, said);
     put_marker(w, "<|im_end|>");
+    reply_end(w);
     put(w, "\n");
 }
 
@@ -332,6 +361,7 @@ static void encode_chatml(struct writer *w, const struct chat_message *m, size_t
         else
             put_chatml_turn(w, role_of(&m[i]), m[i]);
     }
+    if (w->loss) return;
     put_marker(w, "<|im_start|>");
     put(w, "assistant\n");
 }
@@ -357,10 +387,12 @@ static void encode_llama3(struct writer *w, const struct chat_message *m, size_t
     }
     for (size_t i = first; i < n; i++) {
         put_llama3_header(w, role_of(&m[i]));
+        if (is_role(&m[i], "assistant")) reply_begin(w);
         put_trimmed(w, m[i]);
         put_marker(w, "<|eot_id|>");
+        reply_end(w);
     }
-    put_llama3_header(w, "assistant");
+    if (!w->loss) put_llama3_header(w, "assistant");
 }
 
 /* The system message inside the first user's. The template strips the whole: behind <<SYS>> only
@@ -384,10 +416,12 @@ static void encode_llama2(struct writer *w, const struct chat_message *m, size_t
     if (!check_turns(w, m, n, first)) return;
     for (size_t i = first; i < n; i++) {
         if (is_role(&m[i], "assistant")) {
+            reply_begin(w);
             put(w, " ");
             put_trimmed(w, m[i]);
             put(w, " ");
             put_eos(w);
+            reply_end(w);
             continue;
         }
         put_bos(w);
@@ -418,20 +452,24 @@ static void encode_mistral(struct writer *w, const struct chat_message *m, size_
         return;
     }
     if (!check_turns(w, m, n, first)) return;
+    /* A conversation to learn from ends with a reply, which its prompt did not have. */
+    size_t last = w->loss ? n - 2 : n - 1;
     put_bos(w);
     for (size_t i = first; i < n; i++) {
         if (is_role(&m[i], "user")) {
             put_inst(w, ct->inst_open);
-            if (first && i == (ct->system_at_last ? n - 1 : 1)) {
+            if (first && i == (ct->system_at_last ? last : 1)) {
                 put_content(w, m[0]);
                 put(w, "\n\n");
             }
             put_content(w, m[i]);
             put_inst(w, ct->inst_close);
         } else {
+            reply_begin(w);
             put(w, ct->reply_open);
             put_content(w, ct->trims_reply ? trimmed(m[i]) : m[i]);
             put_eos(w);
+            reply_end(w);
             put(w, ct->reply_close);
         }
     }
@@ -453,10 +491,13 @@ static void encode_gemma(struct writer *w, const struct chat_message *m, size_t 
             put_content(w, m[0]);
             put(w, "\n\n");
         }
+        if (is_role(&m[i], "assistant")) reply_begin(w);
         put_trimmed(w, m[i]);
         put_marker(w, "<end_of_turn>");
+        reply_end(w);
         put(w, "\n");
     }
+    if (w->loss) return;
     put_marker(w, "<start_of_turn>");
     put(w, "model\n");
 }
@@ -469,10 +510,13 @@ static void encode_zephyr(struct writer *w, const struct chat_message *m, size_t
         snprintf(marker, sizeof marker, "<|%s|>", role_of(&m[i]));
         put_marker(w, marker);
         put(w, "\n");
+        if (is_role(&m[i], "assistant")) reply_begin(w);
         put_content(w, m[i]);
         put_eos(w);
+        reply_end(w);
         put(w, "\n");
     }
+    if (w->loss) return;
     put_marker(w, "<|assistant|>");
     put(w, "\n");
 }
@@ -482,11 +526,43 @@ static void encode_plain(struct writer *w, const struct chat_message *m, size_t 
     if (tokenizer_adds_bos(w->t)) put_bos(w);
     for (size_t i = 0; i < n; i++) {
         if (is_role(&m[i], "user")) put(w, "User: ");
-        if (is_role(&m[i], "assistant")) put(w, "Assistant: ");
+        if (is_role(&m[i], "assistant")) {
+            put(w, "Assistant:");
+            reply_begin(w);
+            put(w, " ");
+        }
         put_content(w, m[i]);
         put(w, is_role(&m[i], "system") ? "\n\n" : "\n");
+        if (w->loss && i == n - 1) put_eos(w);
+        reply_end(w);
     }
-    put(w, "Assistant:");
+    if (!w->loss) put(w, "Assistant:");
+}
+
+/* Renders the messages; w has everything but its own text. */
+static bool render(struct writer *w, const struct chat_message *messages, size_t n)
+{
+    buf_init(&w->text, SIZE_MAX / 4); /* the messages bound it */
+    switch (w->ct->family) {
+    case CHAT_PLAIN: encode_plain(w, messages, n); break;
+    case CHAT_CHATML: encode_chatml(w, messages, n); break;
+    case CHAT_LLAMA2: encode_llama2(w, messages, n); break;
+    case CHAT_LLAMA3: encode_llama3(w, messages, n); break;
+    case CHAT_MISTRAL: encode_mistral(w, messages, n); break;
+    case CHAT_GEMMA: encode_gemma(w, messages, n); break;
+    case CHAT_ZEPHYR: encode_zephyr(w, messages, n); break;
+    case CHAT_UNKNOWN:
+        fail(w, ERR_UNSUPPORTED,
+             "the model's chat template is of no known family: render the chat yourself and use "
+             "/v1/completions");
+        break;
+    }
+    flush(w);
+    if (w->ok && w->out->n > w->max_ids)
+        fail(w, ERR_TOO_LARGE, "the chat has too many tokens");
+    if (w->ok && w->loss && w->loss->failed) fail(w, ERR_MEMORY, "no memory for the chat's mask");
+    buf_free(&w->text);
+    return w->ok;
 }
 
 bool chat_encode(const struct chat_template *ct, const struct tokenizer *t,
@@ -495,23 +571,19 @@ bool chat_encode(const struct chat_template *ct, const struct tokenizer *t,
 {
     struct writer w = {.ct = ct, .t = t, .max_ids = max_ids, .out = out, .err = err, .ok = true};
     if (n == 0) return error_set(err, ERR_INVALID, "messages", "'messages' is empty");
-    buf_init(&w.text, SIZE_MAX / 4); /* the messages bound it */
-    switch (ct->family) {
-    case CHAT_PLAIN: encode_plain(&w, messages, n); break;
-    case CHAT_CHATML: encode_chatml(&w, messages, n); break;
-    case CHAT_LLAMA2: encode_llama2(&w, messages, n); break;
-    case CHAT_LLAMA3: encode_llama3(&w, messages, n); break;
-    case CHAT_MISTRAL: encode_mistral(&w, messages, n); break;
-    case CHAT_GEMMA: encode_gemma(&w, messages, n); break;
-    case CHAT_ZEPHYR: encode_zephyr(&w, messages, n); break;
-    case CHAT_UNKNOWN:
-        fail(&w, ERR_UNSUPPORTED,
-             "the model's chat template is of no known family: render the chat yourself and use "
-             "/v1/completions");
-        break;
-    }
-    flush(&w);
-    if (w.ok && out->n > max_ids) fail(&w, ERR_TOO_LARGE, "the chat has too many tokens");
-    buf_free(&w.text);
-    return w.ok;
+    return render(&w, messages, n);
+}
+
+bool chat_encode_conversation(const struct chat_template *ct, const struct tokenizer *t,
+                              const struct chat_message *messages, size_t n,
+                              struct token_ids *out, struct buf *loss, struct error *err)
+{
+    struct writer w = {.ct = ct, .t = t, .max_ids = SIZE_MAX, .out = out, .loss = loss, .err = err,
+                       .ok = true};
+    while (n > 0 && !is_role(&messages[n - 1], "assistant")) n--;
+    if (n < 2 || is_role(&messages[0], "assistant"))
+        return error_set(err, ERR_INVALID, "messages", "a conversation needs an assistant's "
+                         "message, and another one before the first of them");
+    ASSERT(loss->len == out->n);
+    return render(&w, messages, n);
 }

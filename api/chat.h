@@ -38,6 +38,13 @@ const char *chat_family_name(enum chat_family f);
 bool chat_encode(const struct chat_template *ct, const struct tokenizer *t,
                  const struct chat_message *messages, size_t n, size_t max_ids,
                  struct token_ids *out, struct error *err) MUST_CHECK;
+/* A conversation to learn from: as it would have been rendered message by message, up to the
+ * assistant's last. Appends its ids, and for each a byte to `loss` (as long as *out before, too): 1
+ * for what the model is to write itself, the end of its turn included. */
+bool chat_encode_conversation(const struct chat_template *ct, const struct tokenizer *t,
+                              const struct chat_message *messages, size_t n,
+                              struct token_ids *out, struct buf *loss, struct error *err)
+    MUST_CHECK;
 /* Extra stop ids or strings that the family implies ("\nUser:" for plain). Returns NULL or a
  * string. */
 const char *chat_stop_string(const struct chat_template *ct);

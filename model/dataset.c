@@ -1,17 +1,16 @@
 /* Data sets: see dataset.h. Two token streams, and how each is cut into sequences. */
 #include "model/dataset.h"
 
-#include <openssl/evp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "model/dataset_internal.h"
 #include "model/dataset_order.h"
-#include "model/token_stream.h"
+#include "model/token_shards.h"
+#include "model/token_shards_internal.h"
 
-enum { N_SPLITS = 2 };
+enum { N_SPLITS = N_DATASET_SPLITS };
 
 struct split {
     struct token_stream stream;
@@ -111,17 +110,14 @@ static void digest_part(EVP_MD_CTX *md, const struct token_part *p)
 
 static void fingerprint(struct dataset *ds)
 {
-    uint8_t digest[EVP_MAX_MD_SIZE];
-    EVP_MD_CTX *md = EVP_MD_CTX_new();
-    ASSERT(md && EVP_DigestInit_ex(md, EVP_sha256(), NULL));
+    EVP_MD_CTX *md = sha256_new();
     for (int split = 0; split < N_SPLITS; split++) {
         const struct token_stream *s = &ds->splits[split].stream;
         EVP_DigestUpdate(md, &s->n_parts, sizeof s->n_parts);
         for (int64_t i = 0; i < s->n_parts; i++) digest_part(md, &s->parts[i]);
     }
-    ASSERT(EVP_DigestFinal_ex(md, digest, NULL));
+    sha256_hex(md, ds->fingerprint);
     EVP_MD_CTX_free(md);
-    for (int i = 0; i < 32; i++) snprintf(ds->fingerprint + 2 * i, 3, "%02x", digest[i]);
 }
 
 static bool add_document(void *ctx, enum dataset_split split, const struct document *d,
@@ -148,6 +144,54 @@ static bool open_files(const struct dataset_options *o, struct dataset *ds, stru
     return ok;
 }
 
+/* Does what lies in the directory go with the model and the tokenizer? */
+static bool shards_fit(const struct dataset_options *o, const char *dir,
+                       const struct token_shards *shards, struct error *err)
+{
+    char fingerprint[65];
+    if (shards->vocab_size > o->vocab_size)
+        return error_set(err, ERR_INVALID, "vocab_size", "%s: its tokenizer has %lld tokens, the "
+                         "model's vocab_size is %lld", dir, (long long)shards->vocab_size,
+                         (long long)o->vocab_size);
+    if (!o->tokenizer) return true;
+    tokenizer_fingerprint(o->tokenizer, fingerprint);
+    return strcmp(fingerprint, shards->tokenizer) == 0 ||
+           error_set(err, ERR_INVALID, NULL, "%s was encoded with another tokenizer than the "
+                     "model's: write it anew with gptd data --tokenizer", dir);
+}
+
+/* Moves a directory's parts behind those that ds has. */
+static bool take_shards(struct dataset *ds, struct token_shards *shards, struct error *err)
+{
+    for (int i = 0; i < N_SPLITS; i++) {
+        struct token_stream *from = &shards->splits[i];
+        for (int64_t k = 0; k < from->n_parts; k++) {
+            if (!token_stream_append(&ds->splits[i].stream, &from->parts[k], err)) return false;
+            from->parts[k] = (struct token_part){0};
+        }
+    }
+    return true;
+}
+
+static bool open_shards(const struct dataset_options *o, struct dataset *ds, struct error *err)
+{
+    EVP_MD_CTX *md = sha256_new();
+    bool ok = true;
+    for (int32_t i = 0; ok && i < o->n_inputs; i++) {
+        struct token_shards shards = {0};
+        ok = token_shards_is_dir(o->inputs[i]) ||
+             error_set(err, ERR_INVALID, NULL, "%s is no directory of token shards: these and "
+                       "files cannot be mixed", o->inputs[i]);
+        ok = ok && token_shards_open(o->inputs[i], false, &shards, err) &&
+             shards_fit(o, o->inputs[i], &shards, err) && take_shards(ds, &shards, err);
+        if (ok) EVP_DigestUpdate(md, shards.digest, 64);
+        token_shards_close(&shards);
+    }
+    sha256_hex(md, ds->fingerprint);
+    EVP_MD_CTX_free(md);
+    return ok;
+}
+
 static bool check_options(const struct dataset_options *o, struct error *err)
 {
     if (o->block_size < 1 || o->block_size > INT32_MAX)
@@ -168,7 +212,8 @@ bool dataset_open(const struct dataset_options *o, struct dataset **out, struct 
     ds->vocab_size = o->vocab_size;
     ds->apart = o->keep_documents_apart;
     ds->seed = o->seed;
-    if (!open_files(o, ds, err) || !cut(ds, err)) {
+    bool shards = o->n_inputs > 0 && token_shards_is_dir(o->inputs[0]);
+    if (!(shards ? open_shards(o, ds, err) : open_files(o, ds, err)) || !cut(ds, err)) {
         dataset_close(ds);
         return false;
     }

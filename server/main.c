@@ -15,6 +15,7 @@ static const struct subcommand subcommands[] = {
     {"generate", "generate text on the command line", cmd_generate},
     {"inspect", "print what a checkpoint holds", cmd_inspect},
     {"convert", "write a model in another format or element type", cmd_convert},
+    {"data", "turn text into token shards for training", cmd_data},
     {"tokenizer", "make a tokenizer from text", cmd_tokenizer},
 };
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands, OPTIONS_LIMIT = 8 << 20 };
