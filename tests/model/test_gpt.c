@@ -430,6 +430,35 @@ static void test_bf16_logits_stay_near_f32(void **state)
     runner_close(&b);
 }
 
+/* Tables that do not fit the staging are written in parts. */
+static void test_rotation_tables_longer_than_the_staging(void **state)
+{
+    (void)state;
+    struct model_runner r;
+    struct cpu_options cpu = {.n_threads = 1, .isa = CPU_ISA_BEST};
+    runner_open(&r, "tests/golden/llama", DTYPE_F32, &cpu, 1);
+    struct gpt g = r.gpt;
+    int64_t k = g.config.head_dim;
+    g.max_context = 1 << 17;
+    int64_t bytes = gpt_load_staging_bytes(&g);
+    assert_true(bytes < g.max_context * k * (int64_t)sizeof(float));
+    float *staging = malloc((size_t)bytes);
+    g.rope = calloc((size_t)(g.max_context * k), sizeof *g.rope);
+    assert_true(staging && g.rope);
+    gpt_write_rope(&g, r.device, staging);
+    for (int64_t pos = 0; pos < g.max_context; pos++)
+        for (int64_t i = 0; i < k / 2; i++) {
+            double angle = (double)pos * pow(g.config.rope_theta, -2.0 * (double)i / (double)k);
+            const float *at = g.rope + pos * k + 2 * i;
+            /* The angle has 24 bits. */
+            assert_true(fabs(at[0] - cos(angle)) < 1e-5 + angle * 3e-7);
+            assert_true(fabs(at[1] - sin(angle)) < 1e-5 + angle * 3e-7);
+        }
+    free(staging);
+    free(g.rope);
+    runner_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -438,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_stories260k_greedy_text_equals_llama2c),
         cmocka_unit_test(test_chunking_never_changes_a_bit),
         cmocka_unit_test(test_bf16_logits_stay_near_f32),
+        cmocka_unit_test(test_rotation_tables_longer_than_the_staging),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
