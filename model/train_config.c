@@ -34,6 +34,8 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
      "Batches whose gradients add up to one step."},
     {"micro_batch_size", TRAIN_INT, AT(micro_batch_size), 0, 65536, NULL, true, "N",
      "Sequences computed at a time: fewer need less memory. 0: about 2,048 tokens."},
+    {"sequence_length", TRAIN_INT, AT(sequence_length), 0, CONFIG_MAX_CONTEXT, NULL, true, "N",
+     "Tokens of a training sequence; 0: the model's block_size."},
     {"loss_rows", TRAIN_INT, AT(loss_rows), 0, 1 << 20, NULL, true, "N",
      "Tokens whose logits exist at a time; 0: as many as fit into 32 MiB."},
     {"max_iters", TRAIN_INT, AT(max_iters), 1, 1e9, NULL, true, "N", "Steps of the run."},
@@ -221,9 +223,11 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
 void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vocab_size)
 {
     if (c->min_lr < 0) c->min_lr = c->learning_rate / 10;
+    if (c->sequence_length == 0) c->sequence_length = block_size;
     if (c->micro_batch_size == 0)
-        c->micro_batch_size = min_i64(c->batch_size, max_i64(1, MICRO_BATCH_ROWS / block_size));
-    int64_t rows = c->micro_batch_size * block_size;
+        c->micro_batch_size = min_i64(c->batch_size,
+                                      max_i64(1, MICRO_BATCH_ROWS / c->sequence_length));
+    int64_t rows = c->micro_batch_size * c->sequence_length;
     if (c->loss_rows == 0) {
         int64_t fit = LOSS_CHUNK_BYTES / (vocab_size * (int64_t)sizeof(float));
         c->loss_rows = max_i64(LOSS_CHUNK_MIN, fit / LOSS_CHUNK_UNIT * LOSS_CHUNK_UNIT);

@@ -18,6 +18,7 @@ struct config_reader; /* model/config_json.h */
 struct train_config {
     /* A step learns from grad_accum_steps x batch_size sequences, micro_batch_size at a time. */
     int64_t batch_size, grad_accum_steps, micro_batch_size;
+    int64_t sequence_length;
     int64_t loss_rows; /* rows whose logits exist at a time */
     int64_t max_iters;
     double learning_rate, min_lr;
@@ -51,7 +52,7 @@ struct train_key {
     const char *arg, *help;   /* for the command line */
 };
 
-enum { N_TRAIN_KEYS = 35 };
+enum { N_TRAIN_KEYS = 36 };
 extern const struct train_key train_keys[N_TRAIN_KEYS];
 
 void train_config_init(struct train_config *c); /* the defaults */
@@ -68,8 +69,8 @@ const char *train_key_word(const struct train_key *key, const struct train_confi
 /* Every range and relation that the trainer relies on. Names the key; `where` begins the text. */
 bool train_config_check(const struct train_config *c, const char *where, struct error *err)
     MUST_CHECK;
-/* Fills in what is left to the trainer (micro_batch_size and loss_rows of 0, min_lr of -1) for a
- * model of vocab_size and sequences of block_size tokens. */
+/* Fills in what is left to the trainer: sequence_length, micro_batch_size and loss_rows of 0, min_lr of
+ * -1. */
 void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vocab_size);
 /* Adds every key to a JSON object, numbers exact. False: out of memory. */
 bool train_config_to_json(const struct train_config *c, struct cJSON *object) MUST_CHECK;

@@ -62,9 +62,8 @@ struct trainer_listener {
 
 /* Everything is borrowed until trainer_close. */
 struct trainer_options {
-    struct train_config config; /* checked and resolved */
+    struct train_config config; /* checked and resolved; sequence_length <= model.block_size */
     struct gpt_config model;    /* checked */
-    int64_t block_size;         /* T of the sequences, <= model.block_size */
     const struct dataset *data;
     struct trainer_set sets[TRAINER_MAX_SETS]; /* the first decides which checkpoint is best */
     int32_t n_sets;

@@ -97,7 +97,7 @@ static bool sample(struct trainer *t, struct buf *text, struct error *err)
     /* host_rows.tokens doubles as the text so far: gpt_rows_add copies it onto itself. */
     int32_t *tokens = t->host_rows.tokens;
     int32_t n = (int32_t)min_i64(PROMPT_TOKENS, t->host_rows.spans[0].n_rows);
-    int64_t most = min_i64(n + o->config.sample_tokens, o->block_size);
+    int64_t most = min_i64(n + o->config.sample_tokens, o->config.sequence_length);
     struct token_decoder decoder = {0};
     struct sample_out out;
     for (int32_t i = 0; i < n; i++) append_text(t, &decoder, tokens[i], text);

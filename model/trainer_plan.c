@@ -18,7 +18,7 @@ static struct workspace_shape workspace_shape(const struct trainer *t)
         .n_kv_head = c->n_kv_head,
         .head_dim = c->head_dim,
         .vocab_size = c->vocab_size,
-        .block_size = t->options.block_size,
+        .block_size = t->options.config.sequence_length,
     };
 }
 
@@ -89,17 +89,17 @@ static bool resolve(struct trainer *t, struct error *err)
     int64_t rows;
     if (!t->device->train)
         return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", t->device->name);
-    ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && o->block_size > 0);
-    if (!checked_mul(c->micro_batch_size, o->block_size, &rows) ||
+    ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && c->sequence_length > 0);
+    if (!checked_mul(c->micro_batch_size, c->sequence_length, &rows) ||
         rows > INT32_MAX / 2 / KV_PAGE_TOKENS)
         return error_set(err, ERR_INVALID, "micro_batch_size",
-                         "micro_batch_size x block_size is %lld x %lld tokens, too many at a time",
-                         (long long)c->micro_batch_size, (long long)o->block_size);
+                         "micro_batch_size x sequence_length is %lld x %lld tokens, too many at a time",
+                         (long long)c->micro_batch_size, (long long)c->sequence_length);
     /* A rotation table has the run's positions; learned ones are the model's, all of them. */
     bool rope = o->model.pos_encoding == POS_ROPE;
     t->gpt.config = o->model;
     t->gpt.dtype = c->dtype;
-    t->gpt.max_context = rope ? o->block_size : o->model.block_size;
+    t->gpt.max_context = rope ? c->sequence_length : o->model.block_size;
     t->train.gpt = &t->gpt;
     t->train.options = (struct gpt_train_options){
         .max_rows = rows,

@@ -134,7 +134,7 @@ static double flops_per_token(const struct trainer *t)
     double lookups = c->pos_encoding == POS_LEARNED ? (double)(c->block_size * c->n_embd) : 0;
     if (!c->tie_weights) lookups += (double)(c->vocab_size * c->n_embd);
     double attention = 12.0 * (double)(c->n_layer * c->n_head * c->head_dim)
-                       * (double)t->options.block_size / 2;
+                       * (double)t->options.config.sequence_length / 2;
     return 6.0 * ((double)gpt_config_parameters(c) - lookups) + attention;
 }
 
