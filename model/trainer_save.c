@@ -159,5 +159,8 @@ bool trainer_restore(struct trainer *t, const char *from, struct error *err)
     if (!train_state_load(from, &t->optimizer, t->device, err)) return false;
     t->state = s;
     t->saved_step = s.step;
-    return trainer_publish(t, s.step, err); /* in case it was killed before it did */
+    /* In case it was killed before it did; and this checkpoint will not stay for ever. */
+    if (!trainer_publish(t, s.step, err)) return false;
+    if (t->options.tokenizer_dir) t->options.tokenizer_dir = t->options.dir;
+    return true;
 }
