@@ -21,7 +21,7 @@ struct split {
 struct dataset {
     struct split splits[N_SPLITS];
     int64_t block_size, vocab_size, max_spans;
-    bool apart;
+    bool apart, only_validation;
     uint64_t seed;
     char fingerprint[65];
 };
@@ -86,13 +86,13 @@ static bool cut(struct dataset *ds, struct error *err)
     ds->max_spans = 1;
     if (ds->apart) {
         if (!pack(ds, train, err) || !pack(ds, val, err)) return false;
-        return train->n_sequences > 0 ||
+        return train->n_sequences > 0 || (ds->only_validation && val->n_sequences > 0) ||
                error_set(err, ERR_INVALID, NULL, "the training data have no document of two tokens "
                          "or more");
     }
     if (train->stream.n_tokens > 1) train->n_sequences = (train->stream.n_tokens - 1) / T;
     if (val->stream.n_tokens > 1) val->n_sequences = ceil_div(val->stream.n_tokens - 1, T);
-    if (train->n_sequences > 0) return true;
+    if (train->n_sequences > 0 || (ds->only_validation && val->n_sequences > 0)) return true;
     return error_set(err, ERR_INVALID, "block_size", "the training data have %lld tokens; a "
                      "sequence of block_size %lld needs %lld: give more text, or a smaller "
                      "block_size", (long long)train->stream.n_tokens, (long long)T,
@@ -211,6 +211,7 @@ bool dataset_open(const struct dataset_options *o, struct dataset **out, struct 
     ds->block_size = o->block_size;
     ds->vocab_size = o->vocab_size;
     ds->apart = o->keep_documents_apart;
+    ds->only_validation = o->val_fraction == 1;
     ds->seed = o->seed;
     bool shards = o->n_inputs > 0 && token_shards_is_dir(o->inputs[0]);
     if (!(shards ? open_shards(o, ds, err) : open_files(o, ds, err)) || !cut(ds, err)) {

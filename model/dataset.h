@@ -4,7 +4,8 @@
  *
  * Sources:
  *   text files     one document each; the tokenizer's end of text, where a file spells it out
- *                  ("<|endoftext|>"), parts it into several. UTF-8
+ *                  ("<|endoftext|>"), parts it into several. UTF-8. More than 16 MiB
+ *                  without are several documents, too, but with nothing between them
  *   .jsonl .ndjson .json   one document a line: {"text": ...}; {"prompt": ..., "completion": ...},
  *                  loss on the completion alone; {"messages": [{"role", "content"}, ...]}, loss
  *                  on the assistant's parts alone. Other keys are ignored
@@ -47,7 +48,7 @@ struct dataset_options {
     int32_t n_inputs;
     const struct tokenizer *tokenizer; /* not needed for shards */
     const struct dataset_chat *chat;   /* for `messages`; NULL: such lines are an error */
-    /* The share of SPLIT_VALIDATION; 0: none. Of documents, chosen at random, the same for every
+    /* The share of SPLIT_VALIDATION; 0: none, 1: all (there is nothing to train on then). Of documents, chosen at random, the same for every
      * seed; of text files with fewer than 20 documents in all, the end of each. Shards are split
      * already. */
     double val_fraction;

@@ -84,9 +84,9 @@ int64_t dataset_jsonl_count(const struct dataset_file *f);
 bool dataset_jsonl_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
     MUST_CHECK;
 
-/* What both do for each document: begin, text (any number), end (EOS), finish. `where` is for
- * messages. */
-bool dataset_document_begin(struct dataset_reader *r, struct error *err) MUST_CHECK;
+/* What both do for each document: begin (with BOS where the tokenizer adds one), text (any number),
+ * end (EOS), finish. `where` is for messages. */
+bool dataset_document_begin(struct dataset_reader *r, bool bos, struct error *err) MUST_CHECK;
 bool dataset_document_text(struct dataset_reader *r, const char *where, const char *text, size_t n,
                            bool learn, struct error *err) MUST_CHECK;
 bool dataset_document_end(struct dataset_reader *r, struct error *err) MUST_CHECK;

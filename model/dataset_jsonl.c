@@ -72,7 +72,7 @@ static bool read_text(struct dataset_reader *r, const struct line *line, const s
                       struct error *err)
 {
     const char *text;
-    return get_text(line, object, "text", &text, err) && dataset_document_begin(r, err) &&
+    return get_text(line, object, "text", &text, err) && dataset_document_begin(r, true, err) &&
            take_text(r, line, text, true, err) && dataset_document_end(r, err);
 }
 
@@ -84,7 +84,7 @@ static bool read_completion(struct dataset_reader *r, const struct line *line,
         !get_text(line, object, "completion", &completion, err))
         return false;
     if (!completion[0]) return wrong(line, err, "\"completion\" is empty: nothing to learn");
-    if (!dataset_document_begin(r, err)) return false;
+    if (!dataset_document_begin(r, true, err)) return false;
     for (size_t i = 0; i < r->ids.n; i++) buf_putc(&r->loss, 0); /* BOS */
     r->has_loss = true;
     return take_text(r, line, prompt, false, err) && take_text(r, line, completion, true, err) &&

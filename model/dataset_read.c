@@ -21,6 +21,10 @@ static void splitter_init(struct dataset_splitter *s, int64_t n_documents, bool 
 {
     double f = s->val_fraction;
     s->n_documents = n_documents;
+    if (f == 1) {
+        s->n_held_out = n_documents;
+        return;
+    }
     s->inside = f > 0 && n_documents < DATASET_FEW_DOCUMENTS && !any_jsonl;
     if (s->inside || f <= 0 || n_documents < 2) return;
     s->n_held_out = (int64_t)llround(f * (double)n_documents);
@@ -66,12 +70,12 @@ static bool push(struct dataset_reader *r, int32_t id, struct error *err)
            error_set(err, ERR_MEMORY, NULL, "no memory for a document's tokens");
 }
 
-bool dataset_document_begin(struct dataset_reader *r, struct error *err)
+bool dataset_document_begin(struct dataset_reader *r, bool bos, struct error *err)
 {
     r->ids.n = 0;
     r->has_loss = false;
     buf_clear(&r->loss);
-    if (r->visit || !tokenizer_adds_bos(r->o->tokenizer)) return true;
+    if (r->visit || !bos || !tokenizer_adds_bos(r->o->tokenizer)) return true;
     return push(r, tokenizer_bos(r->o->tokenizer), err);
 }
 
@@ -133,9 +137,9 @@ static bool check_options(const struct dataset_options *o, struct error *err)
     if (!o->tokenizer)
         return error_set(err, ERR_INVALID, NULL, "text needs a tokenizer; only token shards do "
                          "without");
-    if (!(o->val_fraction >= 0 && o->val_fraction < 1))
-        return error_set(err, ERR_INVALID, "val_fraction", "val_fraction is %g; it must be at "
-                         "least 0 and below 1", o->val_fraction);
+    if (!(o->val_fraction >= 0 && o->val_fraction <= 1))
+        return error_set(err, ERR_INVALID, "val_fraction", "val_fraction is %g; it must be from 0 "
+                         "to 1", o->val_fraction);
     if (tokenizer_vocab_size(o->tokenizer) > o->vocab_size)
         return error_set(err, ERR_INVALID, "vocab_size", "the tokenizer has %d tokens, the model's "
                          "vocab_size is %lld", tokenizer_vocab_size(o->tokenizer),

@@ -426,6 +426,177 @@ static void test_no_room_changes_nothing(void **state)
     dataset_close(ds);
 }
 
+/* ---- JSON lines ---- */
+
+/* Renders "<role's first letter>: content " and lets the assistant's content be learned. */
+static bool fake_chat(void *ctx, const struct dataset_message *messages, size_t n,
+                      struct token_ids *ids, struct buf *loss, struct error *err)
+{
+    const struct tokenizer *t = ctx;
+    for (size_t i = 0; i < n; i++) {
+        bool learn = strcmp(messages[i].role, "assistant") == 0;
+        if (!tokenizer_encode(t, messages[i].role, 1, 0, SIZE_MAX, ids, err) ||
+            !tokenizer_encode(t, messages[i].content, messages[i].n_content, 0, SIZE_MAX, ids, err))
+            return false;
+        buf_putc(loss, 0);
+        for (size_t k = 0; k < messages[i].n_content; k++) buf_putc(loss, learn);
+    }
+    return true;
+}
+
+static void test_json_lines(void **state)
+{
+    struct fixture *f = *state;
+    const struct dataset_chat chat = {fake_chat, f->tokenizer};
+    add_text(f, "a.jsonl", "{\"text\": \"ab\\nc\", \"id\": 7}\r\n\n"
+             "{\"prompt\": \"de\", \"completion\": \"fg\"}\n  \n"
+             "{\"messages\": [{\"role\": \"user\", \"content\": \"xy\"},"
+             " {\"role\": \"assistant\", \"content\": \"zz\"}]}");
+    f->options.chat = &chat;
+    f->options.block_size = 15;
+    struct dataset *ds = open_data(f);
+    assert_int_equal(dataset_documents(ds, SPLIT_TRAIN), 3);
+    assert_true(dataset_has_mask(ds));
+    expect(f, ds, SPLIT_TRAIN, 0, "ab/c.defg.uxyaz>b/c.--fg.----zz", 9);
+    dataset_close(ds);
+
+    f->options.keep_documents_apart = true;
+    f->options.block_size = 5;
+    ds = open_data(f);
+    assert_int_equal(dataset_sequences(ds, SPLIT_TRAIN), 3);
+    int64_t learned, all = 0;
+    for (int64_t i = 0; i < 3; i++) {
+        const char *text = sequence(f, ds, SPLIT_TRAIN, i, &learned);
+        assert_true(strcmp(text, "ab/c>b/c.") == 0 || strcmp(text, "defg>-fg.") == 0 ||
+                    strcmp(text, "uxyaz>---zz") == 0);
+        all += learned;
+    }
+    assert_int_equal(all, 4 + 3 + 2);
+    dataset_close(ds);
+}
+
+static void test_bad_json_lines(void **state)
+{
+    static const struct { const char *line, *says; enum error_code code; } cases[] = {
+        {"{\"text\": \"a\"", "bad.jsonl: line 3: invalid JSON at byte 12", ERR_FORMAT},
+        {"[1]", "line 3 is an array; each line must be one JSON object", ERR_FORMAT},
+        {"{}", "line 3: must have either", ERR_FORMAT},
+        {"{\"text\": \"a\", \"prompt\": \"b\"}", "line 3: must have either", ERR_FORMAT},
+        {"{\"text\": 1}", "\"text\" is a number; it must be a string", ERR_FORMAT},
+        {"{\"prompt\": \"a\"}", "\"completion\" is missing", ERR_FORMAT},
+        {"{\"prompt\": \"a\", \"completion\": \"\"}", "\"completion\" is empty", ERR_FORMAT},
+        {"{\"completion\": \"a\"}", "\"prompt\" is missing", ERR_FORMAT},
+        {"{\"text\": \"A\"}", "line 3: ", ERR_INVALID},
+        {"{\"messages\": []}", "must be an array of messages", ERR_FORMAT},
+        {"{\"messages\": {}}", "must be an array of messages", ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "nothing to learn",
+         ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"tool\", \"content\": \"a\"}]}", "the role \"tool\"",
+         ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"user\"}]}", "\"content\" is missing", ERR_FORMAT},
+        {"{\"messages\": [7]}", "\"role\" is missing", ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
+         "need a model with a chat template", ERR_FORMAT},
+    };
+    struct fixture *f = *state;
+    char text[256];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(text, sizeof text, "{\"text\": \"ok\"}\n\n%s\n", cases[i].line);
+        add_text(f, "bad.jsonl", text);
+        refused(f, cases[i].code, cases[i].says);
+        f->n_files--;
+    }
+    add_text(f, "bad.jsonl", "\n\n");
+    refused(f, ERR_FORMAT, "bad.jsonl has no documents");
+}
+
+static bool join_texts(void *ctx, const char *text, size_t n, struct error *err)
+{
+    struct buf *all = ctx;
+    (void)err;
+    buf_append(all, text, n);
+    buf_putc(all, '|');
+    return true;
+}
+
+static void test_texts_are_visited(void **state)
+{
+    struct fixture *f = *state;
+    struct buf all;
+    buf_init(&all, 1000);
+    add_text(f, "a.txt", "One<|endoftext|>Two");
+    add_text(f, "b.jsonl", "{\"prompt\": \"P\", \"completion\": \"C\"}\n{\"messages\": "
+             "[{\"role\": \"user\", \"content\": \"U\"}, {\"role\": \"assistant\","
+             " \"content\": \"A\"}]}");
+    assert_true(dataset_visit_texts(f->inputs, f->n_files, join_texts, &all, &f->err));
+    assert_string_equal(all.data, "One<|endoftext|>Two|P|C|U|A|");
+    buf_free(&all);
+}
+
+/* ---- long texts ---- */
+
+/* Over 16 MiB: in pieces, cut between lines, with nothing put between them. */
+static void test_a_long_text_comes_in_pieces(void **state)
+{
+    struct fixture *f = *state;
+    enum { N = 17 << 20 };
+    char *text = malloc(N);
+    for (size_t i = 0; i < N; i++) text[i] = i % 1000 == 999 ? '\n' : (char)('a' + i % 23);
+    add_file(f, "long.txt", text, N);
+    f->options.block_size = 1000;
+    f->options.val_fraction = 0.25;
+    struct dataset *ds = open_data(f);
+    int64_t train = dataset_tokens(ds, SPLIT_TRAIN), val = dataset_tokens(ds, SPLIT_VALIDATION);
+    /* Two pieces; each part held out is followed by an EOS where it was. */
+    assert_int_equal(dataset_documents(ds, SPLIT_TRAIN), 2);
+    assert_int_equal(train + val, N + 1 + 2);
+    f->options.val_fraction = 0;
+    struct dataset *whole = open_data(f);
+    assert_int_equal(dataset_tokens(whole, SPLIT_TRAIN), N + 1);
+    int64_t learned;
+    for (int64_t i = 0; i < dataset_sequences(whole, SPLIT_TRAIN); i++) {
+        const char *at = sequence(f, whole, SPLIT_TRAIN, i, &learned);
+        assert_int_equal(learned, 1000);
+        assert_ptr_equal(strchr(at, '>'), at + 1000);
+        const char *end = memchr(at, '.', 1000), *line = memchr(at, '/', 1000);
+        assert_null(end);
+        assert_non_null(line);
+        for (int k = 0; k < 998; k++) { /* letters go round, and a line's end takes one's place */
+            int step = at[k] == '/' || at[k + 1] == '/' ? 0 : at[k + 1] - at[k];
+            assert_true(step == 0 || step == 1 || step == -22);
+            assert_true(step != 0 || at + k == line || at + k + 1 == line);
+        }
+    }
+    dataset_close(ds);
+    dataset_close(whole);
+    free(text);
+}
+
+static void test_bos_begins_documents(void **state)
+{
+    static const char json[] =
+        "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"<s>\": 0, \"</s>\": 1, \"a\": 2, "
+        "\"b\": 3}, \"merges\": []}, \"added_tokens\": [{\"id\": 0, \"content\": \"<s>\", "
+        "\"special\": true}, {\"id\": 1, \"content\": \"</s>\", \"special\": true}], "
+        "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+        "{\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], \"special_tokens\": "
+        "{\"<s>\": {\"ids\": [0]}}}}";
+    struct fixture *f = *state;
+    struct tokenizer *t;
+    if (!tokenizer_open_json(json, sizeof json - 1, "bos", &t, &f->err)) fail_msg("%s", f->err.text);
+    add_text(f, "a.jsonl", "{\"text\": \"ab\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}");
+    f->options.tokenizer = t;
+    f->options.block_size = 7;
+    struct dataset *ds = open_data(f);
+    gpt_rows_clear(&f->rows);
+    assert_int_equal(dataset_add(ds, SPLIT_TRAIN, 0, &f->rows, &train_options), 5);
+    static const int32_t tokens[] = {0, 2, 3, 1, 0, 2, 3}, targets[] = {2, 3, 1, -1, -1, 3, 1};
+    assert_memory_equal(f->rows.tokens, tokens, sizeof tokens);
+    assert_memory_equal(f->rows.targets, targets, sizeof targets);
+    dataset_close(ds);
+    tokenizer_free(t);
+}
+
 /* ---- what is refused ---- */
 
 static void test_too_short(void **state)
@@ -447,7 +618,7 @@ static void test_bad_text(void **state)
         {"\0a\0b\0c\0d", 8, "is UTF-16"},
         {"abcdefg\nabc\0", 12, "line 2, byte 11 of the file is NUL"},
         {"<|endoftext|>", 13, "bad.txt has no documents"},
-        {"aBc", 3, "bad.txt: the document at byte 0"},
+        {"aBc", 3, "bad.txt: the text at byte 0"},
     };
     struct fixture *f = *state;
     add_text(f, "good.txt", alphabet);
@@ -523,6 +694,11 @@ int main(void)
         TEST(test_many_documents_are_split_whole),
         TEST(test_documents_apart_are_packed_whole),
         TEST(test_no_room_changes_nothing),
+        TEST(test_json_lines),
+        TEST(test_bad_json_lines),
+        TEST(test_texts_are_visited),
+        TEST(test_a_long_text_comes_in_pieces),
+        TEST(test_bos_begins_documents),
         TEST(test_too_short),
         TEST(test_bad_text),
         TEST(test_missing_inputs),
