@@ -14,6 +14,7 @@ static const struct subcommand subcommands[] = {
     {"serve", "serve a model over HTTP", cmd_serve},
     {"generate", "generate text on the command line", cmd_generate},
     {"train", "train a model from text", cmd_train},
+    {"eval", "loss and perplexity of a model on text", cmd_eval},
     {"inspect", "print what a checkpoint holds", cmd_inspect},
     {"convert", "write a model in another format or element type", cmd_convert},
     {"data", "turn text into token shards for training", cmd_data},

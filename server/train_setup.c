@@ -170,6 +170,7 @@ static bool open_tokenizer(const struct train_options *o, struct train_setup *s,
                              "%s no tokenizer: say --tokenizer PATH", o->inputs[0]);
         return true;
     }
+    chat_data_init(&s->chat_data, s->tokenizer, &s->chat);
     int64_t n = tokenizer_vocab_size(s->tokenizer);
     if (s->model.vocab_size == 0) s->model.vocab_size = n;
     if (n <= s->model.vocab_size) return true;
@@ -205,6 +206,7 @@ static bool open_data(const struct train_options *o, const struct train_setup *s
         .inputs = inputs,
         .n_inputs = n,
         .tokenizer = s->tokenizer,
+        .chat = s->tokenizer ? &s->chat : NULL,
         .val_fraction = val_fraction,
         .block_size = c->sequence_length,
         .vocab_size = s->model.vocab_size,
@@ -224,9 +226,9 @@ static const char *base_name(const char *path)
 static bool open_sets(const struct train_options *o, struct train_setup *s, struct error *err)
 {
     for (int32_t i = 0; i < o->val_input.n; i++) {
-        if (!open_data(o, s, &o->val_input.at[i], 1, 0, &s->val_data[i], err)) return false;
+        if (!open_data(o, s, &o->val_input.at[i], 1, 1, &s->val_data[i], err)) return false;
         s->sets[s->n_sets++] = (struct trainer_set){base_name(o->val_input.at[i]), s->val_data[i],
-                                                    SPLIT_TRAIN};
+                                                    SPLIT_VALIDATION};
     }
     if (o->val_input.n == 0 && dataset_sequences(s->data, SPLIT_VALIDATION) > 0)
         s->sets[s->n_sets++] = (struct trainer_set){"validation", s->data, SPLIT_VALIDATION};

@@ -4,6 +4,7 @@
 
 #include "model/train_state.h"
 #include "model/trainer.h"
+#include "server/chat_data.h"
 #include "server/train_options.h"
 
 struct train_setup {
@@ -13,13 +14,15 @@ struct train_setup {
     struct gpt_config model;
     struct tokenizer *tokenizer;    /* NULL: token shards without one */
     char tokenizer_dir[RUN_PATH_MAX]; /* "" without one */
+    struct chat_data chat_data;     /* conversations in its template */
+    struct dataset_chat chat;
     struct dataset *data;
     struct dataset *val_data[TRAINER_MAX_SETS];
     struct trainer_set sets[TRAINER_MAX_SETS];
     int32_t n_sets;
 };
 
-/* `o` was parsed once and checked; its flags are read again, over the config's values. */
+/* `*s` stays where it is until it is closed. `o` was parsed once and checked; its flags are read again, over the config's values. */
 bool train_setup_open(struct train_options *o, int argc, char **argv, struct train_setup *s,
                       struct error *err) MUST_CHECK;
 void train_setup_close(struct train_setup *s); /* harmless on a zeroed struct with lock -1 */

@@ -665,8 +665,8 @@ static void test_bad_options(void **state)
     f->options.vocab_size = 20;
     refused(f, ERR_INVALID, "the tokenizer has 29 tokens, the model's vocab_size is 20");
     f->options.vocab_size = VOCAB;
-    f->options.val_fraction = 1;
-    refused(f, ERR_INVALID, "val_fraction is 1");
+    f->options.val_fraction = 1.5;
+    refused(f, ERR_INVALID, "val_fraction is 1.5");
     f->options.val_fraction = 0;
     f->options.block_size = 0;
     refused(f, ERR_INVALID, "block_size is 0");
