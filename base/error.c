@@ -16,6 +16,9 @@ bool error_setv(struct error *err, enum error_code code, const char *param, cons
     char text[sizeof err->text];
     int n = vsnprintf(text, sizeof text, fmt, args);
     if (n >= (int)sizeof text) memcpy(text + sizeof text - 4, "...", 4);
+    /* Names come from files and requests: a line break in one must not begin a line of the log. */
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
     memcpy(err->text, text, sizeof text);
     return false;
 }

@@ -35,7 +35,7 @@ enum error_code {
 struct error {
     enum error_code code;
     char param[64];  /* the parameter or key at fault; "" when there is none */
-    char text[512];  /* one sentence, no newline; truncated with "..." if longer */
+    char text[512];  /* one sentence; control bytes become '?'; truncated with "..." if longer */
 };
 
 /* Fills `err` (if not NULL) and returns false. `param` may be NULL. */

@@ -45,6 +45,14 @@ static void test_a_text_may_be_part_of_itself(void **state)
     assert_string_equal(err.text, "outer: inner");
 }
 
+/* A name from outside must not begin a line of the log, or reach a terminal as a command. */
+static void test_control_bytes_become_question_marks(void **state)
+{
+    struct error err;
+    error_set(&err, ERR_INVALID, NULL, "no tensor %s\n", "a\nb\r\t\x1B[2J\x01\x7F z\xC3\xA9");
+    assert_string_equal(err.text, "no tensor a?b???[2J?? z\xC3\xA9?");
+}
+
 static void test_errno_chooses_the_code(void **state)
 {
     struct error err;
@@ -77,6 +85,7 @@ int main(void)
         cmocka_unit_test(test_set_fills_everything),
         cmocka_unit_test(test_long_texts_end_in_dots),
         cmocka_unit_test(test_a_text_may_be_part_of_itself),
+        cmocka_unit_test(test_control_bytes_become_question_marks),
         cmocka_unit_test(test_errno_chooses_the_code),
         cmocka_unit_test(test_every_code_has_its_own_name),
     };
