@@ -79,6 +79,21 @@ static bool pack(struct dataset *ds, struct split *split, struct error *err)
 
 /* ---- opening ---- */
 
+static bool too_short(const struct dataset *ds, struct error *err)
+{
+    long long n = (long long)ds->splits[SPLIT_TRAIN].stream.n_tokens, T = (long long)ds->block_size;
+    if (ds->only_validation)
+        return error_set(err, ERR_INVALID, NULL, "the data have no two tokens in a row, so there "
+                         "is nothing to predict");
+    if (ds->apart)
+        return error_set(err, ERR_INVALID, NULL, "the training data have no document of two tokens "
+                         "or more");
+    return error_set(err, ERR_INVALID, "block_size", "the training data have %lld tokens; a "
+                     "sequence of block_size %lld needs %lld: give more text, or a smaller "
+                     "block_size", n, T, T + 1);
+}
+
+/* Cuts both streams into sequences. */
 static bool cut(struct dataset *ds, struct error *err)
 {
     struct split *train = &ds->splits[SPLIT_TRAIN], *val = &ds->splits[SPLIT_VALIDATION];
@@ -86,17 +101,12 @@ static bool cut(struct dataset *ds, struct error *err)
     ds->max_spans = 1;
     if (ds->apart) {
         if (!pack(ds, train, err) || !pack(ds, val, err)) return false;
-        return train->n_sequences > 0 || (ds->only_validation && val->n_sequences > 0) ||
-               error_set(err, ERR_INVALID, NULL, "the training data have no document of two tokens "
-                         "or more");
+    } else {
+        if (train->stream.n_tokens > 1) train->n_sequences = (train->stream.n_tokens - 1) / T;
+        if (val->stream.n_tokens > 1) val->n_sequences = ceil_div(val->stream.n_tokens - 1, T);
     }
-    if (train->stream.n_tokens > 1) train->n_sequences = (train->stream.n_tokens - 1) / T;
-    if (val->stream.n_tokens > 1) val->n_sequences = ceil_div(val->stream.n_tokens - 1, T);
-    if (train->n_sequences > 0 || (ds->only_validation && val->n_sequences > 0)) return true;
-    return error_set(err, ERR_INVALID, "block_size", "the training data have %lld tokens; a "
-                     "sequence of block_size %lld needs %lld: give more text, or a smaller "
-                     "block_size", (long long)train->stream.n_tokens, (long long)T,
-                     (long long)T + 1);
+    const struct split *needed = ds->only_validation ? val : train;
+    return needed->n_sequences > 0 || too_short(ds, err);
 }
 
 static void digest_part(EVP_MD_CTX *md, const struct token_part *p)

@@ -48,9 +48,9 @@ struct dataset_options {
     int32_t n_inputs;
     const struct tokenizer *tokenizer; /* not needed for shards */
     const struct dataset_chat *chat;   /* for `messages`; NULL: such lines are an error */
-    /* The share of SPLIT_VALIDATION; 0: none; 1: all, with nothing to train on. Of documents, chosen
-     * at random, the same for every seed; of text files with fewer than 20 documents in all, the
-     * end of each. Shards are split already. */
+    /* The share of SPLIT_VALIDATION; 0: none; 1: all, and there is nothing to train on. Of
+     * documents, chosen at random, the same for every seed; of text files with fewer than 20
+     * documents in all, the end of each. Shards are split already. */
     double val_fraction;
     int64_t block_size; /* T: rows of a training sequence, at most */
     int64_t vocab_size; /* ids must be below */

@@ -380,6 +380,18 @@ static void test_many_documents_are_split_whole(void **state)
     dataset_close(other);
 }
 
+static void test_all_can_be_validation(void **state)
+{
+    struct fixture *f = *state;
+    add_text(f, "a.txt", "abc");
+    f->options.val_fraction = 1;
+    struct dataset *ds = open_data(f);
+    assert_int_equal(dataset_tokens(ds, SPLIT_TRAIN), 0);
+    assert_int_equal(dataset_sequences(ds, SPLIT_TRAIN), 0);
+    expect(f, ds, SPLIT_VALIDATION, 0, "abc>bc.", 3);
+    dataset_close(ds);
+}
+
 /* ---- documents kept apart ---- */
 
 static void test_documents_apart_are_packed_whole(void **state)
@@ -583,7 +595,8 @@ static void test_bos_begins_documents(void **state)
         "{\"<s>\": {\"ids\": [0]}}}}";
     struct fixture *f = *state;
     struct tokenizer *t;
-    if (!tokenizer_open_json(json, sizeof json - 1, "bos", &t, &f->err)) fail_msg("%s", f->err.text);
+    if (!tokenizer_open_json(json, sizeof json - 1, "bos", &t, &f->err))
+        fail_msg("%s", f->err.text);
     add_text(f, "a.jsonl", "{\"text\": \"ab\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}");
     f->options.tokenizer = t;
     f->options.block_size = 7;
@@ -692,6 +705,7 @@ int main(void)
         TEST(test_a_byte_order_mark_is_skipped),
         TEST(test_few_documents_are_split_inside),
         TEST(test_many_documents_are_split_whole),
+        TEST(test_all_can_be_validation),
         TEST(test_documents_apart_are_packed_whole),
         TEST(test_no_room_changes_nothing),
         TEST(test_json_lines),
