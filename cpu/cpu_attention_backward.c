@@ -99,13 +99,19 @@ static void multiply(const struct backward *m, float *out, const float *x, const
 
 /* ---- dropout's factor ---- */
 
-/* z of head h at (query row, key): 0 or 1 / (1 - p), from a counter of its own. */
-static float dropout_factor(const struct attention *a, int64_t head, int64_t row, int64_t key)
+/* z of a head at (query row, keys key0 ..), 0 or 1 / (1 - p): four keys to a counter, which names head, row and
+ * keys. All ones without dropout. */
+static void dropout_factors(const struct attention *a, int64_t head, int64_t row, int64_t key0,
+                            float z[KEYS])
 {
-    uint32_t counter[4] = {(uint32_t)key / 4, (uint32_t)row, (uint32_t)head, 1}, words[4];
-    uint32_t philox_key[2] = {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)};
-    philox4x32(counter, philox_key, words);
-    return words[key % 4] >= (uint32_t)((double)a->dropout * 4294967296.0) ? 1 / (1 - a->dropout) : 0;
+    uint32_t key[2] = {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)};
+    uint32_t threshold = (uint32_t)((double)a->dropout * 4294967296.0);
+    for (int64_t j = 0; j < KEYS; j += 4) {
+        uint32_t counter[4] = {(uint32_t)(key0 + j) / 4, (uint32_t)row, (uint32_t)head, 1}, words[4];
+        if (a->dropout > 0) philox4x32(counter, key, words);
+        for (int i = 0; i < 4; i++)
+            z[j + i] = a->dropout == 0 ? 1 : words[i] >= threshold ? 1 / (1 - a->dropout) : 0;
+    }
 }
 
 /* ---- loading ---- */
@@ -213,11 +219,12 @@ static void finish_block(const struct backward *m, struct pieces *x, int64_t hea
     for (int64_t i = 0; i < n; i++) {
         float *p = x->p + i * KEYS, *ds = x->ds + i * KEYS;
         int64_t query = query0 + i, seen = max_i64(0, min_i64(KEYS, query - key0 + 1));
+        float z[KEYS];
         m->kernels->row_exp(p, p, seen, x->lse[query] / scale, scale);
+        dropout_factors(m->a, head, row0 + query, key0, z);
         for (int64_t j = 0; j < seen; j++) {
-            float z = m->a->dropout > 0 ? dropout_factor(m->a, head, row0 + query, key0 + j) : 1;
-            ds[j] = p[j] * (z * ds[j] - x->delta[query]) * scale;
-            p[j] *= z;
+            ds[j] = p[j] * (z[j] * ds[j] - x->delta[query]) * scale;
+            p[j] *= z[j];
         }
         for (int64_t j = seen; j < KEYS; j++) p[j] = ds[j] = 0;
     }
@@ -355,6 +362,7 @@ static void forward_head(const struct backward *m, const struct span *s, int64_t
             for (int64_t i = 0; i < n; i++) {
                 int64_t q = q0 + i, seen = max_i64(0, min_i64(KEYS, q - key0 + 1));
                 float *p = x->p + i * KEYS, *ds = x->ds + i * KEYS, *out = x->dq + q * m->n_dim;
+                float z[KEYS];
                 memset(ds, 0, KEYS * 4);
                 if (seen == 0) continue;
                 float high = scale * m->kernels->row_max(p, seen);
@@ -363,8 +371,8 @@ static void forward_head(const struct backward *m, const struct span *s, int64_t
                 sum[q] = sum[q] * before + m->kernels->row_exp(ds, p, seen, high / scale, scale);
                 max[q] = high;
                 for (int64_t k = 0; k < K; k++) out[k] *= before;
-                for (int64_t j = 0; j < seen; j++)
-                    ds[j] *= dropout_factor(m->a, head, s->row0 + q, key0 + j);
+                dropout_factors(m->a, head, s->row0 + q, key0, z);
+                for (int64_t j = 0; j < seen; j++) ds[j] *= z[j];
             }
             add_queries(m, x, n, x->dq + q0 * m->n_dim);
         }
