@@ -267,7 +267,7 @@ static void test_preset_wrong_values_are_refused(void **state)
     refuse_preset(OWN ",\"mlp_type\":\"relu\"}", "mlp_type", "gelu, gelu_exact, swiglu");
     refuse_preset(OWN ",\"mlp_type\":3}", "mlp_type", "a number, not a string");
     refuse_preset(OWN ",\"n_ff\":-1}", "n_ff", "not within");
-    refuse_preset(OWN ",\"dropout\":1.5}", "dropout", "not within");
+    refuse_preset(OWN ",\"dropout\":1.5}", "dropout", "must be from");
     refuse_preset(OWN ",\"seed\":-1}", "seed", "must be from 0");
     refuse_preset(OWN ",\"max_iters\":1.5}", "max_iters", "not an integer");
     refuse_preset(OWN ",\"learning_rate\":\"x\"}", "learning_rate", "a string");
