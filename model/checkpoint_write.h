@@ -38,8 +38,8 @@ bool file_write_atomic(const char *path, const void *bytes, size_t n, struct err
 bool checkpoint_write(const struct gpt *g, struct device *d, const char *dir, struct error *err)
     MUST_CHECK;
 /* Copies tokenizer.json and its kind from a model's path, and generation_config.json, or makes one; from a
- * GGUF file they are all made. Puts the markers' ids into dir's config.json. A source without a
- * tokenizer is fine. */
+ * GGUF file they are all made. Puts the markers' ids into the config.json that checkpoint_write left in
+ * dir. A source without a tokenizer is fine. */
 bool checkpoint_write_tokenizer(const char *from, const char *dir, struct error *err) MUST_CHECK;
 /* manifest.json over all regular files of dir but itself and NAME.tmp, each synced; checkpoint_verify reads it
  * back and compares: ERR_NOT_FOUND without a manifest, ERR_FORMAT naming the file that is missing,

@@ -18,6 +18,7 @@
 #include "base/file.h"
 #include "model/checkpoint_write.h"
 #include "model/device_train.h"
+#include "model/file_write.h"
 #include "model/hf_config_write.h"
 #include "tests/model/checkpoint_util.h"
 #include "tests/model/model_runner.h"
@@ -308,6 +309,307 @@ static void test_other_switches_are_kept_in_gptds_words(void **state)
     }
 }
 
+/* ---- Tokenizers and configs ---- */
+
+static char *read_text(const char *name)
+{
+    struct buf b;
+    struct error err;
+    char path[200];
+    snprintf(path, sizeof path, "%s/out/%s", test_dir(), name);
+    buf_init(&b, 1 << 24);
+    must(file_read(path, &b, &err), &err);
+    return buf_take(&b, NULL);
+}
+
+static bool out_has(const char *name)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/out/%s", test_dir(), name);
+    return file_exists(path);
+}
+
+static void write_golden(const char *path)
+{
+    struct model_runner r;
+    struct error err;
+    runner_open(&r, path, DTYPE_F32, &one_thread, 1);
+    must(checkpoint_write(&r.gpt, r.device, in_test_dir("out"), &err), &err);
+    runner_close(&r);
+}
+
+static void expect_text(const char *name, const char *wanted)
+{
+    char *text = read_text(name);
+    if (!strstr(text, wanted)) fail_msg("no %s in %s", wanted, text);
+    free(text);
+}
+
+static void test_config_has_the_keys_that_transformers_reads(void **state)
+{
+    static const char *const wanted[] = {
+        "\"architectures\": [\"GPT2LMHeadModel\"]", "\"model_type\": \"gpt2\"",
+        "\"n_inner\": 192", "\"n_positions\": 96", "\"n_ctx\": 96", "\"vocab_size\": 150",
+        "\"activation_function\": \"gelu_new\"", "\"layer_norm_epsilon\": 1e-05",
+        "\"tie_word_embeddings\": true", "\"torch_dtype\": \"float32\"", "\"resid_pdrop\": 0.0",
+        "\"bos_token_id\": null", "\"eos_token_id\": null",
+    };
+    write_golden("tests/golden/gpt2");
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
+        expect_text("config.json", wanted[i]);
+    write_golden("tests/golden/llama3");
+    expect_text("config.json", "\"rope_type\": \"llama3\",\n    \"factor\": 8.0,");
+    expect_text("config.json", "\"rope_theta\": 10000.0");
+}
+
+/* The tokenizer's markers reach config.json, and stay when the weights are written again. */
+static void test_the_tokenizer_comes_along(void **state)
+{
+    struct error err;
+    write_golden("tests/golden/llama");
+    must(checkpoint_write_tokenizer("models/shakespeare", in_test_dir("out"), &err), &err);
+    for (int again = 0; again < 2; again++) {
+        expect_text("config.json", "\"bos_token_id\": 0,\n  \"eos_token_id\": 0");
+        expect_text("config.json", "\"torch_dtype\": \"float32\"");
+        expect_text("generation_config.json", "\"eos_token_id\": 0");
+        assert_true(out_has("tokenizer.json"));
+        write_golden("tests/golden/llama");
+    }
+    /* Into itself: nothing changes. */
+    char dir[96];
+    snprintf(dir, sizeof dir, "%s", in_test_dir("out"));
+    char *before = read_text("tokenizer.json");
+    must(checkpoint_write_tokenizer(dir, dir, &err), &err);
+    char *after = read_text("tokenizer.json");
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+}
+
+static void test_a_source_without_tokenizer_is_fine(void **state)
+{
+    struct error err;
+    write_golden("tests/golden/qwen3");
+    must(checkpoint_write_tokenizer("tests/golden/qwen3", in_test_dir("out"), &err), &err);
+    assert_false(out_has("tokenizer.json"));
+}
+
+/* ---- The manifest ---- */
+
+static void refuse_verify(const char *why, enum error_code code)
+{
+    struct error err = {0};
+    if (checkpoint_verify(in_test_dir("out"), &err)) fail_msg("verified, expected: %s", why);
+    if (!strstr(err.text, why)) fail_msg("expected \"%s\" in \"%s\"", why, err.text);
+    assert_int_equal(err.code, code);
+}
+
+static void seal(void)
+{
+    struct error err;
+    must(checkpoint_seal(in_test_dir("out"), &err), &err);
+    must(checkpoint_verify(in_test_dir("out"), &err), &err);
+}
+
+static void test_a_sealed_directory_verifies_until_it_changes(void **state)
+{
+    struct error err;
+    char dir[96];
+    write_golden("tests/golden/gpt2");
+    snprintf(dir, sizeof dir, "%s", in_test_dir("out"));
+    refuse_verify("is incomplete: it has no manifest.json", ERR_NOT_FOUND);
+    write_text(dir, "a.txt", "hello");
+    seal();
+    write_text(dir, "a.txt", "hellO");
+    refuse_verify("a.txt is not the file that manifest.json lists: its SHA-256", ERR_FORMAT);
+    write_text(dir, "a.txt", "hell");
+    refuse_verify("a.txt has 4 bytes, but manifest.json says 5", ERR_FORMAT);
+    remove(in_test_dir("out/a.txt"));
+    refuse_verify("a.txt is missing", ERR_FORMAT);
+    write_text(dir, "a.txt", "hello");
+    must(checkpoint_verify(dir, &err), &err);
+    assert_int_equal(truncate(in_test_dir("out/model.safetensors"), 1000), 0);
+    refuse_verify("model.safetensors has 1000 bytes", ERR_FORMAT);
+}
+
+/* Files that come later do not matter; what a crash left behind is not listed. */
+static void test_the_manifest_lists_whole_files_only(void **state)
+{
+    char dir[96];
+    write_golden("tests/golden/gpt2");
+    snprintf(dir, sizeof dir, "%s", in_test_dir("out"));
+    write_text(dir, "config.json.tmp", "half");
+    assert_int_equal(mkdir(in_test_dir("out/checkpoints"), 0755), 0);
+    seal();
+    char *text = read_text("manifest.json");
+    assert_null(strstr(text, "tmp"));
+    assert_null(strstr(text, "checkpoints"));
+    assert_null(strstr(text, "manifest"));
+    assert_non_null(strstr(text, "config.json"));
+    /* sha256sum of an empty file, to know that it is that digest. */
+    free(text);
+    write_text(dir, "empty", "");
+    seal();
+    expect_text("manifest.json",
+                "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    write_text(dir, "later.txt", "x");
+    struct error err;
+    must(checkpoint_verify(dir, &err), &err);
+}
+
+static void test_writing_again_takes_the_old_manifest_away(void **state)
+{
+    write_golden("tests/golden/gpt2");
+    seal();
+    write_golden("tests/golden/gpt2");
+    refuse_verify("has no manifest.json", ERR_NOT_FOUND);
+    seal();
+}
+
+static void test_a_strange_manifest_is_refused(void **state)
+{
+    static const struct { const char *text, *why; } cases[] = {
+        {"", "the text ends"},
+        {"{}", "no object \"files\""},
+        {"{\"files\":[]}", "no object \"files\""},
+        {"{\"files\":{\"../x\":{\"bytes\":1,\"sha256\":\"00\"}}}", "not a file's name"},
+        {"{\"files\":{\"x\":{\"bytes\":\"1\",\"sha256\":\"00\"}}}", "not a file's name"},
+        {"{\"files\":{\"x\":{\"bytes\":1}}}", "not a file's name"},
+        {"{\"files\":{\"x\":3}}", "not a file's name"},
+    };
+    write_golden("tests/golden/gpt2");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char dir[96];
+        snprintf(dir, sizeof dir, "%s", in_test_dir("out"));
+        write_text(dir, "manifest.json", cases[i].text);
+        refuse_verify(cases[i].why, ERR_FORMAT);
+    }
+}
+
+/* ---- A full disk, a directory that may not be written ---- */
+
+/* Runs f while no file may grow past `bytes`. */
+static void with_file_limit(int64_t bytes, void (*f)(void))
+{
+    struct rlimit old, limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    limit = old;
+    limit.rlim_cur = (rlim_t)bytes;
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    f();
+    setrlimit(RLIMIT_FSIZE, &old);
+    signal(SIGXFSZ, handler);
+}
+
+static void write_past_the_limit(void)
+{
+    struct model_runner r;
+    struct error err = {0};
+    runner_open(&r, "tests/golden/gpt2", DTYPE_F32, &one_thread, 1);
+    assert_false(checkpoint_write(&r.gpt, r.device, in_test_dir("out"), &err));
+    assert_int_equal(err.code, ERR_IO);
+    assert_non_null(strstr(err.text, "model.safetensors"));
+    assert_non_null(strstr(err.text, "File too large"));
+    runner_close(&r);
+}
+
+static void test_a_full_disk_leaves_no_file(void **state)
+{
+    with_file_limit(10000, write_past_the_limit);
+    assert_false(out_has("model.safetensors"));
+    assert_false(out_has("model.safetensors.tmp"));
+    assert_false(out_has("config.json"));
+}
+
+/* The old file is still whole. */
+static void test_a_full_disk_leaves_the_old_file(void **state)
+{
+    write_golden("tests/golden/llama");
+    with_file_limit(10000, write_past_the_limit);
+    struct checkpoint *ck = open_good(in_test_dir("out"));
+    assert_string_equal(checkpoint_config(ck)->arch, "llama");
+    checkpoint_close(ck);
+}
+
+static void write_long_text(void)
+{
+    static char bytes[5000];
+    struct error err = {0};
+    assert_false(file_write_atomic(in_test_dir("x"), bytes, sizeof bytes, &err));
+    assert_non_null(strstr(err.text, "cannot write"));
+}
+
+static void test_whole_files(void **state)
+{
+    struct error err = {0};
+    must(file_write_atomic(in_test_dir("x"), "one", 3, &err), &err);
+    with_file_limit(4096, write_long_text);
+    struct buf b;
+    buf_init(&b, 100);
+    must(file_read(in_test_dir("x"), &b, &err), &err);
+    assert_string_equal(b.data, "one");
+    buf_free(&b);
+    assert_false(file_exists(in_test_dir("x.tmp")));
+    must(file_write_atomic(in_test_dir("empty"), NULL, 0, &err), &err);
+    assert_true(file_exists(in_test_dir("empty")));
+    /* What a crash left is taken over. */
+    write_text(test_dir(), "y.tmp", "a longer text of a writer that died");
+    must(file_write_atomic(in_test_dir("y"), "two", 3, &err), &err);
+    struct stat st;
+    assert_int_equal(stat(in_test_dir("y"), &st), 0);
+    assert_int_equal(st.st_size, 3);
+    assert_int_equal(st.st_mode & 0777, 0644 & ~022);
+}
+
+static void test_places_that_cannot_be_written(void **state)
+{
+    struct error err = {0};
+    char long_path[5000];
+    assert_false(file_write_atomic(in_test_dir("no/such/x"), "a", 1, &err));
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_non_null(strstr(err.text, "no/such/x"));
+    memset(long_path, 'a', sizeof long_path - 1);
+    long_path[sizeof long_path - 1] = 0;
+    assert_false(file_write_atomic(long_path, "a", 1, &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
+    /* A directory by that name. */
+    assert_int_equal(mkdir(in_test_dir("d"), 0755), 0);
+    assert_false(file_write_atomic(in_test_dir("d"), "a", 1, &err));
+    assert_int_equal(err.code, ERR_IO);
+    assert_false(file_exists(in_test_dir("d.tmp")));
+    /* A file where a directory should be made. */
+    struct model_runner r;
+    write_text(test_dir(), "out", "a file");
+    runner_open(&r, "tests/golden/gpt2", DTYPE_F32, &one_thread, 1);
+    assert_false(checkpoint_write(&r.gpt, r.device, in_test_dir("out"), &err));
+    assert_non_null(strstr(err.text, "cannot make the directory"));
+    runner_close(&r);
+    if (geteuid() == 0) return; /* nothing is read-only to root */
+    assert_int_equal(chmod(in_test_dir("d"), 0555), 0);
+    assert_false(file_write_atomic(in_test_dir("d/x"), "a", 1, &err));
+    assert_non_null(strstr(err.text, "Permission denied"));
+    assert_int_equal(chmod(in_test_dir("d"), 0755), 0);
+}
+
+static void test_two_writers_of_one_file(void **state)
+{
+    struct file_writer first, second;
+    struct error err = {0};
+    must(file_writer_open(&first, in_test_dir("x"), &err), &err);
+    assert_false(file_writer_open(&second, in_test_dir("x"), &err));
+    assert_int_equal(err.code, ERR_BUSY);
+    must(file_writer_append(&first, "one", 3, &err), &err);
+    must(file_writer_close(&first, true, &err), &err);
+    must(file_writer_open(&second, in_test_dir("x"), &err), &err);
+    must(file_writer_close(&second, false, &err), &err);
+    struct buf b;
+    buf_init(&b, 100);
+    must(file_read(in_test_dir("x"), &b, &err), &err);
+    assert_string_equal(b.data, "one");
+    buf_free(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -317,6 +619,18 @@ int main(void)
         TEST(test_a_preset_without_biases_is_a_gpt2_with_zero_biases),
         TEST(test_the_family_follows_from_the_switches),
         TEST(test_other_switches_are_kept_in_gptds_words),
+        TEST(test_config_has_the_keys_that_transformers_reads),
+        TEST(test_the_tokenizer_comes_along),
+        TEST(test_a_source_without_tokenizer_is_fine),
+        TEST(test_a_sealed_directory_verifies_until_it_changes),
+        TEST(test_the_manifest_lists_whole_files_only),
+        TEST(test_writing_again_takes_the_old_manifest_away),
+        TEST(test_a_strange_manifest_is_refused),
+        TEST(test_a_full_disk_leaves_no_file),
+        TEST(test_a_full_disk_leaves_the_old_file),
+        TEST(test_whole_files),
+        TEST(test_places_that_cannot_be_written),
+        TEST(test_two_writers_of_one_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
