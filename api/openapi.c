@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api/api.h"
+#include "api/fine_tuning.h"
 #include "api/json_out.h"
 #include "api/request.h"
 #include "api/tokenize.h"
@@ -20,6 +21,11 @@
 #define FINISH "{\"enum\":[\"stop\",\"length\"]}"
 #define FINISH_OR_NULL "{\"enum\":[\"stop\",\"length\",null]}"
 #define OR_NULL(schema) "{\"anyOf\":[" schema ",{\"type\":\"null\"}]}"
+#define INTEGER_OR_NULL "{\"type\":[\"integer\",\"null\"]}"
+#define PAGE(name) \
+    OBJECT("\"object\",\"data\",\"has_more\"", \
+           "\"object\":{\"const\":\"list\"},\"data\":" ARRAY(REF(name)) \
+           ",\"has_more\":{\"type\":\"boolean\"}")
 #define REPLY_HEAD(object) \
     "\"id\":" STRING ",\"object\":{\"const\":\"" object "\"},\"created\":" INTEGER \
     ",\"model\":" STRING ",\"system_fingerprint\":{\"type\":\"string\",\"description\":" \
@@ -100,6 +106,40 @@ static const struct { const char *name, *schema; } schemas[] = {
         "ids.\"}")},
     {"ModelList", OBJECT("\"object\",\"data\"",
         "\"object\":{\"const\":\"list\"},\"data\":" ARRAY(REF("Model")))},
+    {"File", OBJECT("\"id\",\"object\",\"bytes\",\"created_at\",\"filename\",\"purpose\"",
+        "\"id\":" STRING ",\"object\":{\"const\":\"file\"},\"bytes\":" INTEGER
+        ",\"created_at\":" INTEGER ",\"filename\":" STRING ",\"purpose\":" STRING
+        ",\"status\":" STRING)},
+    {"FileList", PAGE("File")},
+    {"Deleted", OBJECT("\"id\",\"object\",\"deleted\"",
+        "\"id\":" STRING ",\"object\":" STRING ",\"deleted\":{\"const\":true}")},
+    {"FineTuningJob", OBJECT("\"id\",\"object\",\"created_at\",\"status\",\"model\","
+        "\"fine_tuned_model\",\"training_file\",\"hyperparameters\",\"seed\",\"error\"",
+        "\"id\":" STRING ",\"object\":{\"const\":\"fine_tuning.job\"},\"created_at\":" INTEGER
+        ",\"started_at\":" INTEGER_OR_NULL ",\"finished_at\":" INTEGER_OR_NULL
+        ",\"status\":{\"enum\":[\"validating_files\",\"queued\",\"running\",\"paused\","
+        "\"succeeded\",\"failed\",\"cancelled\"]},\"model\":" STRING
+        ",\"fine_tuned_model\":" STRING_OR_NULL ",\"suffix\":" STRING_OR_NULL
+        ",\"training_file\":" STRING ",\"validation_file\":" STRING_OR_NULL ",\"seed\":" INTEGER
+        ",\"hyperparameters\":{\"type\":\"object\"},\"method\":{\"type\":\"object\"}"
+        ",\"training\":{\"type\":\"object\",\"description\":\"Training keys as given.\"}"
+        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"error\":" OR_NULL(
+        OBJECT("\"code\",\"message\"", "\"code\":" STRING ",\"message\":" STRING))
+        ",\"metadata\":{\"type\":[\"object\",\"null\"]}")},
+    {"FineTuningJobList", PAGE("FineTuningJob")},
+    {"FineTuningEvent", OBJECT("\"id\",\"object\",\"created_at\",\"level\",\"type\","
+        "\"message\"",
+        "\"id\":" STRING ",\"object\":{\"const\":\"fine_tuning.job.event\"},\"created_at\":"
+        INTEGER ",\"level\":{\"enum\":[\"info\",\"warn\",\"error\"]},\"type\":{\"enum\":["
+        "\"message\",\"metrics\"]},\"message\":" STRING
+        ",\"data\":{\"type\":[\"object\",\"null\"]}")},
+    {"FineTuningEventList", PAGE("FineTuningEvent")},
+    {"FineTuningCheckpoint", OBJECT("\"id\",\"object\",\"created_at\",\"step_number\"",
+        "\"id\":" STRING ",\"object\":{\"const\":\"fine_tuning.job.checkpoint\"},"
+        "\"created_at\":" INTEGER ",\"fine_tuning_job_id\":" STRING
+        ",\"fine_tuned_model_checkpoint\":{\"type\":\"string\",\"description\":\"Its folder on "
+        "the server.\"},\"step_number\":" INTEGER ",\"metrics\":{\"type\":\"object\"}")},
+    {"FineTuningCheckpointList", PAGE("FineTuningCheckpoint")},
     {"Tokens", OBJECT("\"tokens\",\"count\"",
         "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion "
         "of the text would "
@@ -132,7 +172,12 @@ static const struct { const char *name, *schema; } schemas[] = {
 
 /* ---- paths ----------------------------------------------------------------------------------- */
 
-enum { ERRORS_BODY = 1, ERRORS_QUEUE = 2, ERRORS_ID = 4, ERRORS_READY = 8 };
+enum {
+    ERRORS_BODY = 1, ERRORS_QUEUE = 2, ERRORS_ID = 4, ERRORS_READY = 8,
+    TAKES_PAGE = 16,   /* after and limit */
+    TAKES_FILTER = 32, /* order and purpose */
+    TAKES_UPLOAD = 64,
+};
 
 static const struct operation {
     const char *path, *method, *id, *summary;
@@ -153,6 +198,33 @@ static const struct operation {
      NULL, ERRORS_BODY},
     {"/v1/models", "get", "listModels", "The served model", 0, "ModelList", NULL, NULL, 0},
     {"/v1/models/{id}", "get", "retrieveModel", "One model", 0, "Model", NULL, NULL, ERRORS_ID},
+    {"/v1/files", "post", "createFile", "Upload a file to train on", 0, "File", NULL, NULL,
+     TAKES_UPLOAD},
+    {"/v1/files", "get", "listFiles", "The uploaded files, newest first", 0, "FileList", NULL,
+     NULL, TAKES_PAGE | TAKES_FILTER},
+    {"/v1/files/{id}", "get", "retrieveFile", "One file", 0, "File", NULL, NULL, ERRORS_ID},
+    {"/v1/files/{id}", "delete", "deleteFile", "Delete a file; jobs that use it keep theirs", 0,
+     "Deleted", NULL, NULL, ERRORS_ID},
+    {"/v1/files/{id}/content", "get", "downloadFile", "The file's bytes", 0, NULL, NULL,
+     "application/octet-stream", ERRORS_ID},
+    {"/v1/fine_tuning/jobs", "post", "createFineTuningJob", "Train a model", ROUTE_FINE_TUNING,
+     "FineTuningJob", NULL, NULL, ERRORS_BODY},
+    {"/v1/fine_tuning/jobs", "get", "listFineTuningJobs", "The jobs, newest first", 0,
+     "FineTuningJobList", NULL, NULL, TAKES_PAGE},
+    {"/v1/fine_tuning/jobs/{id}", "get", "retrieveFineTuningJob", "One job", 0, "FineTuningJob",
+     NULL, NULL, ERRORS_ID},
+    {"/v1/fine_tuning/jobs/{id}/cancel", "post", "cancelFineTuningJob", "End a job for good", 0,
+     "FineTuningJob", NULL, NULL, ERRORS_ID},
+    {"/v1/fine_tuning/jobs/{id}/pause", "post", "pauseFineTuningJob",
+     "Write a checkpoint and stop", 0, "FineTuningJob", NULL, NULL, ERRORS_ID},
+    {"/v1/fine_tuning/jobs/{id}/resume", "post", "resumeFineTuningJob",
+     "Go on from the last checkpoint: a paused job, or one that failed", 0, "FineTuningJob", NULL,
+     NULL, ERRORS_ID},
+    {"/v1/fine_tuning/jobs/{id}/events", "get", "listFineTuningEvents",
+     "What happened, newest first", 0, "FineTuningEventList", NULL, NULL, ERRORS_ID | TAKES_PAGE},
+    {"/v1/fine_tuning/jobs/{id}/checkpoints", "get", "listFineTuningJobCheckpoints",
+     "The checkpoints that are kept, newest first", 0, "FineTuningCheckpointList", NULL, NULL,
+     ERRORS_ID | TAKES_PAGE},
     {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, 0},
     {"/health", "get", "health", "Is the server alive?", 0, NULL, NULL, "application/json",
      ERRORS_READY},
@@ -165,7 +237,8 @@ static const struct operation {
 static void render_body(const struct api_context *c, enum route route, struct buf *out)
 {
     size_t n;
-    const struct param *table = route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
+    const struct param *table = route == ROUTE_FINE_TUNING ? ft_param_table(&n)
+                                : route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
                                     ? completion_param_table(&n)
                                     : tokenize_param_table(&n);
     buf_puts(out, ",\"requestBody\":{\"required\":true,"
@@ -199,15 +272,36 @@ static void render_error_response(const char *status, const char *what, struct b
                status, what);
 }
 
+static void render_parameters(const struct operation *op, struct buf *out)
+{
+    if (!(op->errors & (ERRORS_ID | TAKES_PAGE))) return;
+    buf_puts(out, ",\"parameters\":[");
+    if (op->errors & ERRORS_ID)
+        buf_puts(out, "{\"name\":\"id\",\"in\":\"path\",\"required\":true,\"schema\":" STRING "}");
+    if ((op->errors & ERRORS_ID) && (op->errors & TAKES_PAGE)) buf_putc(out, ',');
+    if (op->errors & TAKES_PAGE)
+        buf_puts(out, "{\"name\":\"after\",\"in\":\"query\",\"description\":\"The id that the page "
+                      "follows.\",\"schema\":" STRING "},{\"name\":\"limit\",\"in\":\"query\","
+                      "\"schema\":{\"type\":\"integer\",\"minimum\":1,\"maximum\":10000}}");
+    if (op->errors & TAKES_FILTER)
+        buf_puts(out, ",{\"name\":\"order\",\"in\":\"query\",\"schema\":{\"enum\":[\"asc\","
+                      "\"desc\"]}},{\"name\":\"purpose\",\"in\":\"query\",\"schema\":" STRING "}");
+    buf_putc(out, ']');
+}
+
 static void render_operation(const struct api_context *c, const struct operation *op,
                              struct buf *out)
 {
-    buf_printf(out, "\"%s\":{\"%s\":{\"operationId\":\"%s\",\"summary\":\"%s\"", op->path,
-               op->method, op->id, op->summary);
-    if (op->errors & ERRORS_ID)
-        buf_puts(out, ",\"parameters\":[{\"name\":\"id\",\"in\":\"path\",\"required\":true,"
-                      "\"schema\":" STRING "}]");
+    buf_printf(out, "\"%s\":{\"operationId\":\"%s\",\"summary\":\"%s\"", op->method, op->id,
+               op->summary);
+    render_parameters(op, out);
     if (op->route) render_body(c, op->route, out);
+    if (op->errors & TAKES_UPLOAD)
+        buf_puts(out, ",\"requestBody\":{\"required\":true,\"content\":{\"multipart/form-data\":"
+                      "{\"schema\":{\"type\":\"object\",\"required\":[\"file\",\"purpose\"],"
+                      "\"additionalProperties\":false,\"properties\":{\"file\":{\"type\":"
+                      "\"string\",\"format\":\"binary\"},\"purpose\":{\"const\":\"fine-tune\"}"
+                      "}}}}}");
     buf_puts(out, ",\"responses\":{");
     render_reply(op, out);
     if (op->errors & ERRORS_BODY) {
@@ -217,7 +311,7 @@ static void render_operation(const struct api_context *c, const struct operation
         render_error_response("413", "The body is over the server's limit", out);
     }
     if (op->errors & (ERRORS_BODY | ERRORS_ID))
-        render_error_response("404", "No such model", out);
+        render_error_response("404", "Nothing by that id", out);
     if (op->errors & ERRORS_QUEUE) {
         render_error_response("429", "The queue is full: retry after the Retry-After header", out);
         render_error_response("504", "The request passed its deadline", out);
@@ -225,7 +319,7 @@ static void render_operation(const struct api_context *c, const struct operation
     if (op->errors & (ERRORS_QUEUE | ERRORS_READY))
         render_error_response("503", "Not ready, or shutting down", out);
     render_error_response("default", "Any other error", out);
-    buf_puts(out, "}}}");
+    buf_puts(out, "}}");
 }
 
 void api_openapi(const struct api_context *c, struct buf *out)
@@ -236,10 +330,13 @@ void api_openapi(const struct api_context *c, struct buf *out)
                   "400 that "
                   "names it.\"},\"paths\":{");
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
-        if (i) buf_putc(out, ',');
+        /* A path's operations stand together. */
+        bool same_path = i > 0 && strcmp(operations[i].path, operations[i - 1].path) == 0;
+        if (i) buf_puts(out, same_path ? "," : "},");
+        if (!same_path) buf_printf(out, "\"%s\":{", operations[i].path);
         render_operation(c, &operations[i], out);
     }
-    buf_puts(out, "},\"components\":{\"schemas\":{");
+    buf_puts(out, "}},\"components\":{\"schemas\":{");
     for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)
         buf_printf(out, "%s\"%s\":%s", i ? "," : "", schemas[i].name, schemas[i].schema);
     buf_puts(out, "}}}");

@@ -20,6 +20,8 @@ enum route {
     ROUTE_CHAT = 2,
     ROUTE_TOKENIZE = 4,
     ROUTE_DETOKENIZE = 8,
+    ROUTE_FINE_TUNING = 16,
+    ROUTE_LOAD = 32,
 };
 
 /* What a row's reader works with. */

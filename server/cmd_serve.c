@@ -9,9 +9,11 @@
 
 #include "api/chat.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "server/command.h"
 #include "server/http.h"
+#include "server/jobs.h"
 #include "server/model.h"
 #include "server/process.h"
 #include "server/signals.h"
@@ -21,12 +23,15 @@ struct serve_options {
     struct model_options model;
     struct http_options http;
     struct api_limits limits;
+    struct jobs_options jobs;
+    const char *data_dir;
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
     const char *log_level;
     bool auth, hint;
 };
 
-enum { N_SERVE_OPTIONS = 19, MAX_BODY = 1 << 30 };
+enum { N_SERVE_OPTIONS = 25, MAX_BODY = 1 << 30 };
+static const int64_t DEFAULT_MAX_UPLOAD = (int64_t)512 << 20, MAX_UPLOAD = (int64_t)1 << 42;
 
 static void options_init(struct serve_options *o)
 {
@@ -40,6 +45,9 @@ static void options_init(struct serve_options *o)
     };
     model_options_init(&o->model);
     api_limits_init(&o->limits);
+    jobs_options_init(&o->jobs);
+    o->data_dir = "gptd-data";
+    o->http.max_upload = DEFAULT_MAX_UPLOAD;
     o->http.max_body = (int64_t)o->limits.body_bytes;
     o->max_n = o->limits.max_n;
     o->max_prompt_tokens = o->limits.max_prompt_tokens;
@@ -75,6 +83,18 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"drain-timeout", OPTION_INT, &o->drain_timeout_s, 0, 86400, "SECONDS",
          "How long requests may go on after SIGTERM or SIGINT."},
         {"http-threads", OPTION_INT, &o->http.threads, 1, 64, "N", "Threads for connections."},
+        {"data-dir", OPTION_STRING, &o->data_dir, 0, 0, "DIR",
+         "Where uploaded files and training jobs are kept; made when first needed."},
+        {"max-upload", OPTION_BYTES, &o->http.max_upload, 1, (double)MAX_UPLOAD, "SIZE",
+         "Of an uploaded file; more gets 413."},
+        {"configs-dir", OPTION_STRING, &o->jobs.configs_dir, 0, 0, "DIR",
+         "Where the presets are that jobs name as configs/NAME."},
+        {"train-threads", OPTION_INT, &o->jobs.threads, 1, 4096, "N",
+         "CPU threads of a training job, which has a lower priority than serving."},
+        {"max-jobs", OPTION_INT, &o->jobs.max_running, 0, 64, "N",
+         "Training jobs that run at once; others wait."},
+        {"trainer", OPTION_STRING, &o->jobs.trainer, 0, 0, "PROGRAM",
+         "What runs jobs, with the arguments of gptd train; gptd itself without it."},
         {"log-level", OPTION_STRING, &o->log_level, 0, 0, "error|warn|info|debug",
          "What goes to stderr."},
         {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
@@ -147,11 +167,13 @@ static void wait_for_shutdown(struct shutdown *s)
 }
 
 /* Lets what runs finish, within the timeout. */
-static void drain(struct http_server *http, struct engine *engine, int64_t timeout_s)
+static void drain(struct http_server *http, struct engine *engine, struct jobs *jobs,
+                  int64_t timeout_s)
 {
     log_info("shutting down: %d requests may go on for %lld s; another signal ends them now",
              http_active(http), (long long)timeout_s);
     http_drain(http);
+    jobs_drain(jobs); /* their last checkpoints are written meanwhile */
     engine_drain(engine);
     int64_t end = clock_ns() + timeout_s * 1000000000;
     while ((http_active(http) > 0 || !engine_idle(engine)) && clock_ns() < end) usleep(10000);
@@ -175,6 +197,34 @@ static void print_ready(const struct serve_options *o, const struct model *m, in
     fflush(stdout);
 }
 
+/* What training over HTTP needs. */
+struct training {
+    struct data_dir dir;
+    struct file_store *files;
+    struct jobs *jobs;
+};
+
+static void training_close(struct training *t, int64_t timeout_s)
+{
+    jobs_stop(t->jobs, timeout_s);
+    file_store_close(t->files);
+    data_dir_release(&t->dir);
+}
+
+/* A folder that is there has jobs to go on with. One that cannot be used is no reason not to serve. */
+static bool training_open(const struct serve_options *o, struct training *t, struct error *err)
+{
+    struct error why;
+    *t = (struct training){.dir.lock_fd = -1};
+    if (!data_dir_init(&t->dir, o->data_dir, err)) return false;
+    if (file_is_dir(t->dir.path) && !data_dir_take(&t->dir, &why)) log_warn("%s", why.text);
+    if (file_store_open(&t->dir, o->http.max_upload, &t->files, err)
+        && jobs_start(&t->dir, t->files, &o->jobs, &t->jobs, err))
+        return true;
+    training_close(t, 0);
+    return false;
+}
+
 static bool serve(const struct serve_options *o, struct model *m, int64_t baseline,
                   struct shutdown *shutdown, struct error *err)
 {
@@ -192,7 +242,16 @@ static bool serve(const struct serve_options *o, struct model *m, int64_t baseli
     if (!metrics) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
     http_metrics_init(metrics, m->id, m->device->ops->description(m->device));
     struct http_server *http;
-    if (!http_start(&o->http, &api, metrics, baseline, &http, err)) {
+    struct training training;
+    struct http_options http_options = o->http;
+    if (!training_open(o, &training, err)) {
+        free(metrics);
+        return false;
+    }
+    http_options.files = training.files;
+    http_options.jobs = training.jobs;
+    if (!http_start(&http_options, &api, metrics, baseline, &http, err)) {
+        training_close(&training, 0);
         free(metrics);
         return false;
     }
@@ -200,8 +259,9 @@ static bool serve(const struct serve_options *o, struct model *m, int64_t baseli
         log_warn("--no-auth: anyone who reaches %s can use this model", o->http.host);
     print_ready(o, m, http_port(http));
     wait_for_shutdown(shutdown);
-    drain(http, m->engine, o->drain_timeout_s);
+    drain(http, m->engine, training.jobs, o->drain_timeout_s);
     http_stop(http);
+    training_close(&training, o->drain_timeout_s);
     free(metrics);
     log_info("bye");
     return true;

@@ -28,6 +28,7 @@ enum {
     SPARE_CONNECTIONS = 128,    /* beyond max_connections, to tell them so */
     SPARE_DESCRIPTORS = 64,
     LAST_WORDS_MS = 1000,       /* for canceled replies, when the server stops */
+    UPLOAD_ENVELOPE = 64 << 10, /* of multipart/form-data around a file */
 };
 
 /* ---- Replies ---- */
@@ -67,7 +68,11 @@ static enum MHD_Result respond_error(struct request *r, int status, const struct
     struct MHD_Response *response = response_from(&out, "application/json");
     if (!response) return MHD_NO;
     if (status == 429 || status == 503) MHD_add_response_header(response, "Retry-After", "1");
-    if (status == 405) MHD_add_response_header(response, "Allow", route_allow(r->route));
+    if (status == 405) {
+        char allow[64];
+        route_allow(r->route, allow, sizeof allow);
+        MHD_add_response_header(response, "Allow", allow);
+    }
     return respond(r, status, response);
 }
 
@@ -80,11 +85,18 @@ static void refuse(struct request *r, int status, enum error_code code, const ch
     error_set(&r->refusal_error, code, NULL, "%s", text);
 }
 
+/* The most that the request's body may have. A file comes in an envelope. */
+static int64_t max_body(const struct request *r)
+{
+    const struct http_options *o = &r->server->options;
+    return route_body(r->route) == BODY_UPLOAD ? o->max_upload + UPLOAD_ENVELOPE : o->max_body;
+}
+
 static void refuse_body(struct request *r)
 {
     char text[128];
     snprintf(text, sizeof text, "the body is over the limit of %lld bytes",
-             (long long)r->server->options.max_body);
+             (long long)max_body(r));
     refuse(r, 413, ERR_TOO_LARGE, text);
 }
 
@@ -141,6 +153,7 @@ static void check_headers(struct request *r, const char *method, const char *pat
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(r->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     const char *type = header(r, "Content-Type");
+    enum route_body body = route_body(r->route);
     if (!framing_is_plain(r))
         refuse(r, 400, ERR_INVALID,
                "give one Content-Length or Transfer-Encoding: chunked, not both, not twice");
@@ -149,13 +162,23 @@ static void check_headers(struct request *r, const char *method, const char *pat
     if (size && size->header_size > (size_t)s->options.max_header)
         refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
     if (!found) refuse(r, status, missing.code, missing.text);
-    if (route_takes_body(r->route) && type && !is_json_type(type))
+    if (body == BODY_JSON && type && !is_json_type(type))
         refuse(r, 415, ERR_UNSUPPORTED,
                "the body must be JSON and say so: send the header 'Content-Type: application/json' "
                "(curl: -H 'Content-Type: application/json')");
-    if (route_takes_body(r->route) && atomic_load(&s->draining))
+    if (body != BODY_NONE && atomic_load(&s->draining))
         refuse(r, 503, ERR_UNAVAILABLE, "the server is shutting down");
-    if (declared_length(r) > s->options.max_body) refuse_body(r);
+    if (declared_length(r) > max_body(r)) refuse_body(r);
+}
+
+static void begin_upload(struct request *r)
+{
+    struct error err;
+    if (!r->server->options.files)
+        refuse(r, 503, ERR_UNAVAILABLE, "this server keeps no files");
+    else if (!upload_begin(r->server->options.files, r->connection, &r->upload, &err))
+        refuse(r, err.code == ERR_UNSUPPORTED ? 415 : api_error_status(err.code), err.code,
+               err.text);
 }
 
 /* Is there no sense, or danger, in reading the body of a request that is refused? */
@@ -164,7 +187,7 @@ static bool body_is_unwanted(const struct request *r)
     if (!r->refusal) return false;
     return r->refusal == 400 /* nobody knows where it ends */
            || header(r, "Expect") /* the client waits for leave to send it */
-           || declared_length(r) > r->server->options.max_body + DISCARD_LIMIT;
+           || declared_length(r) > max_body(r) + DISCARD_LIMIT;
 }
 
 /* The call that brings the headers. */
@@ -180,7 +203,9 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     uint64_t number = atomic_fetch_add_explicit(&s->n_requests, 1, memory_order_relaxed);
     snprintf(r->id, sizeof r->id, "req-%08x%08llx", s->id_prefix, (unsigned long long)number);
     buf_init(&r->body, (size_t)s->options.max_body);
+    r->reply_fd = -1;
     check_headers(r, method, url);
+    if (!r->refusal && route_body(r->route) == BODY_UPLOAD) begin_upload(r);
     return body_is_unwanted(r) ? respond_error(r, r->refusal, &r->refusal_error) : MHD_YES;
 }
 
@@ -188,11 +213,19 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
 
 static enum MHD_Result collect_body(struct request *r, const char *data, size_t n)
 {
-    size_t max = (size_t)r->server->options.max_body;
+    size_t max = (size_t)max_body(r);
     r->n_received += n;
     if (r->n_received > max + DISCARD_LIMIT) return MHD_NO; /* it does not want to hear it */
     if (r->n_received > max) refuse_body(r);
-    if (r->refusal || !route_takes_body(r->route)) {
+    if (r->upload) {
+        if (!r->refusal && !upload_feed(r->upload, data, n)) {
+            const struct error *why = upload_error(r->upload);
+            refuse(r, api_error_status(why->code), why->code, why->text);
+            r->refusal_error = *why; /* its parameter, too */
+        }
+        return MHD_YES;
+    }
+    if (r->refusal || route_body(r->route) != BODY_JSON) {
         buf_free(&r->body);
         return MHD_YES;
     }
@@ -244,9 +277,39 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
     return MHD_YES;
 }
 
+/* What a slow route has answered. */
+static enum MHD_Result respond_work(struct request *r)
+{
+    struct MHD_Response *response;
+    if (!r->work_ok) return respond_error(r, 0, &r->work_error);
+    if (r->reply_fd < 0)
+        return respond(r, 200, response_from(&r->reply, route_content_type(r->route)));
+    response = MHD_create_response_from_fd64((uint64_t)r->reply_bytes, r->reply_fd);
+    if (!response) return MHD_NO;
+    r->reply_fd = -1; /* the response closes it */
+    MHD_add_response_header(response, "Content-Type", route_content_type(r->route));
+    return respond(r, 200, response);
+}
+
+static enum MHD_Result answer_slowly(struct request *r)
+{
+    struct error err;
+    switch (work_look(r)) {
+    case WORK_NONE:
+        keep_alive(r->connection);
+        r->work = WORK_READY;
+        return MHD_YES; /* as in answer_completion: called again at once */
+    case WORK_READY: return work_start(r, &err) ? MHD_YES : respond_error(r, 0, &err);
+    case WORK_RUNNING: return MHD_YES;
+    case WORK_DONE: return respond_work(r);
+    }
+    return MHD_NO;
+}
+
 static enum MHD_Result answer(struct request *r)
 {
     if (r->exchange) return answer_exchange(r); /* resumed */
+    if (!r->refusal && route_is_slow(r->route)) return answer_slowly(r);
     if (r->refusal) return respond_error(r, r->refusal, &r->refusal_error);
     enum completion_kind kind;
     if (route_is_completion(r->route, &kind)) return answer_completion(r, kind);
@@ -311,9 +374,12 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     int status = delivered && r->status ? r->status : METRICS_CLIENT_GONE;
     struct completion_summary summary = {0};
     if (r->exchange) exchange_close(r->exchange, delivered, &summary);
-    metrics_request(r->server->metrics, r->route, status);
+    metrics_request(r->server->metrics, route_counted(r->route), status);
     log_request(r, status, ns, &summary);
     if (delivered) hasten_end(connection);
+    upload_free(r->upload);
+    if (r->reply_fd >= 0) close(r->reply_fd);
+    buf_free(&r->reply);
     buf_free(&r->body);
     free(r);
 }
@@ -418,6 +484,13 @@ void http_metrics_init(struct metrics *m, const char *model_id, const char *devi
     metrics_init(m, model_id, device, route_label, N_ROUTES + 1);
 }
 
+static void free_server(struct http_server *s)
+{
+    pthread_cond_destroy(&s->work_done);
+    pthread_mutex_destroy(&s->work_mutex);
+    free(s);
+}
+
 bool http_start(const struct http_options *o, const struct api_context *api,
                 struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
                 struct error *err)
@@ -429,6 +502,8 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     s->metrics = metrics;
     s->baseline_bytes = baseline_bytes;
     s->listen_fd = -1;
+    pthread_mutex_init(&s->work_mutex, NULL);
+    pthread_cond_init(&s->work_done, NULL);
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     s->listen_fd = listen_on(o->host, o->port, &s->port, err);
@@ -440,7 +515,7 @@ bool http_start(const struct http_options *o, const struct api_context *api,
 fail:
     exchanges_stop(s->exchanges);
     if (s->listen_fd >= 0) close(s->listen_fd);
-    free(s);
+    free_server(s);
     return false;
 }
 
@@ -459,8 +534,9 @@ void http_stop(struct http_server *s)
     for (int i = 0; i < LAST_WORDS_MS && exchanges_count(s->exchanges) > 0; i++) usleep(1000);
     MHD_quiesce_daemon(s->daemon);
     exchanges_cut(s->exchanges); /* MHD_stop_daemon aborts on suspended connections */
+    work_end_all(s);
     MHD_stop_daemon(s->daemon);
     close(s->listen_fd);
     exchanges_stop(s->exchanges);
-    free(s);
+    free_server(s);
 }

@@ -12,6 +12,9 @@
 #include "api/api.h"
 #include "server/metrics.h"
 
+struct file_store; /* server/files.h */
+struct jobs;       /* server/jobs.h */
+
 struct http_options {
     const char *host;       /* an address, or "localhost" */
     int64_t port;           /* 0: any free one */
@@ -21,6 +24,10 @@ struct http_options {
     int64_t max_connections_per_address; /* 0: no limit; more are closed at once */
     int64_t idle_timeout_s; /* without a byte in either direction, unless waiting for the engine */
     bool log_requests;
+    /* Training over HTTP; without these its routes answer 503. They must outlive the server. */
+    struct file_store *files;
+    struct jobs *jobs;
+    int64_t max_upload;
 };
 
 struct http_server;

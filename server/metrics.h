@@ -9,7 +9,7 @@
 #include "base/buf.h"
 
 enum {
-    METRICS_MAX_ROUTES = 24,
+    METRICS_MAX_ROUTES = 40,
     METRICS_STATUSES = 500, /* 100..599 */
     METRICS_CLIENT_GONE = 499, /* no reply reached the client: the word of nginx */
     METRICS_BUCKETS = 20,

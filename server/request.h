@@ -2,13 +2,16 @@
 #pragma once
 
 #include <microhttpd.h>
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/buf.h"
 #include "server/exchange.h"
 #include "server/http.h"
+#include "server/jobs.h"
+#include "server/upload.h"
 
-enum { N_ROUTES = 11 };
+enum { N_ROUTES = 24 };
 
 struct http_server {
     struct http_options options;
@@ -21,7 +24,15 @@ struct http_server {
     _Atomic bool draining;
     uint32_t id_prefix; /* random, of this process */
     _Atomic uint64_t n_requests;
+    /* Slow answers, each on a thread of its own. */
+    pthread_mutex_t work_mutex;
+    pthread_cond_t work_done;
+    int32_t n_working;
+    bool no_more_work;
 };
+
+/* An answer that may wait for a disk or a model: the connection sleeps meanwhile. */
+enum work_state { WORK_NONE, WORK_READY, WORK_RUNNING, WORK_DONE };
 
 /* One request, from its headers to NOTIFY_COMPLETED; the connection's thread's. */
 struct request {
@@ -30,12 +41,20 @@ struct request {
     int64_t begin_ns;
     char id[32];
     int32_t route;            /* index into the table; N_ROUTES when none fits */
-    const char *param;        /* what stands for {id}; borrowed from the connection's memory */
+    char param[256];          /* what stands for {id} */
     struct buf body;
+    struct upload *upload;    /* instead of `body`, where the route takes one */
     size_t n_received;        /* of the body, kept or not */
     int refusal;              /* status to answer with once the body has been read; 0: none */
     struct error refusal_error;
     struct exchange *exchange;
+    /* Guarded by the server's work_mutex while WORK_RUNNING, when they are the worker's. */
+    enum work_state work;
+    bool work_ok;
+    struct error work_error;
+    struct buf reply;
+    int reply_fd;             /* the reply is this file, instead of `reply`; -1: none */
+    int64_t reply_bytes;
     int status;               /* answered; 0: not yet */
 };
 
@@ -48,8 +67,39 @@ bool route_find(const char *method, const char *path, struct request *r, int *st
                 struct error *err) MUST_CHECK;
 /* The kind of completion that the route makes; false for routes that answer at once. */
 bool route_is_completion(int32_t route, enum completion_kind *kind);
-bool route_takes_body(int32_t route);
-const char *route_allow(int32_t route); /* for 405 */
+enum route_body { BODY_NONE, BODY_JSON, BODY_UPLOAD };
+enum route_body route_body(int32_t route);
+/* Does its answer take its time? Then it is called on a thread of its own. */
+bool route_is_slow(int32_t route);
+/* The methods that the route's path takes, for 405: "GET, HEAD, DELETE". */
+void route_allow(int32_t route, char *out, size_t size);
+/* The first route of the same path: requests are counted by path. */
+int32_t route_counted(int32_t route);
 const char *route_content_type(int32_t route);
 /* The whole reply of a route that answers at once. */
 bool route_answer(struct request *r, struct buf *out, struct error *err);
+
+/* ---- work.c: slow answers ---- */
+
+/* Puts the connection to sleep and has a thread answer; it is resumed when the answer is there. Not
+ * in the call that brings the body: see answer_completion in http.c. */
+bool work_start(struct request *r, struct error *err) MUST_CHECK;
+enum work_state work_look(struct request *r);
+/* Waits for all of them; none begins any more. */
+void work_end_all(struct http_server *s);
+
+/* ---- routes_training.c: answers to what is asked of files and jobs ---- */
+
+bool post_file(struct request *r, struct buf *out, struct error *err);
+bool get_files(struct request *r, struct buf *out, struct error *err);
+bool get_file(struct request *r, struct buf *out, struct error *err);
+bool get_file_content(struct request *r, struct buf *out, struct error *err);
+bool delete_file(struct request *r, struct buf *out, struct error *err);
+bool post_job(struct request *r, struct buf *out, struct error *err);
+bool get_jobs(struct request *r, struct buf *out, struct error *err);
+bool get_job(struct request *r, struct buf *out, struct error *err);
+bool post_job_cancel(struct request *r, struct buf *out, struct error *err);
+bool post_job_pause(struct request *r, struct buf *out, struct error *err);
+bool post_job_resume(struct request *r, struct buf *out, struct error *err);
+bool get_job_events(struct request *r, struct buf *out, struct error *err);
+bool get_job_checkpoints(struct request *r, struct buf *out, struct error *err);

@@ -1,4 +1,5 @@
 /* The table of routes: path, method, and who answers. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -78,36 +79,70 @@ static bool get_openapi(struct request *r, struct buf *out, struct error *err)
 /* ---- The table ---- */
 
 struct route {
-    const char *method, *path; /* "{id}" at the end takes the rest of the path */
+    /* "{id}" at the end takes the rest of the path; before the end, all up to the next slash. */
+    const char *method, *path;
     bool (*answer)(struct request *r, struct buf *out, struct error *err); /* NULL: a completion */
     enum completion_kind kind;
     const char *content_type; /* NULL: application/json */
+    enum route_body body;
+    bool slow;
 };
 
+#define JSON_BODY .body = BODY_JSON
+#define QUICK .slow = false
+#define SLOW .slow = true
+
 static const struct route routes[N_ROUTES] = {
-    {"POST", "/v1/completions", NULL, COMPLETION_TEXT, NULL},
-    {"POST", "/v1/chat/completions", NULL, COMPLETION_CHAT, NULL},
-    {"POST", "/v1/tokenize", post_tokenize, 0, NULL},
-    {"POST", "/v1/detokenize", post_detokenize, 0, NULL},
-    {"GET", "/v1/models", get_models, 0, NULL},
-    {"GET", "/v1/models/{id}", get_model, 0, NULL},
-    {"GET", "/v1/memory", get_memory, 0, NULL},
-    {"GET", "/health", get_health, 0, NULL},
-    {"GET", "/ready", get_ready, 0, NULL},
-    {"GET", "/metrics", get_metrics, 0, "text/plain; version=0.0.4; charset=utf-8"},
-    {"GET", "/openapi.json", get_openapi, 0, NULL},
+    {"POST", "/v1/completions", NULL, COMPLETION_TEXT, JSON_BODY},
+    {"POST", "/v1/chat/completions", NULL, COMPLETION_CHAT, JSON_BODY},
+    {"POST", "/v1/tokenize", post_tokenize, JSON_BODY},
+    {"POST", "/v1/detokenize", post_detokenize, JSON_BODY},
+    {"GET", "/v1/models", get_models, QUICK},
+    {"GET", "/v1/models/{id}", get_model, QUICK},
+    {"GET", "/v1/memory", get_memory, QUICK},
+    {"GET", "/health", get_health, QUICK},
+    {"GET", "/ready", get_ready, QUICK},
+    {"GET", "/metrics", get_metrics, .content_type = "text/plain; version=0.0.4; charset=utf-8"},
+    {"GET", "/openapi.json", get_openapi, QUICK},
+    {"POST", "/v1/files", post_file, .body = BODY_UPLOAD, SLOW},
+    {"GET", "/v1/files", get_files, SLOW},
+    {"GET", "/v1/files/{id}/content", get_file_content, SLOW,
+     .content_type = "application/octet-stream"},
+    {"GET", "/v1/files/{id}", get_file, SLOW},
+    {"DELETE", "/v1/files/{id}", delete_file, SLOW},
+    {"POST", "/v1/fine_tuning/jobs", post_job, JSON_BODY, SLOW},
+    {"GET", "/v1/fine_tuning/jobs", get_jobs, SLOW},
+    {"POST", "/v1/fine_tuning/jobs/{id}/cancel", post_job_cancel, JSON_BODY, SLOW},
+    {"POST", "/v1/fine_tuning/jobs/{id}/pause", post_job_pause, JSON_BODY, SLOW},
+    {"POST", "/v1/fine_tuning/jobs/{id}/resume", post_job_resume, JSON_BODY, SLOW},
+    {"GET", "/v1/fine_tuning/jobs/{id}/events", get_job_events, SLOW},
+    {"GET", "/v1/fine_tuning/jobs/{id}/checkpoints", get_job_checkpoints, SLOW},
+    {"GET", "/v1/fine_tuning/jobs/{id}", get_job, SLOW},
 };
 
 const char *route_label(int32_t route) { return route < N_ROUTES ? routes[route].path : "other"; }
 
-/* Does the path fit the pattern? *param: the rest that stands for {id}. */
-static bool path_fits(const char *pattern, const char *path, const char **param)
+int32_t route_counted(int32_t route)
+{
+    for (int32_t i = 0; i < route; i++)
+        if (strcmp(route_label(i), route_label(route)) == 0) return i;
+    return route;
+}
+
+/* Does the path fit the pattern? What stands for {id} goes to param. */
+static bool path_fits(const char *pattern, const char *path, char *param, size_t size)
 {
     const char *brace = strchr(pattern, '{');
     if (!brace) return strcmp(pattern, path) == 0;
-    size_t n = (size_t)(brace - pattern);
-    if (strncmp(pattern, path, n) != 0 || path[n] == 0) return false;
-    *param = path + n;
+    size_t before = (size_t)(brace - pattern), len = strlen(path);
+    const char *rest = strchr(pattern, '}') + 1;
+    size_t after = strlen(rest);
+    if (strncmp(pattern, path, before) != 0 || len <= before + after) return false;
+    size_t n = len - before - after;
+    if (strcmp(path + len - after, rest) != 0 || n >= size) return false;
+    if (after > 0 && memchr(path + before, '/', n)) return false;
+    memcpy(param, path + before, n);
+    param[n] = 0;
     return true;
 }
 
@@ -122,15 +157,21 @@ static const char *quotable(const char *path)
 bool route_find(const char *method, const char *path, struct request *r, int *status,
                 struct error *err)
 {
+    int32_t same_path = N_ROUTES;
     for (r->route = 0; r->route < N_ROUTES; r->route++) {
         const struct route *route = &routes[r->route];
-        if (!path_fits(route->path, path, &r->param)) continue;
+        if (!path_fits(route->path, path, r->param, sizeof r->param)) continue;
         bool is_get = strcmp(route->method, "GET") == 0;
         if (strcmp(method, route->method) == 0 || (is_get && strcmp(method, "HEAD") == 0))
             return true;
+        if (same_path == N_ROUTES) same_path = r->route;
+    }
+    r->route = same_path;
+    if (same_path < N_ROUTES) {
+        char allow[64];
+        route_allow(same_path, allow, sizeof allow);
         *status = 405;
-        return error_set(err, ERR_INVALID, NULL, "%s takes %s", quotable(path),
-                         route_allow(r->route));
+        return error_set(err, ERR_INVALID, NULL, "%s takes %s", quotable(path), allow);
     }
     *status = 404;
     return error_set(err, ERR_NOT_FOUND, NULL, "there is nothing at %s; see /openapi.json",
@@ -144,14 +185,22 @@ bool route_is_completion(int32_t route, enum completion_kind *kind)
     return true;
 }
 
-bool route_takes_body(int32_t route)
+enum route_body route_body(int32_t route)
 {
-    return route < N_ROUTES && strcmp(routes[route].method, "POST") == 0;
+    return route < N_ROUTES ? routes[route].body : BODY_NONE;
 }
 
-const char *route_allow(int32_t route)
+bool route_is_slow(int32_t route) { return route < N_ROUTES && routes[route].slow; }
+
+void route_allow(int32_t route, char *out, size_t size)
 {
-    return strcmp(routes[route].method, "GET") == 0 ? "GET, HEAD" : routes[route].method;
+    size_t n = 0;
+    for (int32_t i = 0; i < N_ROUTES && n < size; i++) {
+        if (strcmp(routes[i].path, routes[route].path) != 0) continue;
+        bool is_get = strcmp(routes[i].method, "GET") == 0;
+        n += (size_t)snprintf(out + n, size - n, "%s%s", n ? ", " : "",
+                              is_get ? "GET, HEAD" : routes[i].method);
+    }
 }
 
 const char *route_content_type(int32_t route)

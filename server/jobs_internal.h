@@ -1,0 +1,43 @@
+/* What jobs.c (what clients ask) and jobs_run.c (the supervisor's thread) share. Not for others. */
+#pragma once
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "server/job_store.h"
+#include "server/jobs.h"
+
+/* One job in memory. */
+struct job {
+    struct ft_job job;
+    pid_t pid;                /* its trainer's; 0: none runs */
+    bool stopping;            /* it was told to end: how it does is no failure */
+    int64_t kill_ns;          /* when patience with it ends */
+    int64_t metrics_offset;   /* read so far */
+    int64_t metrics_event_ns; /* when the last event about them was written */
+    char metrics_line[512];   /* the newest line without an event; "": none */
+};
+
+struct jobs {
+    struct data_dir *dir;
+    struct file_store *files;
+    struct jobs_options options;
+    pthread_t thread;
+    pthread_mutex_t mutex; /* of what follows, and of all jobs' files but the trainer's */
+    pthread_cond_t news;
+    struct job **at; /* oldest first */
+    size_t n, capacity;
+    bool loaded; /* the folder's jobs are in memory */
+    bool draining;
+    int64_t drain_deadline_ns; /* while draining: when they are killed; 0: not yet known */
+    bool stopped;
+};
+
+/* With the mutex held: */
+/* Changes the state, writes it down, and an event that says so. */
+void job_set_state(struct jobs *j, struct job *job, enum job_state state, const char *level,
+                   const char *message);
+/* Tells the trainer to end, and when to kill it. */
+void job_stop(struct job *job, int64_t patience_s);
+
+void *jobs_run(void *arg); /* the supervisor's thread */
