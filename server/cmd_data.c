@@ -5,12 +5,14 @@
 
 #include "api/json_out.h"
 #include "base/file.h"
+#include "model/checkpoint_write.h"
+#include "model/file_write.h"
 #include "model/gguf.h"
 #include "model/token_shards.h"
 #include "server/chat_data.h"
 #include "server/command.h"
 
-enum { N_DATA_OPTIONS = 8, REPORT_LIMIT = 1 << 20 };
+enum { N_DATA_OPTIONS = 8, REPORT_LIMIT = 1 << 20, PATH_BYTES = 4096 };
 
 struct data_options {
     struct option_list input;
@@ -28,7 +30,7 @@ static size_t options_table(struct data_options *o, struct option *table)
         {"input", OPTION_LIST, &o->input, 0, 0, "FILE",
          "Text files, JSON lines, or a glob; more may follow."},
         {"tokenizer", OPTION_STRING, &o->tokenizer, 0, 0, "PATH",
-         "A model's directory or .gguf file, or a tokenizer.json."},
+         "Whose tokens: a model's directory or .gguf file, or a tokenizer.json."},
         {"output", OPTION_STRING, &o->output, 0, 0, "DIR", "Where the shards go; made."},
         {"val-fraction", OPTION_DOUBLE, &o->val_fraction, 0, 0.999, "F",
          "The share of documents that is held out for validation."},
@@ -104,43 +106,57 @@ static bool print_report(const struct token_shards_report *r, const char *dir, b
 
 /* ---- the work ---- */
 
-static bool open_tokenizer_file(const char *path, struct tokenizer **out, struct error *err)
+/* The directory or .gguf file that --tokenizer means: DIR/tokenizer.json is DIR. */
+static bool tokenizer_source(const char *given, char path[PATH_BYTES], struct error *err)
 {
-    struct gguf *g;
-    struct file_map map;
-    size_t n = strlen(path);
-    bool ok;
-    if (n > 5 && strcmp(path + n - 5, ".gguf") == 0) {
-        if (!gguf_open(path, &g, err)) return false;
-        ok = tokenizer_open_gguf(g, out, err);
-        gguf_close(g);
-        return ok;
-    }
-    if (!file_map_open(path, &map, err)) return false;
-    ok = tokenizer_open_json(map.data ? (const char *)map.data : "", map.size, path, out, err);
-    file_map_close(&map);
-    return ok;
+    static const char file[] = "tokenizer.json";
+    size_t n = strlen(given), n_file = sizeof file - 1;
+    if (n >= PATH_BYTES)
+        return error_set(err, ERR_TOO_LARGE, "tokenizer", "--tokenizer: the path is over %d bytes",
+                         PATH_BYTES - 1);
+    memcpy(path, given, n + 1);
+    if (strcmp(path, file) == 0) strcpy(path, ".");
+    else if (n > n_file && path[n - n_file - 1] == '/' && strcmp(path + n - n_file, file) == 0)
+        path[n - n_file] = 0;
+    return true;
 }
 
 static bool open_tokenizer(const char *path, struct tokenizer **out, struct error *err)
 {
-    if (!file_is_dir(path)) return open_tokenizer_file(path, out, err);
-    return tokenizer_open_dir(path, out, err) &&
-           (*out || error_set(err, ERR_NOT_FOUND, NULL, "%s has no tokenizer.json", path));
+    struct gguf *g;
+    *out = NULL;
+    if (file_is_dir(path)) {
+        if (!tokenizer_open_dir(path, out, err)) return false;
+    } else {
+        if (!gguf_open(path, &g, err)) return false;
+        bool ok = tokenizer_open_gguf(g, out, err);
+        gguf_close(g);
+        if (!ok) return false;
+    }
+    return *out || error_set(err, ERR_NOT_FOUND, NULL, "%s has no tokenizer", path);
 }
 
+/* The tokenizer goes with the shards, so that training needs nothing else; the manifest makes them
+ * whole and comes last. */
 static bool write_shards(const struct data_options *o, struct error *err)
 {
+    char source[PATH_BYTES];
     struct tokenizer *t = NULL;
     struct token_shards_report report;
     struct chat_data chat_data;
     struct dataset_chat chat;
-    if (!open_tokenizer(o->tokenizer, &t, err)) return false;
+    if (token_shards_is_dir(o->output))
+        return error_set(err, ERR_INVALID, NULL, "%s holds token shards already; choose another "
+                         "--output", o->output);
+    if (!tokenizer_source(o->tokenizer, source, err) || !open_tokenizer(source, &t, err))
+        return false;
     chat_data_init(&chat_data, t, &chat);
     const struct dataset_options data = {.inputs = o->inputs, .n_inputs = o->n_inputs,
                                          .tokenizer = t, .chat = &chat,
                                          .val_fraction = o->val_fraction};
-    bool ok = token_shards_write(&data, o->output, o->shard_bytes, &report, err) &&
+    bool ok = directory_make(o->output, err) &&
+              checkpoint_write_tokenizer(source, o->output, err) &&
+              token_shards_write(&data, o->output, o->shard_bytes, &report, err) &&
               print_report(&report, o->output, o->json, err);
     tokenizer_free(t);
     return ok;

@@ -117,6 +117,85 @@ static void test_families_against_jinja(void **state)
     free(text);
 }
 
+/* The text of ids[from, to). */
+static char *text_between(const struct tokenizer *t, const struct token_ids *ids, size_t from,
+                          size_t to)
+{
+    struct token_ids part = {.ids = ids->ids + from, .n = to - from};
+    return text_of(t, &part);
+}
+
+/* A conversation of two questions and two replies: what precedes each reply is what chat_encode
+ * gives for the messages before it, id by id for the first; the reply is what is to be learned. */
+static void check_conversation(const struct chat_template *ct, const struct tokenizer *t,
+                               const char *name)
+{
+    static const struct chat_message m[5] = {{"user", "Hi", 2}, {"assistant", "Yes sir", 7},
+                                             {"user", "So", 2}, {"assistant", "Never", 5},
+                                             {"user", "left out", 8}};
+    struct token_ids ids = {0}, prompt = {0};
+    struct buf loss;
+    struct error err;
+    buf_init(&loss, 1 << 16);
+    if (!chat_encode_conversation(ct, t, m, 5, &ids, &loss, &err))
+        fail_msg("%s: %s", name, err.text);
+    assert_int_equal(loss.len, ids.n);
+    size_t at = 0;
+    for (size_t reply = 1; reply < 4; reply += 2) {
+        while (at < ids.n && !loss.data[at]) at++;
+        size_t end = at;
+        while (end < ids.n && loss.data[end]) end++;
+        char *before = text_between(t, &ids, 0, at), *said = text_between(t, &ids, at, end);
+        prompt.n = 0;
+        assert_true(chat_encode(ct, t, m, reply, 1000, &prompt, &err));
+        char *expected = text_of(t, &prompt);
+        if (strcmp(before, expected) != 0) fail_msg("%s: '%s', not '%s'", name, before, expected);
+        if (reply == 1) {
+            assert_int_equal(prompt.n, at);
+            assert_memory_equal(prompt.ids, ids.ids, at * sizeof *ids.ids);
+        }
+        if (!strstr(said, m[reply].content)) fail_msg("%s: reply '%s'", name, said);
+        /* It ends the turn, so that a model learns to end it. */
+        assert_true(strlen(said) > strlen(m[reply].content));
+        free(before);
+        free(said);
+        free(expected);
+        at = end;
+    }
+    while (at < ids.n) assert_int_equal(loss.data[at++], 0);
+    buf_free(&loss);
+    token_ids_free(&ids);
+    token_ids_free(&prompt);
+}
+
+static void test_conversations_to_learn_from(void **state)
+{
+    char *text = read_file("tests/golden/chat/cases.json");
+    struct error err;
+    struct cJSON *root = json_parse(text, strlen(text), 32, "cases.json", &err);
+    assert_non_null(root);
+    const struct cJSON *entry, *item;
+    int n_known = 0;
+    cJSON_ArrayForEach(entry, root) {
+        const char *name = json_get(entry, "name")->valuestring, *specials[16] = {0};
+        char path[128];
+        int n = 0;
+        snprintf(path, sizeof path, "tests/golden/chat/%s.jinja", name);
+        char *jinja = read_file(path);
+        struct chat_template ct;
+        chat_template_init(&ct, jinja);
+        free(jinja);
+        cJSON_ArrayForEach(item, json_get(entry, "specials")) specials[n++] = item->valuestring;
+        struct tokenizer *t = tokenizer_with_specials(specials);
+        if (ct.family != CHAT_UNKNOWN) check_conversation(&ct, t, name);
+        n_known += ct.family != CHAT_UNKNOWN;
+        tokenizer_free(t);
+    }
+    assert_true(n_known > 5);
+    cJSON_Delete(root);
+    free(text);
+}
+
 static const char *const chatml_specials[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>", NULL};
 static const char chatml[] =
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
@@ -177,6 +256,25 @@ static void test_plain(void **state)
     tokenizer_free(t);
 }
 
+static void test_plain_conversations(void **state)
+{
+    struct tokenizer *t = tokenizer_with_specials(chatml_specials);
+    struct chat_template ct;
+    struct token_ids ids = {0};
+    struct buf loss;
+    struct error err;
+    chat_template_init(&ct, NULL);
+    buf_init(&loss, 1000);
+    check_conversation(&ct, t, "plain");
+    const struct chat_message m[2] = {{"assistant", "Yes", 3}, {"user", "So", 2}};
+    assert_false(chat_encode_conversation(&ct, t, m, 2, &ids, &loss, &err));
+    assert_false(chat_encode_conversation(&ct, t, m + 1, 1, &ids, &loss, &err));
+    assert_int_equal(err.code, ERR_INVALID);
+    buf_free(&loss);
+    token_ids_free(&ids);
+    tokenizer_free(t);
+}
+
 static void test_unknown_templates_are_not_guessed_at(void **state)
 {
     static const char *const unknown[] = {
@@ -227,6 +325,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families_against_jinja),
+        cmocka_unit_test(test_conversations_to_learn_from),
+        cmocka_unit_test(test_plain_conversations),
         cmocka_unit_test(test_markers_in_a_message_are_text),
         cmocka_unit_test(test_developer_is_system),
         cmocka_unit_test(test_plain),

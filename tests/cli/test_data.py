@@ -146,6 +146,14 @@ def test_shards_hold_what_the_tokenizer_says(tmp_path, text, characters):
     assert report["text_bytes"] == sum(len(d.encode()) for d in documents)
     again = json.loads(ok("data", "--verify", tmp_path / "shards", "--json"))
     assert again == report
+    # The tokenizer goes with them, and will do for more.
+    made = (tokenizer / "tokenizer.json").read_bytes()
+    assert (tmp_path / "shards/tokenizer.json").read_bytes() == made
+    ok("data", "--input", text, "--tokenizer", tmp_path / "shards/tokenizer.json", "--output",
+       tmp_path / "more", "--shard-bytes", "4KiB")
+    assert manifest(tmp_path / "more") == manifest(tmp_path / "shards")
+    assert "already" in refused(1, "data", "--input", text, "--tokenizer", tokenizer, "--output",
+                                tmp_path / "shards")
 
 
 def test_messages_go_through_the_chat_template(tmp_path, characters):
