@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the small seeds of tests/fuzz/corpus/ for gguf, safetensors, checkpoint and config.
+"""Makes the small seeds of tests/fuzz/corpus/ for gguf, safetensors, checkpoint, config and
+dataset.
 
 Needs only Python:
 
@@ -140,6 +141,14 @@ def qwen3_directory():
     return directory(json.dumps(sizes, separators=(",", ":")).encode(), tensors)
 
 
+def manifest():
+    """Of shards whose one file is any other that lies beside it."""
+    shard = {"file": "a.txt", "tokens": 4, "documents": 1, "mask": True, "sha256": "0" * 64}
+    return json.dumps({"format": "gptd token shards 1", "tokenizer": "0" * 64, "vocab_size": 28,
+                       "id_bytes": 2, "files": 1, "text_bytes": 9,
+                       "splits": {"train": [shard], "validation": []}}).encode()
+
+
 def main():
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -170,6 +179,12 @@ def main():
         "config/qwen2": config("qwen2", use_sliding_window=True, sliding_window=16,
                                layer_types=["full_attention", "sliding_attention"]),
         "config/qwen3": config("qwen3", rope_scaling={"type": "linear", "factor": 2}),
+        "dataset/text": b"\xef\xbb\xbfabc\n<|endoftext|>\r\nde<|endoftext|><|endoftext|>f",
+        "dataset/lines": b'{"text":"ab","id":1}\r\n\n{"prompt":"a","completion":"b"}\n'
+                         b'{"messages":[{"role":"user","content":"c"},'
+                         b'{"role":"assistant","content":"d"}]}',
+        "dataset/utf16": "abcdef".encode("utf-16"),
+        "dataset/manifest": manifest(),
         "config/preset": json.dumps(preset, separators=(",", ":")).encode(),
     }
     for name, data in seeds.items():
