@@ -15,6 +15,7 @@
 #include "model/engine.h"
 
 struct chat_template; /* api/chat.h */
+struct api_registry;  /* api/registry.h */
 
 struct api_limits {
     size_t body_bytes;       /* default 4 MiB; server/ enforces it while reading */
@@ -29,7 +30,8 @@ struct api_limits {
 };
 void api_limits_init(struct api_limits *l);
 
-/* What the routes work on. Read-only once serving: any thread. */
+/* What the routes work on. Read-only once serving: any thread. With a registry the routes find their
+ * model there (api_acquire), and of the server's own context only that and the limits count. */
 struct api_context {
     struct engine *engine;
     const char *model_id;    /* the name clients use */
@@ -38,6 +40,7 @@ struct api_context {
     struct api_limits limits;
     const char *device_name; /* "cpu", "cuda:0": for /v1/memory; NULL: "cpu" */
     const struct chat_template *chat; /* NULL: the model has no tokenizer */
+    struct api_registry *registry; /* NULL: this is the one model */
 };
 
 /* HTTP status for an error: the one table. */
@@ -46,7 +49,23 @@ int api_error_status(enum error_code code);
 void api_render_error(struct buf *out, const struct error *err);
 
 /* Whole replies (JSON) for routes that answer at once; the body is `n` bytes of a POST. */
-void api_models(const struct api_context *c, struct buf *out); /* GET /v1/models */
+/* A model that is not loaded but could be: what a training job left. */
+struct api_available {
+    char id[128], path[1024];
+    int64_t created;
+};
+/* GET /v1/models: those that are loaded, then `more`. */
+void api_models(const struct api_context *c, const struct api_available *more, size_t n_more,
+                struct buf *out);
+/* One of `more`. */
+void api_render_available(const struct api_available *m, struct buf *out);
+/* The body of POST /v1/models/load. */
+struct api_load { const char *model, *id; }; /* id: NULL when not given; in the arena */
+struct arena;
+bool api_load_parse(const struct api_limits *l, const char *body, size_t n, struct arena *arena,
+                    struct api_load *out, struct error *err) MUST_CHECK;
+struct param;
+const struct param *api_load_param_table(size_t *n);
 bool api_model(const struct api_context *c, const char *id, struct buf *out,
                struct error *err) MUST_CHECK; /* GET /v1/models/{id} */
 bool api_tokenize(const struct api_context *c, const char *body, size_t n, struct buf *out,

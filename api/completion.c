@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "api/completion_internal.h"
+#include "api/registry.h"
 #include "base/checked.h"
 #include "base/clock.h"
 
@@ -199,10 +200,6 @@ static bool add_family_stop(struct completion *c, struct error *err)
 static bool check_model(const struct completion *c, struct error *err)
 {
     const struct completion_params *p = &c->params;
-    if (p->model && strcmp(p->model, c->api->model_id) != 0)
-        return error_set(err, ERR_NOT_FOUND, "model",
-                         "the model '%.64s' does not exist; '%.64s' is served", p->model,
-                         c->api->model_id);
     int32_t max_seqs = engine_max_seqs(c->api->engine);
     if (p->best_of > max_seqs)
         return error_set(err, ERR_INVALID, p->best_of > p->n ? "best_of" : "n",
@@ -298,6 +295,7 @@ static void release(struct completion *c)
     for (int32_t i = 0; c->ids && i < c->params.n_prompts; i++) token_ids_free(&c->ids[i]);
     reply_part_free(&c->part);
     arena_free(&c->arena);
+    api_release(c->api); /* last: with it the engine may go */
     free(c);
 }
 
@@ -308,7 +306,6 @@ bool completion_open(const struct api_context *api, enum completion_kind kind, c
     const struct api_limits *l = &api->limits;
     struct completion *c = calloc(1, sizeof *c);
     if (!c) return param_out_of_memory(err);
-    c->api = api;
     c->kind = kind;
     c->notify = notify;
     c->notify_ctx = ctx;
@@ -316,11 +313,13 @@ bool completion_open(const struct api_context *api, enum completion_kind kind, c
     arena_init(&c->arena, completion_parse_arena(n) + (size_t)l->max_prompts * per_prompt);
     reply_part_init(&c->part, SIZE_MAX / 4); /* check_reply_bytes bounds it */
     if (!completion_parse(l, kind, body, n, &c->arena, &c->params, err)) goto fail;
+    c->api = api_acquire(api, c->params.model, err);
+    if (!c->api) goto fail;
     if (!add_family_stop(c, err) || !check_model(c, err)) goto fail;
     if (!make_arrays(c, err) || !make_id(c, err)) goto fail;
     collect_stop_ids(c);
     if (!make_requests(c, err)) goto fail;
-    if (!engine_submit_all(api->engine, c->requests, c->params.n_prompts, err)) goto fail;
+    if (!engine_submit_all(c->api->engine, c->requests, c->params.n_prompts, err)) goto fail;
     *out = c;
     return true;
 fail:

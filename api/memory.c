@@ -4,6 +4,7 @@
 
 #include "api/api.h"
 #include "api/json_out.h"
+#include "api/registry.h"
 
 /* What serving has; the other components are training's. */
 static const enum memory_component shown[] = {
@@ -52,21 +53,44 @@ static void render_pages(const struct engine_stats *s, struct buf *out)
                kv->reserved, kv->shared, kv->high_water);
 }
 
+struct list { struct buf *out; const char *comma; };
+
+static void render_model(void *ctx, const struct api_context *model)
+{
+    struct list *list = ctx;
+    struct engine_stats s;
+    engine_stats(model->engine, &s);
+    buf_printf(list->out, "%s{\"id\":", list->comma);
+    json_out_text(list->out, model->model_id);
+    buf_printf(list->out, ",\"planned_bytes\":%" PRId64 ",\"allocated_bytes\":%" PRId64
+               ",\"kv_pages\":", s.memory.planned_bytes, s.memory.allocated_bytes);
+    render_pages(&s, list->out);
+    buf_putc(list->out, '}');
+    list->comma = ",";
+}
+
+/* Devices: all models together. Pages: the default model's, whose sizes the others need not share. */
 void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out)
 {
-    struct engine_stats s;
-    engine_stats(c->engine, &s);
+    struct engine_stats all, s = {0};
+    struct list list = {out, ""};
+    api_stats(c, &all);
+    const struct api_context *first = api_acquire(c, NULL, NULL);
+    if (first) engine_stats(first->engine, &s);
     buf_puts(out, "{\"object\":\"memory\",\"model\":");
-    json_out_text(out, c->model_id);
+    json_out_text(out, first ? first->model_id : NULL);
+    api_release(first);
     buf_puts(out, ",\"devices\":[");
-    render_device(c, &s.memory, out);
+    render_device(c, &all.memory, out);
     buf_puts(out, "],\"kv_pages\":");
     render_pages(&s, out);
+    buf_puts(out, ",\"models\":[");
+    api_visit(c, render_model, &list);
     /* Host memory that is allocated but never touched is not resident: the difference may be
      * negative, and is shown as it is. */
-    int64_t unexplained = p->rss_bytes - p->baseline_bytes - s.memory.allocated_bytes;
+    int64_t unexplained = p->rss_bytes - p->baseline_bytes - all.memory.allocated_bytes;
     buf_printf(out,
-               ",\"process\":{\"rss_bytes\":%" PRId64 ",\"peak_rss_bytes\":%" PRId64
+               "],\"process\":{\"rss_bytes\":%" PRId64 ",\"peak_rss_bytes\":%" PRId64
                ",\"baseline_bytes\":%" PRId64 ",\"unexplained_bytes\":%" PRId64 "}}",
                p->rss_bytes, p->peak_rss_bytes, p->baseline_bytes, unexplained);
 }

@@ -99,7 +99,9 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"usage\":" OR_NULL(REF("Usage")))},
     {"Model", OBJECT("\"id\",\"object\",\"created\",\"owned_by\"",
         "\"id\":" STRING ",\"object\":{\"const\":\"model\"},\"created\":" INTEGER
-        ",\"owned_by\":" STRING ",\"root\":" STRING_OR_NULL ",\"system_fingerprint\":" STRING
+        ",\"owned_by\":" STRING ",\"loaded\":{\"type\":\"boolean\",\"description\":\"False: a "
+        "fine-tuned model that POST /v1/models/load would load.\"},\"root\":" STRING_OR_NULL
+        ",\"system_fingerprint\":" STRING
         ",\"architecture\":" STRING ",\"parameters\":" INTEGER ",\"vocab_size\":" INTEGER
         ",\"max_model_len\":{\"type\":\"integer\",\"description\":\"The context in tokens.\"}"
         ",\"has_tokenizer\":{\"type\":\"boolean\",\"description\":\"False: prompts must be token "
@@ -149,7 +151,8 @@ static const struct { const char *name, *schema; } schemas[] = {
         "\"planned_bytes\":" INTEGER ",\"allocated_bytes\":" INTEGER ",\"in_use_bytes\":" INTEGER
         ",\"peak_bytes\":" INTEGER)},
     {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\"",
-        "\"object\":{\"const\":\"memory\"},\"model\":" STRING ",\"devices\":" ARRAY("{\"allOf\":["
+        "\"object\":{\"const\":\"memory\"},\"model\":" STRING_OR_NULL ","
+        "\"models\":{\"type\":\"array\",\"description\":\"Bytes and pages of each.\"},\"devices\":" ARRAY("{\"allOf\":["
             REF("MemoryBytes") "," OBJECT("\"name\",\"components\"", "\"name\":" STRING
             ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
             "activations, "
@@ -196,8 +199,15 @@ static const struct operation {
      ERRORS_BODY},
     {"/v1/detokenize", "post", "detokenize", "Token ids to text", ROUTE_DETOKENIZE, "Text", NULL,
      NULL, ERRORS_BODY},
-    {"/v1/models", "get", "listModels", "The served model", 0, "ModelList", NULL, NULL, 0},
+    {"/v1/models", "get", "listModels", "The models that are loaded or could be", 0,
+     "ModelList", NULL, NULL, 0},
+    {"/v1/models/load", "post", "loadModel",
+     "Load a model, or swap one: requests that run finish on the weights they began with",
+     ROUTE_LOAD, "Model", NULL, NULL, ERRORS_BODY},
     {"/v1/models/{id}", "get", "retrieveModel", "One model", 0, "Model", NULL, NULL, ERRORS_ID},
+    {"/v1/models/{id}", "delete", "deleteModel",
+     "Free a model's memory, once its last request has ended; its files stay", 0, "Deleted", NULL,
+     NULL, ERRORS_ID},
     {"/v1/files", "post", "createFile", "Upload a file to train on", 0, "File", NULL, NULL,
      TAKES_UPLOAD},
     {"/v1/files", "get", "listFiles", "The uploaded files, newest first", 0, "FileList", NULL,
@@ -238,6 +248,7 @@ static void render_body(const struct api_context *c, enum route route, struct bu
 {
     size_t n;
     const struct param *table = route == ROUTE_FINE_TUNING ? ft_param_table(&n)
+                                : route == ROUTE_LOAD      ? api_load_param_table(&n)
                                 : route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
                                     ? completion_param_table(&n)
                                     : tokenize_param_table(&n);

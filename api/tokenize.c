@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "api/json_out.h"
+#include "api/registry.h"
 #include "api/request.h"
 
 static bool read_text(const struct param_reader *r, const char *name, const struct cJSON *item,
@@ -52,13 +53,8 @@ bool tokenize_parse(const struct api_limits *l, enum route route, const char *bo
 }
 
 /* What both routes need of the served model. */
-static bool check_model(const struct api_context *c, const struct tokenize_params *p,
-                        struct error *err)
+static bool check_model(const struct api_context *c, struct error *err)
 {
-    if (p->model && strcmp(p->model, c->model_id) != 0)
-        return error_set(err, ERR_NOT_FOUND, "model",
-                         "the model '%.64s' does not exist; '%.64s' is served", p->model,
-                         c->model_id);
     if (!engine_tokenizer(c->engine))
         return error_set(err, ERR_UNSUPPORTED, NULL, "the model has no tokenizer");
     return true;
@@ -116,10 +112,13 @@ static bool answer(const struct api_context *c, enum route route, const char *bo
     struct tokenize_params p;
     struct arena arena;
     arena_init(&arena, completion_parse_arena(n));
-    bool ok = tokenize_parse(&c->limits, route, body, n, &arena, &p, err) &&
-              check_model(c, &p, err);
-    if (ok && route == ROUTE_TOKENIZE) ok = tokenize_answer(c, &p, out, err);
-    else if (ok) ok = detokenize_answer(c, &p, out, err);
+    const struct api_context *model = NULL;
+    if (tokenize_parse(&c->limits, route, body, n, &arena, &p, err))
+        model = api_acquire(c, p.model, err);
+    bool ok = model && check_model(model, err);
+    if (ok && route == ROUTE_TOKENIZE) ok = tokenize_answer(model, &p, out, err);
+    else if (ok) ok = detokenize_answer(model, &p, out, err);
+    api_release(model);
     arena_free(&arena);
     return ok;
 }

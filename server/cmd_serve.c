@@ -4,17 +4,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "api/chat.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "server/command.h"
 #include "server/http.h"
 #include "server/jobs.h"
-#include "server/model.h"
+#include "server/models.h"
 #include "server/process.h"
 #include "server/signals.h"
 
@@ -24,13 +22,13 @@ struct serve_options {
     struct http_options http;
     struct api_limits limits;
     struct jobs_options jobs;
-    const char *data_dir;
+    const char *data_dir, *models_dir;
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
     const char *log_level;
     bool auth, hint;
 };
 
-enum { N_SERVE_OPTIONS = 25, MAX_BODY = 1 << 30 };
+enum { N_SERVE_OPTIONS = 26, MAX_BODY = 1 << 30 };
 static const int64_t DEFAULT_MAX_UPLOAD = (int64_t)512 << 20, MAX_UPLOAD = (int64_t)1 << 42;
 
 static void options_init(struct serve_options *o)
@@ -47,6 +45,7 @@ static void options_init(struct serve_options *o)
     api_limits_init(&o->limits);
     jobs_options_init(&o->jobs);
     o->data_dir = "gptd-data";
+    o->models_dir = "models";
     o->http.max_upload = DEFAULT_MAX_UPLOAD;
     o->http.max_body = (int64_t)o->limits.body_bytes;
     o->max_n = o->limits.max_n;
@@ -87,6 +86,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "Where uploaded files and training jobs are kept; made when first needed."},
         {"max-upload", OPTION_BYTES, &o->http.max_upload, 1, (double)MAX_UPLOAD, "SIZE",
          "Of an uploaded file; more gets 413."},
+        {"models-dir", OPTION_STRING, &o->models_dir, 0, 0, "DIR",
+         "Where clients may load other models from, with POST /v1/models/load."},
         {"configs-dir", OPTION_STRING, &o->jobs.configs_dir, 0, 0, "DIR",
          "Where the presets are that jobs name as configs/NAME."},
         {"train-threads", OPTION_INT, &o->jobs.threads, 1, 4096, "N",
@@ -167,16 +168,16 @@ static void wait_for_shutdown(struct shutdown *s)
 }
 
 /* Lets what runs finish, within the timeout. */
-static void drain(struct http_server *http, struct engine *engine, struct jobs *jobs,
+static void drain(struct http_server *http, struct models *models, struct jobs *jobs,
                   int64_t timeout_s)
 {
     log_info("shutting down: %d requests may go on for %lld s; another signal ends them now",
              http_active(http), (long long)timeout_s);
     http_drain(http);
     jobs_drain(jobs); /* their last checkpoints are written meanwhile */
-    engine_drain(engine);
+    models_drain(models);
     int64_t end = clock_ns() + timeout_s * 1000000000;
-    while ((http_active(http) > 0 || !engine_idle(engine)) && clock_ns() < end) usleep(10000);
+    while ((http_active(http) > 0 || !models_idle(models)) && clock_ns() < end) usleep(10000);
     if (http_active(http) > 0)
         log_warn("%d requests did not finish within %lld s", http_active(http),
                  (long long)timeout_s);
@@ -184,7 +185,7 @@ static void drain(struct http_server *http, struct engine *engine, struct jobs *
 
 /* ---- Serving ---- */
 
-static void print_ready(const struct serve_options *o, const struct model *m, int port)
+static void print_ready(const struct serve_options *o, const struct api_context *m, int port)
 {
     bool v6 = strchr(o->http.host, ':') != NULL;
     char url[160];
@@ -193,7 +194,7 @@ static void print_ready(const struct serve_options *o, const struct model *m, in
     if (o->hint)
         printf("try: curl %s/v1/completions -H 'Content-Type: application/json' "
                "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
-               url, m->id, m->tokenizer ? "\"Once upon a time\"" : "[1, 2, 3]");
+               url, m->model_id, engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
     fflush(stdout);
 }
 
@@ -225,23 +226,30 @@ static bool training_open(const struct serve_options *o, struct training *t, str
     return false;
 }
 
-static bool serve(const struct serve_options *o, struct model *m, int64_t baseline,
+/* While `http` serves: until a signal, and what it lets finish. */
+static void serve_until_signal(const struct serve_options *o, struct http_server *http,
+                               struct models *models, struct jobs *jobs, struct shutdown *shutdown)
+{
+    if (!http_is_loopback(o->http.host))
+        log_warn("--no-auth: anyone who reaches %s can use this server", o->http.host);
+    const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
+    print_ready(o, first, http_port(http));
+    api_release(first);
+    wait_for_shutdown(shutdown);
+    drain(http, models, jobs, o->drain_timeout_s);
+}
+
+static bool serve(const struct serve_options *o, struct models *models, int64_t baseline,
                   struct shutdown *shutdown, struct error *err)
 {
-    struct chat_template chat;
-    if (m->tokenizer) chat_template_init(&chat, tokenizer_chat_template(m->tokenizer));
-    struct api_context api = {
-        .engine = m->engine,
-        .model_id = m->id,
-        .model_path = m->path,
-        .created = time(NULL),
-        .limits = o->limits,
-        .chat = m->tokenizer ? &chat : NULL,
-    };
+    char id[128];
     struct metrics *metrics = malloc(sizeof *metrics); /* 100 kB: not on the stack */
     if (!metrics) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
-    http_metrics_init(metrics, m->id, m->device->ops->description(m->device));
-    struct http_server *http;
+    const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
+    snprintf(id, sizeof id, "%s", first->model_id);
+    api_release(first);
+    http_metrics_init(metrics, id, models_device(models));
+    struct http_server *http = NULL;
     struct training training;
     struct http_options http_options = o->http;
     if (!training_open(o, &training, err)) {
@@ -250,21 +258,14 @@ static bool serve(const struct serve_options *o, struct model *m, int64_t baseli
     }
     http_options.files = training.files;
     http_options.jobs = training.jobs;
-    if (!http_start(&http_options, &api, metrics, baseline, &http, err)) {
-        training_close(&training, 0);
-        free(metrics);
-        return false;
-    }
-    if (!http_is_loopback(o->http.host))
-        log_warn("--no-auth: anyone who reaches %s can use this model", o->http.host);
-    print_ready(o, m, http_port(http));
-    wait_for_shutdown(shutdown);
-    drain(http, m->engine, training.jobs, o->drain_timeout_s);
+    http_options.models = models;
+    bool ok = http_start(&http_options, models_api(models), metrics, baseline, &http, err);
+    if (ok) serve_until_signal(o, http, models, training.jobs, shutdown);
     http_stop(http);
     training_close(&training, o->drain_timeout_s);
     free(metrics);
-    log_info("bye");
-    return true;
+    if (ok) log_info("bye");
+    return ok;
 }
 
 static int run(const struct serve_options *o)
@@ -276,14 +277,12 @@ static int run(const struct serve_options *o)
     struct signals *signals;
     if (!signals_start(on_signal, &shutdown, &signals, &err)) return command_fail("serve", &err);
     int64_t baseline = process_rss_bytes();
-    struct model m;
+    struct models *models = NULL;
     int code = EXIT_DONE;
-    if (!model_open(o->models.at[0], &o->model, &m, &err)) {
+    if (!models_start(o->models.at[0], &o->model, &o->limits, o->models_dir, &models, &err)
+        || !serve(o, models, baseline, &shutdown, &err))
         code = command_fail("serve", &err);
-    } else {
-        if (!serve(o, &m, baseline, &shutdown, &err)) code = command_fail("serve", &err);
-        model_close(&m);
-    }
+    models_stop(models);
     signals_stop(signals);
     pthread_cond_destroy(&shutdown.cond);
     pthread_mutex_destroy(&shutdown.mutex);

@@ -14,6 +14,7 @@
 
 struct file_store; /* server/files.h */
 struct jobs;       /* server/jobs.h */
+struct models;     /* server/models.h */
 
 struct http_options {
     const char *host;       /* an address, or "localhost" */
@@ -27,6 +28,7 @@ struct http_options {
     /* Training over HTTP; without these its routes answer 503. They must outlive the server. */
     struct file_store *files;
     struct jobs *jobs;
+    struct models *models; /* NULL: the model is the one that it was at start */
     int64_t max_upload;
 };
 

@@ -9,9 +9,10 @@
 #include "server/exchange.h"
 #include "server/http.h"
 #include "server/jobs.h"
+#include "server/models.h"
 #include "server/upload.h"
 
-enum { N_ROUTES = 24 };
+enum { N_ROUTES = 26 };
 
 struct http_server {
     struct http_options options;
@@ -87,6 +88,13 @@ bool work_start(struct request *r, struct error *err) MUST_CHECK;
 enum work_state work_look(struct request *r);
 /* Waits for all of them; none begins any more. */
 void work_end_all(struct http_server *s);
+
+/* ---- routes_models.c: models that come and go ---- */
+
+bool get_models(struct request *r, struct buf *out, struct error *err);
+bool get_model(struct request *r, struct buf *out, struct error *err);
+bool post_model_load(struct request *r, struct buf *out, struct error *err);
+bool delete_model(struct request *r, struct buf *out, struct error *err);
 
 /* ---- routes_training.c: answers to what is asked of files and jobs ---- */
 

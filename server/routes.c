@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/registry.h"
 #include "base/clock.h"
 #include "server/process.h"
 #include "server/request.h"
@@ -9,17 +10,6 @@
 enum { STALLED_AFTER_S = 5 };
 
 /* ---- Answers ---- */
-
-static bool get_models(struct request *r, struct buf *out, struct error *err)
-{
-    api_models(r->server->api, out);
-    return true;
-}
-
-static bool get_model(struct request *r, struct buf *out, struct error *err)
-{
-    return api_model(r->server->api, r->param, out, err);
-}
 
 static bool post_tokenize(struct request *r, struct buf *out, struct error *err)
 {
@@ -43,7 +33,7 @@ static bool get_memory(struct request *r, struct buf *out, struct error *err)
 static bool get_health(struct request *r, struct buf *out, struct error *err)
 {
     struct engine_stats stats;
-    engine_stats(r->server->api->engine, &stats);
+    api_stats(r->server->api, &stats);
     double since_s = (double)(clock_ns() - stats.last_progress_ns) / 1e9;
     if ((stats.running > 0 || stats.queued > 0) && since_s > STALLED_AFTER_S)
         return error_set(err, ERR_UNAVAILABLE, NULL,
@@ -64,7 +54,7 @@ static bool get_metrics(struct request *r, struct buf *out, struct error *err)
 {
     struct engine_stats stats;
     struct api_process_memory process;
-    engine_stats(r->server->api->engine, &stats);
+    api_stats(r->server->api, &stats);
     process_memory(&process);
     metrics_render(r->server->metrics, &stats, &process, out);
     return true;
@@ -97,8 +87,10 @@ static const struct route routes[N_ROUTES] = {
     {"POST", "/v1/chat/completions", NULL, COMPLETION_CHAT, JSON_BODY},
     {"POST", "/v1/tokenize", post_tokenize, JSON_BODY},
     {"POST", "/v1/detokenize", post_detokenize, JSON_BODY},
-    {"GET", "/v1/models", get_models, QUICK},
-    {"GET", "/v1/models/{id}", get_model, QUICK},
+    {"GET", "/v1/models", get_models, SLOW},
+    {"POST", "/v1/models/load", post_model_load, JSON_BODY, SLOW},
+    {"GET", "/v1/models/{id}", get_model, SLOW},
+    {"DELETE", "/v1/models/{id}", delete_model, SLOW},
     {"GET", "/v1/memory", get_memory, QUICK},
     {"GET", "/health", get_health, QUICK},
     {"GET", "/ready", get_ready, QUICK},

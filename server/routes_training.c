@@ -135,11 +135,13 @@ bool delete_file(struct request *r, struct buf *out, struct error *err)
 static bool find_start(struct request *r, struct jobs *jobs, const char *model,
                        char config[PATH_MAX], char init_from[PATH_MAX], struct error *err)
 {
-    const struct api_context *api = r->server->api;
+    struct error ignored;
     config[0] = init_from[0] = 0;
     if (jobs_is_preset(model)) return jobs_preset_path(jobs, model, config, PATH_MAX, err);
-    if (api->model_path && strcmp(model, api->model_id) == 0) {
-        snprintf(init_from, PATH_MAX, "%s", api->model_path);
+    const struct api_context *loaded = api_acquire(r->server->api, model, &ignored);
+    if (loaded) {
+        snprintf(init_from, PATH_MAX, "%s", loaded->model_path ? loaded->model_path : "");
+        api_release(loaded);
         return true;
     }
     if (jobs_find_model(jobs, model, init_from)) return true;

@@ -102,7 +102,7 @@ static void test_models(void **state)
     struct buf out;
     struct error err;
     buf_init(&out, 10000);
-    api_models(&fixture.api, &out);
+    api_models(&fixture.api, NULL, 0, &out);
     struct cJSON *list = parsed(&out);
     assert_string_equal(json_get(list, "object")->valuestring, "list");
     const struct cJSON *model = cJSON_GetArrayItem(json_get(list, "data"), 0);

@@ -61,9 +61,11 @@ def test_valid(spec):
 
 def test_every_documented_route_answers(http, spec, model):
     for path, methods in spec["paths"].items():
-        if path.startswith(("/v1/files", "/v1/fine_tuning")):
-            continue  # test_fine_tuning.py: they need files and jobs
+        if path.startswith(("/v1/files", "/v1/fine_tuning", "/v1/models/load")):
+            continue  # test_fine_tuning.py, test_models_swap.py
         for method in methods:
+            if method == "delete":
+                continue
             url = path.replace("{id}", model).replace("{model}", model)
             assert "{" not in url, path
             reply = http.request(method.upper(), url, json=BODIES.get(path), timeout=60 * PATIENCE)

@@ -1,0 +1,199 @@
+/* The models of a server: see models.h. */
+#include "server/models.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "api/chat.h"
+#include "base/log.h"
+
+/* A model with what it needs to answer. */
+struct resident {
+    struct api_resident shared; /* first: the registry's */
+    struct model model;
+    struct chat_template chat;
+    char spec[PATH_MAX + 160]; /* "ID=PATH"; model.path points into it */
+};
+
+struct models {
+    struct api_registry registry;
+    struct api_context api;
+    struct model_options options;
+    const char *models_dir;
+    char device[160];
+    pthread_t closer;
+    pthread_mutex_t load_mutex; /* one at a time: each takes memory and all cores */
+};
+
+/* ---- opening and closing one ---- */
+
+static void free_resident(struct resident *r)
+{
+    model_close(&r->model);
+    free(r);
+}
+
+static bool open_resident(const struct models *m, const char *spec, struct resident **out,
+                          struct error *err)
+{
+    struct resident *r = calloc(1, sizeof *r);
+    if (!r) return error_set(err, ERR_MEMORY, NULL, "no memory for the model");
+    int n = snprintf(r->spec, sizeof r->spec, "%s", spec);
+    if (n < 0 || (size_t)n >= sizeof r->spec) {
+        free(r);
+        return error_set(err, ERR_TOO_LARGE, "model", "the model's path is too long");
+    }
+    if (!model_open(r->spec, &m->options, &r->model, err)) {
+        free(r);
+        return false;
+    }
+    const struct tokenizer *t = r->model.tokenizer;
+    if (t) chat_template_init(&r->chat, tokenizer_chat_template(t));
+    r->shared.api = (struct api_context){
+        .engine = r->model.engine,
+        .model_id = r->model.id,
+        .model_path = r->model.path,
+        .created = time(NULL),
+        .limits = m->api.limits,
+        .chat = t ? &r->chat : NULL,
+    };
+    *out = r;
+    return true;
+}
+
+/* The thread that closes. */
+static void *close_retired(void *arg)
+{
+    struct models *m = arg;
+    struct api_resident *shared;
+    while ((shared = api_registry_take_idle(&m->registry))) {
+        struct resident *r = (struct resident *)shared;
+        struct engine_stats stats;
+        engine_stats(r->model.engine, &stats);
+        api_registry_count_gone(&m->registry, &stats);
+        log_info("model %s: closing, its last request has ended", r->model.id);
+        model_close(&r->model);
+        api_registry_closed(&m->registry, shared);
+        free(r);
+    }
+    return NULL;
+}
+
+/* ---- all ---- */
+
+bool models_start(const char *spec, const struct model_options *o, const struct api_limits *limits,
+                  const char *models_dir, struct models **out, struct error *err)
+{
+    struct resident *first;
+    struct models *m = calloc(1, sizeof *m);
+    if (!m) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
+    m->options = *o;
+    m->models_dir = models_dir;
+    m->api = (struct api_context){.limits = *limits, .registry = &m->registry};
+    if (!open_resident(m, spec, &first, err)) {
+        free(m);
+        return false;
+    }
+    snprintf(m->device, sizeof m->device, "%s",
+             first->model.device->ops->description(first->model.device));
+    api_registry_init(&m->registry);
+    pthread_mutex_init(&m->load_mutex, NULL);
+    int failed = pthread_create(&m->closer, NULL, close_retired, m);
+    if (failed) {
+        free_resident(first);
+        api_registry_free(&m->registry);
+        pthread_mutex_destroy(&m->load_mutex);
+        free(m);
+        errno = failed;
+        return error_errno(err, "cannot start the models' thread");
+    }
+    api_registry_add(&m->registry, &first->shared);
+    *out = m;
+    return true;
+}
+
+const struct api_context *models_api(const struct models *m) { return &m->api; }
+
+const char *models_device(const struct models *m) { return m->device; }
+
+void models_stop(struct models *m)
+{
+    if (!m) return;
+    api_registry_stop(&m->registry);
+    pthread_join(m->closer, NULL);
+    api_registry_free(&m->registry);
+    pthread_mutex_destroy(&m->load_mutex);
+    free(m);
+}
+
+bool models_load(struct models *m, const char *id, const char *path, struct error *err)
+{
+    char spec[PATH_MAX + 160];
+    struct resident *r;
+    if (pthread_mutex_trylock(&m->load_mutex) != 0)
+        return error_set(err, ERR_BUSY, NULL, "another model is being loaded; retry when it is");
+    int n = snprintf(spec, sizeof spec, "%s=%s", id, path);
+    bool ok = n > 0 && (size_t)n < sizeof spec;
+    if (!ok) error_set(err, ERR_TOO_LARGE, "model", "the model's path is too long");
+    ok = ok && open_resident(m, spec, &r, err);
+    if (ok) api_registry_add(&m->registry, &r->shared);
+    pthread_mutex_unlock(&m->load_mutex);
+    return ok;
+}
+
+bool models_unload(struct models *m, const char *id, struct error *err)
+{
+    const struct api_resident *gone;
+    if (!api_registry_retire(&m->registry, id, &gone, err)) return false;
+    api_registry_wait_closed(&m->registry, gone);
+    return true;
+}
+
+/* Is `path` in the folder `root`? Both without links. */
+static bool lies_in(const char *path, const char *root)
+{
+    size_t n = strlen(root);
+    return strncmp(path, root, n) == 0 && path[n] == '/' && path[n + 1];
+}
+
+bool models_find_path(const struct models *m, const char *name, char *path, size_t size,
+                      struct error *err)
+{
+    char root[PATH_MAX], full[PATH_MAX], joined[2 * PATH_MAX];
+    bool found = false;
+    if (strlen(name) < PATH_MAX && realpath(m->models_dir, root)) {
+        snprintf(joined, sizeof joined, "%s/%s", root, name);
+        found = (name[0] != '/' && realpath(joined, full) && lies_in(full, root))
+                || (realpath(name, full) && lies_in(full, root));
+    }
+    if (found && strlen(full) < size) {
+        strcpy(path, full);
+        return true;
+    }
+    return error_set(err, ERR_NOT_FOUND, "model",
+                     "there is no model '%.64s': give a fine-tuned or a loaded model's id, or a "
+                     "path in the server's folder of models (--models-dir)", name);
+}
+
+/* ---- the end ---- */
+
+static void drain_one(void *ctx, const struct api_context *model) { engine_drain(model->engine); }
+
+void models_drain(struct models *m) { api_visit(&m->api, drain_one, NULL); }
+
+static void look_at_one(void *ctx, const struct api_context *model)
+{
+    bool *idle = ctx;
+    *idle = *idle && engine_idle(model->engine);
+}
+
+bool models_idle(struct models *m)
+{
+    bool idle = true;
+    api_visit(&m->api, look_at_one, &idle);
+    return idle;
+}

@@ -1,0 +1,32 @@
+/* The models of a running server: opened at start or when a client asks, swapped, closed when their
+ * last request has ended. Each has a device, a tokenizer and an engine of its own (server/model.h). A
+ * thread of its own closes them: nobody else waits for requests to end. Any thread. */
+#pragma once
+
+#include "api/registry.h"
+#include "server/model.h"
+
+struct models;
+
+/* Opens the first model, the default one. `models_dir`: where clients may load others from. The
+ * options' strings are borrowed. */
+bool models_start(const char *spec, const struct model_options *o, const struct api_limits *limits,
+                  const char *models_dir, struct models **out, struct error *err) MUST_CHECK;
+/* The context to serve with: its registry has the models. */
+const struct api_context *models_api(const struct models *m);
+/* What the first model's device says of itself. */
+const char *models_device(const struct models *m);
+
+/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did. Takes as long
+ * as reading it takes; one at a time (ERR_BUSY). */
+bool models_load(struct models *m, const char *id, const char *path, struct error *err) MUST_CHECK;
+/* A path that a client gave: within the folder of models, links resolved. ERR_NOT_FOUND. */
+bool models_find_path(const struct models *m, const char *name, char *path, size_t size,
+                      struct error *err) MUST_CHECK;
+/* No new request gets it; returns when its last one has ended and its memory is free. */
+bool models_unload(struct models *m, const char *id, struct error *err) MUST_CHECK;
+
+void models_drain(struct models *m); /* no engine takes requests any more */
+bool models_idle(struct models *m);
+/* Closes all. Nobody may use them any more. NULL-safe. */
+void models_stop(struct models *m);
