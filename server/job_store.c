@@ -364,12 +364,13 @@ bool job_has_model(const struct data_dir *d, const struct ft_job *job)
            && file_exists(config) && file_exists(weights);
 }
 
-void job_last_words(const struct data_dir *d, const struct ft_job *job, char *out, size_t size)
+void job_last_words(const struct data_dir *d, const struct ft_job *job, const char *log, char *out,
+                    size_t size)
 {
     char path[DATA_PATH_MAX], tail[WORDS_LOOKED_AT + 1];
     struct stat st;
     out[0] = 0;
-    if (!job_path(d, job, "stderr.log", path, NULL)) return;
+    if (!job_path(d, job, log, path, NULL)) return;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return;
     ssize_t n = -1;

@@ -45,8 +45,9 @@ bool job_store_list_checkpoints(const struct data_dir *d, const struct ft_job *j
 
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job);
 bool job_has_model(const struct data_dir *d, const struct ft_job *job);
-/* The last line that the trainer wrote to stderr; "" when there is none. */
-void job_last_words(const struct data_dir *d, const struct ft_job *job, char *out, size_t size);
+/* The last line of one of the trainer's logs, "stdout.log" or "stderr.log"; "" when there is none. */
+void job_last_words(const struct data_dir *d, const struct ft_job *job, const char *log, char *out,
+                    size_t size);
 
 /* Reads lines that metrics.jsonl got since `*offset` (from the beginning when the file has shrunk),
  * calling `see` for each whole one. */

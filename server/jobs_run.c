@@ -197,7 +197,7 @@ static const char *signal_name(int number)
 static void note_failure(struct jobs *j, struct job *job, int status)
 {
     char words[360], text[512];
-    job_last_words(j->dir, &job->job, words, sizeof words);
+    job_last_words(j->dir, &job->job, "stderr.log", words, sizeof words);
     const char *colon = words[0] ? ": " : "";
     if (WIFSIGNALED(status)) {
         int number = WTERMSIG(status);
@@ -226,6 +226,15 @@ static void note_success(struct jobs *j, struct job *job)
     job_set_state(j, job, JOB_SUCCEEDED, "info", message);
 }
 
+/* A trainer that somebody else told to end (an operator's SIGTERM) ends well, but is not done: its exit
+ * code says nothing of it, its last line does. */
+static bool was_stopped(const struct jobs *j, const struct job *job)
+{
+    char words[512];
+    job_last_words(j->dir, &job->job, "stdout.log", words, sizeof words);
+    return strstr(words, "stopped after step") != NULL;
+}
+
 static void end_job(struct jobs *j, struct job *job, int status)
 {
     struct error err;
@@ -237,7 +246,11 @@ static void end_job(struct jobs *j, struct job *job, int status)
         job_store_event(j->dir, &job->job, "info", NULL, "The trainer has ended");
         if (!job_store_save(j->dir, &job->job, &err)) log_error("%s: %s", job->job.id, err.text);
     } else if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && job_has_model(j->dir, &job->job)) {
-        note_success(j, job);
+        if (was_stopped(j, job))
+            job_set_state(j, job, JOB_PAUSED, "warn",
+                          "The trainer was stopped from outside; the job is paused");
+        else
+            note_success(j, job);
     } else {
         note_failure(j, job, status);
     }

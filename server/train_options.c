@@ -30,6 +30,8 @@ static void own_options(struct train_options *o)
          "Go on from the newest checkpoint, or begin where there is none."},
         {"overwrite", OPTION_FLAG, &o->overwrite, 0, 0, NULL,
          "Begin anew where there is a run already, which is lost."},
+        {"epochs", OPTION_INT, &o->epochs, 0, 1000000, "N",
+         "Train as many steps as see the input N times, instead of --max-iters; 0: --max-iters."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most that training may take; what cannot fit is refused at start. 0: 80 % of what "
          "the machine and the cgroup leave."},

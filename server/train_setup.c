@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "model/checkpoint.h"
@@ -237,6 +238,18 @@ static bool open_sets(const struct train_options *o, struct train_setup *s, stru
     return true;
 }
 
+/* --epochs in steps: known once the data is. */
+static bool resolve_epochs(struct train_options *o, const struct train_setup *s, struct error *err)
+{
+    struct train_config *c = &o->training;
+    int64_t sequences;
+    if (o->epochs == 0) return true;
+    if (!checked_mul(o->epochs, dataset_sequences(s->data, SPLIT_TRAIN), &sequences))
+        sequences = INT64_MAX / 2;
+    c->max_iters = ceil_div(sequences, c->batch_size * c->grad_accum_steps);
+    return train_config_check(c, "--epochs", err);
+}
+
 bool train_setup_open(struct train_options *o, int argc, char **argv, struct train_setup *s,
                       struct error *err)
 {
@@ -246,7 +259,8 @@ bool train_setup_open(struct train_options *o, int argc, char **argv, struct tra
         || !open_tokenizer(o, s, err) || !resolve_config(o, s, err))
         return false;
     held_out = o->val_input.n > 0 ? 0 : o->training.val_fraction;
-    if (!open_data(o, s, o->inputs, o->n_inputs, held_out, &s->data, err) || !open_sets(o, s, err))
+    if (!open_data(o, s, o->inputs, o->n_inputs, held_out, &s->data, err) || !open_sets(o, s, err)
+        || !resolve_epochs(o, s, err))
         return false;
     log_info("data: %lld tokens to learn from, %lld held out",
              (long long)dataset_tokens(s->data, SPLIT_TRAIN),

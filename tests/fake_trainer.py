@@ -44,6 +44,13 @@ def save(folder, step):
     temporary.rename(final)
 
 
+def publish(folder):
+    source = Path(os.environ.get("FAKE_MODEL", ROOT / "models" / "shakespeare"))
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder / path.name)
+
+
 def die(mode):
     if mode == "exit":
         print("some noise\ngptd train: the loss is not finite at step 7", file=sys.stderr)
@@ -89,12 +96,11 @@ def main():
             if step % int(plan["save"]) == 0 or stopped:
                 save(folder, step)
             if stopped:
+                publish(folder)
                 print(f"stopped after step {step}")
                 return
-    source = Path(os.environ.get("FAKE_MODEL", ROOT / "models" / "shakespeare"))
-    for path in source.iterdir():
-        if path.is_file():
-            shutil.copy(path, folder / path.name)
+    print(f"trained, {steps} steps")
+    publish(folder)
 
 
 main()

@@ -173,7 +173,8 @@ def test_no_such_file(http):
 
 def test_job_succeeds(client, http, folder):
     job = submit(client, "steps=12 save=4\ntext", suffix="first", seed=7,
-                 hyperparameters={"batch_size": 3, "learning_rate_multiplier": 0.5},
+                 hyperparameters={"batch_size": 3, "learning_rate_multiplier": 0.5,
+                                  "n_epochs": 2},
                  metadata={"who": "me"}, extra_body={"weight_decay": 0.25, "lr_schedule": "linear",
                                                      "freeze_embeddings": False})
     assert job.object == "fine_tuning.job" and job.status in ("queued", "running")
@@ -183,7 +184,7 @@ def test_job_succeeds(client, http, folder):
     assert job.seed == 7 and job.hyperparameters.batch_size == 3 and job.metadata == {"who": "me"}
     run, = runs(folder, job)
     flags = run["argv"]
-    assert "--seed=7" in flags and "--batch-size=3" in flags and "--weight-decay=0.25" in flags
+    assert "--seed=7" in flags and "--batch-size=3" in flags and "--epochs=2" in flags and "--weight-decay=0.25" in flags
     assert "--lr-schedule=linear" in flags and "--no-freeze-embeddings" in flags
     assert f"--config={ROOT}/configs/tiny_char.json" in flags
     rate = [float(flag.partition("=")[2]) for flag in flags if flag.startswith("--learning-rate")]
@@ -260,6 +261,17 @@ def test_a_failed_job_resumes(client, http, folder):
     job = finished(client, job)
     assert job.status == "succeeded" and job.error is None
     assert [run["begin"] for run in runs(folder, job)] == [0, 5]
+
+
+def test_an_operator_stops_the_trainer(client, http, folder):
+    """It leaves a checkpoint and the model so far, but the job is not done."""
+    job = submit(client, "steps=60 pause=0.03\ntext")
+    wait_until(lambda: http.get(f"{JOBS}/{job.id}").json()["step"] >= 3, 30)
+    os.kill(trainer_of(client, job), signal.SIGTERM)
+    wait_status(http, job, "paused")
+    client.fine_tuning.jobs.resume(job.id)
+    assert finished(client, job).status == "succeeded"
+    assert runs(folder, job)[1]["begin"] >= 3
 
 
 def test_deleting_the_file_leaves_the_job(client, http):
