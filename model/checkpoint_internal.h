@@ -71,7 +71,8 @@ struct tensor_names {
 
 /* tensor_names.c. model_type: "gpt2", "gptd" (gptd's own names) or one of the Llama family. */
 struct tensor_names tensor_names_hf(const char *model_type, bool tied);
-/* fused_qkv: the file has one tensor of queries, keys and values, where the family may (gpt2 does). */
+/* fused_qkv: the file has one tensor of queries, keys and values, where the family may (gpt2
+ * does). */
 struct tensor_names tensor_names_gguf(const char *arch, bool fused_qkv);
 
 enum { TENSOR_NAME_BYTES = 160 };

@@ -1,5 +1,5 @@
-/* What makes a directory complete beside its weights: the tokenizer's files, and the manifest with a
- * digest of every file. See checkpoint_write.h. */
+/* What makes a directory complete beside its weights: the tokenizer's files, and the manifest with
+ * a digest of every file. See checkpoint_write.h. */
 #include "model/checkpoint_write.h"
 
 #include <dirent.h>
@@ -219,7 +219,8 @@ bool checkpoint_seal(const char *dir, struct error *err)
     char *text = NULL;
     bool ok = files ? seal_files(dir, files, err)
                     : error_set(err, ERR_MEMORY, NULL, "%s: no memory", path);
-    if (ok && !(text = cJSON_Print(root))) ok = error_set(err, ERR_MEMORY, NULL, "%s: no memory", path);
+    if (ok && !(text = cJSON_Print(root)))
+        ok = error_set(err, ERR_MEMORY, NULL, "%s: no memory", path);
     if (ok) ok = file_write_atomic(path, text, strlen(text), err);
     free(text);
     cJSON_Delete(root);

@@ -20,8 +20,8 @@ static bool unsaid(struct error *err, const char *what)
                      "the model cannot be written to GGUF: no architecture there has %s", what);
 }
 
-/* What the file will hold, as hf_config_family says it for Hugging Face. llama takes biases as they come;
- * llama.cpp's qwen2 and qwen3 do not. */
+/* What the file will hold, as hf_config_family says it for Hugging Face. llama takes biases as they
+ * come; llama.cpp's qwen2 and qwen3 do not. */
 static bool gguf_family(const struct gpt_config *c, struct gpt_config *as, struct error *err)
 {
     struct gpt_config hf;
@@ -61,7 +61,8 @@ static void put_size(struct gguf_meta *m, const struct gpt_config *c, const char
     gguf_meta_u32(m, arch_key(c, key, name), (uint32_t)size);
 }
 
-static void put_number(struct gguf_meta *m, const struct gpt_config *c, const char *key, float value)
+static void put_number(struct gguf_meta *m, const struct gpt_config *c, const char *key,
+                       float value)
 {
     char name[96];
     gguf_meta_f32(m, arch_key(c, key, name), value);

@@ -11,6 +11,7 @@ struct tokenizer;
 /* generation_config.json with the tokenizer's markers. */
 bool checkpoint_write_generation(const char *dir, const struct tokenizer *t, struct error *err)
     MUST_CHECK;
-/* Puts the markers' ids (-1: none) into the directory's config.json, if it has one and they differ. */
+/* Puts the markers' ids (-1: none) into the directory's config.json, if it has one and they
+ * differ. */
 bool checkpoint_write_markers(const char *dir, int32_t bos, int32_t eos, struct error *err)
     MUST_CHECK;

@@ -1,5 +1,5 @@
-/* From f32 to other element types: see dtype_write.h. Results never take more room than what they are
- * made from, so that going forward in place is safe. */
+/* From f32 to other element types: see dtype_write.h. Results never take more room than what they
+ * are made from, so that going forward in place is safe. */
 #include "model/dtype_write.h"
 
 #include <math.h>
@@ -26,7 +26,8 @@ static void write_q8_0(const uint8_t *src, uint8_t *dst)
     for (int i = 0; i < Q8_BLOCK; i++) {
         /* Not a number has no code: 0. The inverse of a subnormal scale may be infinite. */
         float q = roundf(x[i] * inverse);
-        dst[2 + i] = (uint8_t)(int8_t)(q >= -127 && q <= 127 ? q : q > 127 ? 127 : q < -127 ? -127 : 0);
+        if (isnan(q)) q = 0;
+        dst[2 + i] = (uint8_t)(int8_t)fmaxf(-127, fminf(127, q));
     }
 }
 

@@ -1,5 +1,5 @@
-/* Writing GGUF v3: metadata is collected in memory, tensors are streamed. Source: the GGUF specification
- * (ggml, docs/gguf.md). One thread.
+/* Writing GGUF v3: metadata is collected in memory, tensors are streamed. Source: the GGUF
+ * specification (ggml, docs/gguf.md). One thread.
  *
  *     struct gguf_meta m;
  *     gguf_meta_init(&m);
@@ -7,7 +7,7 @@
  *     ...
  *     bool ok = gguf_write(path, &m, tensors, n, err);
  *     gguf_meta_free(&m);
- */
+ * */
 #pragma once
 
 #include <stdbool.h>
@@ -39,7 +39,7 @@ void gguf_item_f32(struct gguf_meta *m, float value);
 /* A key and value as another file has them. */
 void gguf_meta_copy(struct gguf_meta *m, const struct gguf_value *value);
 
-/* The file, whole or not at all (file_write.h). Tensors of f32, f16, bf16 or q8_0 as safetensors_write takes
- * them; names of at most 63 bytes. */
+/* The file, whole or not at all (file_write.h). Tensors of f32, f16, bf16 or q8_0 as
+ * safetensors_write takes them; names of at most 63 bytes. */
 bool gguf_write(const char *path, const struct gguf_meta *m, const struct tensor_source *tensors,
                 int64_t n, struct error *err) MUST_CHECK;

@@ -87,8 +87,8 @@ static void put_word(struct object *o, const char *key, const char *value)
     buf_printf(o->out, "\"%s\"", value);
 }
 
-/* The shortest decimal that reads back as the same float, whole numbers with a point: transformers wants
- * a float where it expects one. */
+/* The shortest decimal that reads back as the same float, whole numbers with a point: transformers
+ * wants a float where it expects one. */
 static void put_float(struct object *o, const char *key, float value)
 {
     char text[48];

@@ -5,9 +5,9 @@
 #include "model/config.h"
 #include "model/dtype.h"
 
-/* What the file will hold: `c` with the family's model_type as its arch and with the biases that the family
- * always has (their values are zeros where c has none). Chosen by what the model does, not by the
- * name it came with:
+/* What the file will hold: `c` with the family's model_type as its arch and with the biases that
+ * the family always has (their values are zeros where c has none). Chosen by what the model does,
+ * not by the name it came with:
  *   gpt2     learned positions, LayerNorm, GELU, as many key/value as query heads, heads that
  *            make up the width, no lm_head bias; all other biases always
  *   qwen3    RoPE, RMSNorm, SwiGLU, norms of q and k, no MLP bias

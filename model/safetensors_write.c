@@ -1,5 +1,5 @@
-/* Writing a safetensors file: u64 header length, a JSON header padded with spaces to 8 bytes, then the
- * tensors in the order given, streamed through one buffer. Source: the format's description in
+/* Writing a safetensors file: u64 header length, a JSON header padded with spaces to 8 bytes, then
+ * the tensors in the order given, streamed through one buffer. Source: the format's description in
  * huggingface/safetensors. */
 #include <cjson/cJSON.h>
 #include <inttypes.h>

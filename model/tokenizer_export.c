@@ -1,5 +1,5 @@
-/* Tokenizers as GGUF metadata (the GGUF specification, "Tokenizer"), and what both exporters need to
- * know of one: its strings and its merges. See tokenizer_export.h. */
+/* Tokenizers as GGUF metadata (the GGUF specification, "Tokenizer"), and what both exporters need
+ * to know of one: its strings and its merges. See tokenizer_export.h. */
 #include "model/tokenizer_export.h"
 
 #include <stdio.h>
@@ -39,8 +39,10 @@ void token_raw(const struct tokenizer *t, int32_t id, struct buf *out)
     const struct token *token = &t->tokens[id];
     buf_clear(out);
     if (!(token->flags & TOKEN_EXISTS)) buf_printf(out, "[PAD%d]", id);
-    else if (token->flags & TOKEN_ADDED && t->byte_level) buf_append(out, token->text, token->n_text);
-    else if (token->flags & TOKEN_ADDED) put_marked(token->text, token->n_text, out);
+    else if (token->flags & TOKEN_ADDED && t->byte_level)
+        buf_append(out, token->text, token->n_text);
+    else if (token->flags & TOKEN_ADDED)
+        put_marked(token->text, token->n_text, out);
     else if (t->kind == TOKENIZER_CHARACTER) put_marked(token->piece, token->n_piece, out);
     else if (t->byte_level && !(token->flags & TOKEN_LITERAL))
         put_alphabet(token->piece, token->n_piece, out);
@@ -173,6 +175,17 @@ static bool check_characters(const struct tokenizer *t, struct error *err)
     return true;
 }
 
+/* Special tokens never come from a user's text; the others do, wherever they stand. */
+static bool check_added(const struct tokenizer *t, struct error *err)
+{
+    for (int32_t id = 0; id < t->n_tokens; id++) {
+        uint32_t flags = t->tokens[id].flags;
+        if (!(flags & TOKEN_SPECIAL) && flags & (ADDED_LSTRIP | ADDED_RSTRIP | ADDED_SINGLE_WORD))
+            return unsaid(err, "an added token that looks at what lies beside it");
+    }
+    return true;
+}
+
 /* ---- Metadata ---- */
 
 static void put_text(struct gguf_meta *m, const char *key, const char *value)
@@ -295,11 +308,11 @@ bool tokenizer_export_gguf(const struct tokenizer *t, int64_t vocab_size, struct
     bool said = t->byte_level                      ? check_byte_level(t, err)
                 : t->kind == TOKENIZER_CHARACTER ? check_characters(t, err)
                                                    : check_sentencepiece(t, &prefix, err);
-    if (!said) return false;
+    if (!said || !check_added(t, err)) return false;
     if (t->n_tokens > vocab_size)
         return error_set(err, ERR_FORMAT, "tokenizer",
-                         "the tokenizer has ids up to %d, the model %lld rows: GGUF wants a row for "
-                         "each token", t->n_tokens - 1, (long long)vocab_size);
+                         "the tokenizer has ids up to %d, the model %lld rows: GGUF wants a row "
+                         "for each token", t->n_tokens - 1, (long long)vocab_size);
     if (!merge_entries_list(t, &merges, err)) return false;
     bool ok = put_model(t, &merges, prefix, vocab_size, m, err);
     free(merges.at);

@@ -1,6 +1,7 @@
-/* Tokenizers in other clothes: as GGUF metadata, and (those that came from GGUF) as tokenizer.json with
- * tokenizer_config.json. What the other format cannot say is an error, never a tokenizer that cuts
- * text differently. */
+/* Tokenizers in other clothes: as GGUF metadata, and (those that came from GGUF) as tokenizer.json
+ * with tokenizer_config.json. What the other format cannot say is an error, never a tokenizer that
+ * cuts text differently. The one exception: that a special token swallows the white space beside it
+ * is lost, as it is in llama.cpp's own converter. */
 #pragma once
 
 #include "base/buf.h"
@@ -9,9 +10,11 @@
 #include "model/gguf_write.h"
 #include "model/tokenizer.h"
 
-/* tokenizer.ggml.* for a model of vocab_size rows. Byte-level BPE becomes "gpt2" with merges and the name
- * of its pre-tokenizer; SentencePiece-style BPE becomes "llama", its merges written as scores;
- * characters become a "llama" without merges. ERR_UNSUPPORTED names what GGUF has no words for. */
+/* tokenizer.ggml.* for a model of vocab_size rows. Byte-level BPE becomes "gpt2" with merges and
+ * the name of its pre-tokenizer; SentencePiece-style BPE becomes "llama", its merges written as
+ * scores; characters become a "llama" without merges. ERR_UNSUPPORTED names what GGUF has no words
+ * for. (A model without an end of text is written as such; llama.cpp then takes an ordinary
+ * token.) */
 bool tokenizer_export_gguf(const struct tokenizer *t, int64_t vocab_size, struct gguf_meta *m,
                            struct error *err) MUST_CHECK;
 /* The same from a GGUF file: its keys as they are. */

@@ -4,8 +4,8 @@
 #include "base/buf.h"
 #include "model/tokenizer_internal.h"
 
-/* The string that files have for the token, into `out` (replacing what is there): GPT-2's alphabet for
- * byte-level models, U+2581 for spaces in others, "[PADid]" for an id without a token. */
+/* The string that files have for the token, into `out` (replacing what is there): GPT-2's alphabet
+ * for byte-level models, U+2581 for spaces in others, "[PADid]" for an id without a token. */
 void token_raw(const struct tokenizer *t, int32_t id, struct buf *out);
 
 struct merge_entry {

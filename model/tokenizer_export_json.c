@@ -1,6 +1,6 @@
-/* A tokenizer that came from GGUF as tokenizer.json, the format of Hugging Face's tokenizers library. See
- * tokenizer_export.h; read back by tokenizer_json.c. Components that always look alike are
- * text; strings of the model go through cJSON. */
+/* A tokenizer that came from GGUF as tokenizer.json, the format of Hugging Face's tokenizers
+ * library. See tokenizer_export.h; read back by tokenizer_json.c. Components that always look alike
+ * are text; strings of the model go through cJSON. */
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>

@@ -186,7 +186,8 @@ static bool read_vector(struct export_reader *r, const struct export_tensor *t, 
     return true;
 }
 
-/* Rows [f0, f0 + n) of a [n_cols, n_rows] tensor: columns of the weight, gathered strip by strip. */
+/* Rows [f0, f0 + n) of a [n_cols, n_rows] tensor: columns of the weight, gathered strip by
+ * strip. */
 static bool read_transposed(struct export_reader *r, const struct export_tensor *t, int64_t f0,
                             int64_t n, struct error *err)
 {

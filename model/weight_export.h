@@ -1,7 +1,7 @@
 /* Weights on their way into a file: rows of plain f32 matrices, from a device or from another
- * checkpoint, become the bytes of a file's tensor in the file's layout and element type. The inverse of
- * what checkpoint_read_rows does. Memory is bounded by one block, not by the model. Private to the
- * writers of checkpoints; one thread. */
+ * checkpoint, become the bytes of a file's tensor in the file's layout and element type. The
+ * inverse of what checkpoint_read_rows does. Memory is bounded by one block, not by the model.
+ * Private to the writers of checkpoints; one thread. */
 #pragma once
 
 #include <stdbool.h>
@@ -41,9 +41,9 @@ struct export_tensor {
     enum dtype dtype;
 };
 
-/* The tensors of a model of config `as`, in the order of roles and layers, in a malloc'd array. What `as` has
- * and the source lacks is zeros. Matrices get matrix_dtype; vectors and positions f32, as the
- * model computes with them. */
+/* The tensors of a model of config `as`, in the order of roles and layers, in a malloc'd array.
+ * What `as` has and the source lacks is zeros. Matrices get matrix_dtype; vectors and positions
+ * f32, as the model computes with them. */
 bool export_list(const struct weight_source *source, const struct tensor_names *names,
                  const struct gpt_config *as, enum dtype matrix_dtype, struct export_tensor **out,
                  int64_t *n, struct error *err) MUST_CHECK;

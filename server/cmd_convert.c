@@ -71,8 +71,8 @@ static bool check_output(const struct convert_options *o, struct error *err)
     if (stat(o->output, &output) != 0) return true;
     if (stat(o->model, &model) == 0 && model.st_dev == output.st_dev &&
         model.st_ino == output.st_ino)
-        return error_set(err, ERR_INVALID, "output", "%s is the model itself: choose another output",
-                         o->output);
+        return error_set(err, ERR_INVALID, "output",
+                         "%s is the model itself: choose another output", o->output);
     if (o->overwrite) return true;
     if (!S_ISDIR(output.st_mode))
         return error_set(err, ERR_INVALID, "output", "%s exists: choose another output, or say "

@@ -1,5 +1,6 @@
-/* Directories that gptd writes: every weight of every golden model comes back to the bit, through zero biases
- * and transposition; what is cut short, changed or missing is named; a failure leaves no file. */
+/* Directories that gptd writes: every weight of every golden model comes back to the bit, through
+ * zero biases and transposition; what is cut short, changed or missing is named; a failure leaves
+ * no file. */
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -209,8 +210,8 @@ static void check_same_param(const struct fresh *f, struct gpt_param a, struct g
     free(y);
 }
 
-/* Writes a model of the preset and opens it: its config goes to *read. Biases that the family adds are
- * zero; all else is as in the model. */
+/* Writes a model of the preset and opens it: its config goes to *read. Biases that the family adds
+ * are zero; all else is as in the model. */
 static void write_preset(const char *keys, enum dtype dtype, struct gpt_config *read)
 {
     struct gpt_config c = preset(keys);
