@@ -30,8 +30,9 @@ struct api_limits {
 };
 void api_limits_init(struct api_limits *l);
 
-/* What the routes work on. Read-only once serving: any thread. With a registry the routes find their
- * model there (api_acquire), and of the server's own context only that and the limits count. */
+/* What the routes work on. Read-only once serving: any thread. With a registry the routes find
+ * their model there (api_acquire), and of the server's own context only that and the limits
+ * count. */
 struct api_context {
     struct engine *engine;
     const char *model_id;    /* the name clients use */

@@ -1,5 +1,5 @@
-/* Uploaded files as OpenAI's API shows them. The same JSON lies beside the file on disk, so that what
- * the API says and what a person reads there is one thing. */
+/* Uploaded files as OpenAI's API shows them. The same JSON lies beside the file on disk, so that
+ * what the API says and what a person reads there is one thing. */
 #pragma once
 
 #include <stdbool.h>

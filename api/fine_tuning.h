@@ -9,7 +9,8 @@
  *                        │ └──── pause ───┐ │ pause
  *                      paused ◀───────────┴─┘
  *
- * A server that ends or dies leaves queued and running jobs as they are; the next one queues them. */
+ * A server that ends or dies leaves queued and running jobs as they are; the next one queues
+ * them. */
 #pragma once
 
 #include <stdbool.h>

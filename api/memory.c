@@ -69,7 +69,8 @@ static void render_model(void *ctx, const struct api_context *model)
     list->comma = ",";
 }
 
-/* Devices: all models together. Pages: the default model's, whose sizes the others need not share. */
+/* Devices: all models together. Pages: the default model's, whose sizes the others need not
+ * share. */
 void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out)
 {
     struct engine_stats all, s = {0};

@@ -13,7 +13,9 @@ static void render_model(const struct api_context *c, struct buf *out)
     const struct gpt_config *config = engine_config(c->engine);
     buf_puts(out, "{\"id\":");
     json_out_text(out, c->model_id);
-    buf_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"gptd\",\"loaded\":true,\"root\":",
+    buf_printf(out,
+               ",\"object\":\"model\",\"created\":%" PRId64
+               ",\"owned_by\":\"gptd\",\"loaded\":true,\"root\":",
                c->created);
     json_out_text(out, c->model_path);
     buf_puts(out, ",\"system_fingerprint\":");

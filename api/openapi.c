@@ -152,7 +152,8 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"peak_bytes\":" INTEGER)},
     {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\"",
         "\"object\":{\"const\":\"memory\"},\"model\":" STRING_OR_NULL ","
-        "\"models\":{\"type\":\"array\",\"description\":\"Bytes and pages of each.\"},\"devices\":" ARRAY("{\"allOf\":["
+        "\"models\":{\"type\":\"array\",\"description\":\"Bytes and pages of each.\"},"
+        "\"devices\":" ARRAY("{\"allOf\":["
             REF("MemoryBytes") "," OBJECT("\"name\",\"components\"", "\"name\":" STRING
             ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
             "activations, "

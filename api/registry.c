@@ -152,8 +152,8 @@ const struct api_context *api_acquire(const struct api_context *c, const char *i
     struct api_registry *r = c->registry;
     if (!r) {
         if (!id || strcmp(id, c->model_id) == 0) return c;
-        error_set(err, ERR_NOT_FOUND, "model", "the model '%.64s' does not exist; '%.64s' is served",
-                  id, c->model_id);
+        error_set(err, ERR_NOT_FOUND, "model",
+                  "the model '%.64s' does not exist; '%.64s' is served", id, c->model_id);
         return NULL;
     }
     pthread_mutex_lock(&r->mutex);

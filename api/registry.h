@@ -49,13 +49,13 @@ void api_registry_wait_closed(struct api_registry *r, const struct api_resident 
 /* Retires all. */
 void api_registry_stop(struct api_registry *r);
 
-/* The model called `id`, or the default for NULL; NULL with ERR_NOT_FOUND. Without a registry there is
- * one model, `c` itself. */
+/* The model called `id`, or the default for NULL; NULL with ERR_NOT_FOUND. Without a registry there
+ * is one model, `c` itself. */
 const struct api_context *api_acquire(const struct api_context *c, const char *id,
                                       struct error *err);
 void api_release(const struct api_context *c); /* NULL-safe; what api_acquire returned */
 
-/* Calls `visit` for each resident model, or for `c` itself; none may be acquired or retired in it. */
+/* Calls `visit` for each resident model, or for `c` itself; it may not call the registry. */
 void api_visit(const struct api_context *c,
                void (*visit)(void *ctx, const struct api_context *model), void *ctx);
 /* The sum over all engines; last_progress_ns is the oldest of those that have work. */

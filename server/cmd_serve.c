@@ -194,7 +194,8 @@ static void print_ready(const struct serve_options *o, const struct api_context 
     if (o->hint)
         printf("try: curl %s/v1/completions -H 'Content-Type: application/json' "
                "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
-               url, m->model_id, engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
+               url, m->model_id,
+               engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
     fflush(stdout);
 }
 
@@ -212,7 +213,8 @@ static void training_close(struct training *t, int64_t timeout_s)
     data_dir_release(&t->dir);
 }
 
-/* A folder that is there has jobs to go on with. One that cannot be used is no reason not to serve. */
+/* A folder that is there has jobs to go on with. One that cannot be used is no reason not to
+ * serve. */
 static bool training_open(const struct serve_options *o, struct training *t, struct error *err)
 {
     struct error why;

@@ -1,5 +1,5 @@
-/* The folder that `gptd serve --data-dir` names: files/ and jobs/ lie in it. It is made when something
- * is first kept; reading from one that is not there finds nothing. One server at a time uses a
+/* The folder that `gptd serve --data-dir` names: files/ and jobs/ lie in it. It is made when
+ * something is first kept; reading from one that is not there finds nothing. One server at a time uses a
  * folder. */
 #pragma once
 
@@ -18,8 +18,8 @@ struct data_dir {
 
 /* ERR_TOO_LARGE for a path that leaves no room for what lies in it. Makes nothing. */
 bool data_dir_init(struct data_dir *d, const char *path, struct error *err) MUST_CHECK;
-/* Makes the folder and its parts unless they are there, and takes it. ERR_UNAVAILABLE with the reason
- * when that cannot be done. Not for several threads at once. */
+/* Makes the folder and its parts unless they are there, and takes it. ERR_UNAVAILABLE with the
+ * reason when that cannot be done. Not for several threads at once. */
 bool data_dir_take(struct data_dir *d, struct error *err) MUST_CHECK;
 bool data_dir_is_taken(const struct data_dir *d);
 void data_dir_release(struct data_dir *d);

@@ -1,5 +1,5 @@
-/* The uploaded files: DATA_DIR/files/file-ID/ with file.json and content.txt or content.jsonl. All of
- * the state is on disk; an upload has a folder of its own (upload-...) that is renamed when it is
+/* The uploaded files: DATA_DIR/files/file-ID/ with file.json and content.txt or content.jsonl. All
+ * of the state is on disk; an upload has a folder of its own (upload-...) that is renamed when it is
  * whole. Any thread. */
 #pragma once
 
@@ -8,7 +8,7 @@
 
 struct file_store;
 
-/* Clears away uploads that a crash cut off, if the folder is there and free. `dir` must outlive it. */
+/* Clears away uploads that a crash cut off, if the folder is taken. `dir` must outlive it. */
 bool file_store_open(struct data_dir *dir, int64_t max_bytes, struct file_store **out,
                      struct error *err) MUST_CHECK;
 void file_store_close(struct file_store *s); /* NULL-safe */

@@ -1,5 +1,5 @@
-/* Child processes: see job_process.h. Between fork and exec only what is safe there: the other threads
- * are gone, their locks are not. */
+/* Child processes: see job_process.h. Between fork and exec only what is safe there: the other
+ * threads are gone, their locks are not. */
 #include "server/job_process.h"
 
 #include <errno.h>

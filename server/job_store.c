@@ -99,8 +99,8 @@ bool job_store_load(const struct data_dir *d, const char *id, struct ft_job *out
 
 /* ---- events ---- */
 
-/* Opens events.jsonl; *offset: where the next line begins. A line that a crash cut short gets its end
- * first. -1 on failure. */
+/* Opens events.jsonl; *offset: where the next line begins. A line that a crash cut short gets its
+ * end first. -1 on failure. */
 static int open_events(const struct data_dir *d, const struct ft_job *job, int64_t *offset)
 {
     char path[DATA_PATH_MAX], last = '\n';
@@ -156,8 +156,8 @@ static bool line_has_id(const char *line, size_t n, const char *id)
            && line[h + len] == '"';
 }
 
-/* The line that ends before *end, which moves to its beginning. False at the file's beginning. A line
- * that a crash cut short is passed over. */
+/* The line that ends before *end, which moves to its beginning. False at the file's beginning. A
+ * line that a crash cut short is passed over. */
 static bool previous_line(const char *text, size_t *end, const char **line, size_t *n)
 {
     while (*end > 0) {

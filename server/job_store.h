@@ -2,8 +2,8 @@
  *
  *   job.json               its object, as the API shows it; rewritten whole at each change of state
  *   events.jsonl           its events, appended
- *   training.*             the data: a second name (hard link) of the uploaded file's content, so that
- *   validation.*           deleting the upload takes nothing from the job
+ *   training.*             the data: a second name (hard link) of the uploaded file's content, so
+ *   validation.*           that deleting the upload takes nothing from the job
  *   stdout.log stderr.log  what the trainer printed, of all its runs
  *   model/                 the trainer's own directory: the model, metrics.jsonl, checkpoints/
  *   metrics.jsonl          a link to model/metrics.jsonl
@@ -30,8 +30,8 @@ bool job_store_save(const struct data_dir *d, const struct ft_job *job, struct e
 bool job_store_load(const struct data_dir *d, const char *id, struct ft_job *out,
                     struct error *err) MUST_CHECK;
 
-/* Appends one event; its id comes from where it stands in the file. A failure is logged: an event is
- * not worth a job. `data`: JSON or NULL. */
+/* Appends one event; its id comes from where it stands in the file. A failure is logged: an event
+ * is not worth a job. `data`: JSON or NULL. */
 void job_store_event(const struct data_dir *d, const struct ft_job *job, const char *level,
                      const char *data, const char *fmt, ...) PRINTF_LIKE(5, 6);
 /* {"object":"list","data":[newest first],"has_more"} */

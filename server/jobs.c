@@ -237,8 +237,8 @@ static bool read_preset(const char *path, struct train_config *c, struct error *
     return ok;
 }
 
-/* The multiplier's product goes to the keys; then the whole is checked, so that a job that the trainer
- * would refuse is refused now. */
+/* The multiplier's product goes to the keys; then the whole is checked, so that a job that the
+ * trainer would refuse is refused now. */
 static bool settle_keys(struct ft_job *job, struct error *err)
 {
     struct train_config c;

@@ -1,7 +1,7 @@
-/* The supervisor of training jobs: one thread starts them, one after another, each as a child process
- * of its own (job_process.h), watches over them, and writes down what becomes of them
- * (job_store.h). What a trainer does - crash, run out of memory, hang - is its job's fate and nobody
- * else's. States and their edges: api/fine_tuning.h.
+/* The supervisor of training jobs: one thread starts them, one after another, each as a child
+ * process of its own (job_process.h), watches over them, and writes down what becomes of them
+ * (job_store.h). What a trainer does - crash, run out of memory, hang - is its job's fate and
+ * nobody else's. States and their edges: api/fine_tuning.h.
  *
  * Any thread may call; calls may wait for the disk. */
 #pragma once
@@ -45,8 +45,8 @@ bool jobs_list(struct jobs *j, const struct api_page *page, struct buf *out, str
     MUST_CHECK;
 
 enum job_order { JOB_CANCEL, JOB_PAUSE, JOB_RESUME };
-/* The job's object after it. ERR_INVALID when the job's state does not allow it. A trainer that runs
- * gets some time to write a checkpoint; the state says at once what was asked. */
+/* The job's object after it. ERR_INVALID when the job's state does not allow it. A trainer that
+ * runs gets some time to write a checkpoint; the state says at once what was asked. */
 bool jobs_order(struct jobs *j, const char *id, enum job_order order, struct buf *out,
                 struct error *err) MUST_CHECK;
 

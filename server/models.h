@@ -1,6 +1,6 @@
 /* The models of a running server: opened at start or when a client asks, swapped, closed when their
- * last request has ended. Each has a device, a tokenizer and an engine of its own (server/model.h). A
- * thread of its own closes them: nobody else waits for requests to end. Any thread. */
+ * last request has ended. Each has a device, a tokenizer and an engine of its own (server/model.h).
+ * A thread of its own closes them: nobody else waits for requests to end. Any thread. */
 #pragma once
 
 #include "api/registry.h"
@@ -17,8 +17,8 @@ const struct api_context *models_api(const struct models *m);
 /* What the first model's device says of itself. */
 const char *models_device(const struct models *m);
 
-/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did. Takes as long
- * as reading it takes; one at a time (ERR_BUSY). */
+/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did. Takes as
+ * long as reading it takes; one at a time (ERR_BUSY). */
 bool models_load(struct models *m, const char *id, const char *path, struct error *err) MUST_CHECK;
 /* A path that a client gave: within the folder of models, links resolved. ERR_NOT_FOUND. */
 bool models_find_path(const struct models *m, const char *name, char *path, size_t size,

@@ -1,5 +1,5 @@
-/* The routes of models that come and go: loading, swapping, removing. They run on threads of their own
- * (work.c): a model takes its time to be read, and to drain. */
+/* The routes of models that come and go: loading, swapping, removing. They run on threads of their
+ * own (work.c): a model takes its time to be read, and to drain. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,7 +124,8 @@ static bool load(struct request *r, struct models *models, const struct api_load
     struct error why;
     if (!models_load(models, id, path, &why)) {
         /* The server's files are not the client's fault, but its choice. */
-        enum error_code code = why.code == ERR_IO || why.code == ERR_FORMAT ? ERR_INVALID : why.code;
+        bool unreadable = why.code == ERR_IO || why.code == ERR_FORMAT;
+        enum error_code code = unreadable ? ERR_INVALID : why.code;
         return error_set(err, code, why.code == ERR_BUSY ? NULL : "model", "%s", why.text);
     }
     return api_model(r->server->api, id, out, err);

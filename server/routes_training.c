@@ -1,5 +1,5 @@
-/* The routes of files and fine-tuning jobs. All of them run on threads of their own (work.c): they may
- * wait for the disk. */
+/* The routes of files and fine-tuning jobs. All of them run on threads of their own (work.c): they
+ * may wait for the disk. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

@@ -1,5 +1,5 @@
-/* Answers that take their time - a sync of the disk, a model to load - on threads of their own, while
- * the connection sleeps: the HTTP threads have other connections to serve. */
+/* Answers that take their time - a sync of the disk, a model to load - on threads of their own,
+ * while the connection sleeps: the HTTP threads have other connections to serve. */
 #include <microhttpd.h>
 #include <stdlib.h>
 

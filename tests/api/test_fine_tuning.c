@@ -109,7 +109,8 @@ static void fill(struct ft_job *job)
         .validation_file = "file-2", .fine_tuned_model = "s", .state = JOB_FAILED,
         .created_at = 10, .started_at = 11, .finished_at = 12, .seed = 5, .n_epochs = 3,
         .batch_size = 2, .learning_rate_multiplier = 0.1, .n_keys = 3, .step = 77,
-        .metadata = "{\"a\":\"b\"}", .error_code = "killed", .error_message = "a \"quoted\" \n line",
+        .metadata = "{\"a\":\"b\"}", .error_code = "killed",
+        .error_message = "a \"quoted\" \n line",
         .config_path = "/c/tiny.json", .training_path = "training.txt",
         .validation_path = "validation.jsonl",
     };

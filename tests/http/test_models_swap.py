@@ -1,5 +1,5 @@
-"""Models that come and go while the server answers: load, swap, remove; and from a training job to a
-model that is served."""
+"""Models that come and go while the server answers: load, swap, remove; and from a training job to
+a model that is served."""
 
 import shutil
 import threading

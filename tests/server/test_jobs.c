@@ -1,5 +1,5 @@
-/* Jobs under a supervisor, with the trainer that tests/fake_trainer.py plays; and what is on disk of
- * them. What clients see of it all is in tests/http/test_fine_tuning.py. */
+/* Jobs under a supervisor, with the trainer that tests/fake_trainer.py plays; and what is on disk
+ * of them. What clients see of it all is in tests/http/test_fine_tuning.py. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -278,7 +278,7 @@ static void test_metrics_in_pieces(void **state)
     assert_true(n >= 2 && n < 200000);
     assert_int_equal(truncate(path, 6), 0);
     n = 0;
-    job_read_metrics(&f->dir, &job, &offset, count_line, &n); /* it has shrunk: from its beginning */
+    job_read_metrics(&f->dir, &job, &offset, count_line, &n); /* it shrank: from its beginning */
     assert_int_equal(n, 5);
     data_dir_release(&f->dir);
 }
