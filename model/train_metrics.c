@@ -13,8 +13,16 @@
 
 enum { LINE_BYTES = 8192 };
 
-/* Bytes of whole lines up to the first of a later step. */
-static size_t bytes_until(const struct file_map *map, int64_t step)
+/* How a file says which step its lines are of. */
+struct line_format {
+    const char *scan;   /* of a line that names its step */
+    bool others_belong; /* lines that do not are part of what precedes them; else they are torn */
+};
+static const struct line_format metrics_format = {"{\"step\":%lld", false};
+static const struct line_format samples_format = {"---- step %lld", true};
+
+/* Bytes up to the first line of a later step. */
+static size_t bytes_until(const struct file_map *map, int64_t step, const struct line_format *f)
 {
     const char *text = (const char *)map->data, *end = text + map->size;
     for (const char *line = text; line < end;) {
@@ -24,29 +32,38 @@ static size_t bytes_until(const struct file_map *map, int64_t step)
         if (!newline) return (size_t)(line - text);
         memcpy(head, line, (size_t)(newline - line) < sizeof head ? (size_t)(newline - line)
                                                                   : sizeof head - 1);
-        if (sscanf(head, "{\"step\":%lld", &number) != 1 || number > step)
-            return (size_t)(line - text);
+        bool named = sscanf(head, f->scan, &number) == 1;
+        if (named ? number > step : !f->others_belong) return (size_t)(line - text);
         line = newline + 1;
     }
     return map->size;
 }
 
-static bool kept_bytes(const char *path, int64_t step, size_t *out, struct error *err)
+static bool kept_bytes(const char *path, int64_t step, const struct line_format *f, size_t *out,
+                       struct error *err)
 {
     struct file_map map;
     *out = 0;
     if (step == 0 || !file_exists(path)) return true;
     if (!file_map_open(path, &map, err)) return false;
-    *out = map.data ? bytes_until(&map, step) : 0;
+    *out = map.data ? bytes_until(&map, step, f) : 0;
     file_map_close(&map);
     return true;
+}
+
+bool train_samples_cut(const char *path, int64_t step, struct error *err)
+{
+    size_t keep;
+    if (!kept_bytes(path, step, &samples_format, &keep, err)) return false;
+    return truncate(path, (off_t)keep) == 0 || errno == ENOENT ||
+           error_errno(err, "cannot write %s", path);
 }
 
 bool train_metrics_open(struct train_metrics *m, const char *path, int64_t step, struct error *err)
 {
     size_t keep;
     m->fd = -1;
-    if (!kept_bytes(path, step, &keep, err)) return false;
+    if (!kept_bytes(path, step, &metrics_format, &keep, err)) return false;
     int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0) return error_errno(err, "cannot write %s", path);
     if (ftruncate(fd, (off_t)keep) != 0) {

@@ -17,6 +17,8 @@ struct train_metrics { int fd; }; /* -1: closed */
 bool train_metrics_open(struct train_metrics *m, const char *path, int64_t step,
                         struct error *err) MUST_CHECK;
 void train_metrics_close(struct train_metrics *m);
+/* The same for samples.txt: cuts off what is of later steps. A missing file is fine. */
+bool train_samples_cut(const char *path, int64_t step, struct error *err) MUST_CHECK;
 /* {"step":..,"loss":..,"lr":..,"grad_norm":..,"tokens_per_s":..,"memory_bytes":..}, and where evaluated
  * "val_loss" and, with several sets, "val_losses" by name. e may be NULL. */
 bool train_metrics_write(struct train_metrics *m, const struct trainer_step *s,

@@ -22,10 +22,13 @@ static bool begin_run(struct trainer *t, struct error *err)
     return t->device->ops->sync(t->device, err);
 }
 
+/* metrics.jsonl and samples.txt, without what is of steps yet to come. */
 static bool open_metrics(struct trainer *t, struct error *err)
 {
     char path[RUN_PATH_MAX];
-    return path_join(path, sizeof path, t->options.dir, "metrics.jsonl", err)
+    return path_join(path, sizeof path, t->options.dir, "samples.txt", err)
+           && train_samples_cut(path, t->state.step, err)
+           && path_join(path, sizeof path, t->options.dir, "metrics.jsonl", err)
            && train_metrics_open(&t->metrics, path, t->state.step, err);
 }
 

@@ -27,25 +27,46 @@ static bool write_checkpoint(struct trainer *t, const char *path, struct error *
            && checkpoint_seal(path, err);
 }
 
-/* `from`/name becomes `to`/name at once: a second name of the file, which is never changed in place. */
-static bool link_file(const char *from, const char *to, const char *name, struct error *err)
+static bool same_bytes(const char *path, const struct file_map *map)
 {
-    char source[RUN_PATH_MAX], target[RUN_PATH_MAX], temporary[RUN_PATH_MAX];
-    if (!path_join(source, sizeof source, from, name, err)
-        || !path_join(target, sizeof target, to, name, err)
-        || (size_t)snprintf(temporary, sizeof temporary, "%s/.%s.new", to, name)
-               >= sizeof temporary)
-        return false;
-    unlink(temporary); /* of a run that was killed here */
-    if (link(source, temporary) == 0 && rename(temporary, target) == 0) return true;
-    if (errno != EPERM && errno != EOPNOTSUPP && errno != EMLINK && errno != EXDEV)
-        return error_errno(err, "cannot link %s to %s", target, source);
-    /* A file system without hard links: a copy. */
+    struct file_map there;
+    if (!file_map_open(path, &there, NULL)) return false;
+    bool same = there.size == map->size &&
+                (map->size == 0 || memcmp(there.data, map->data, map->size) == 0);
+    file_map_close(&there);
+    return same;
+}
+
+/* A copy, unless it is there: people may edit the run's files, the checkpoint's stay as they are sealed. */
+static bool copy_file(const char *source, const char *target, struct error *err)
+{
     struct file_map map;
     if (!file_map_open(source, &map, err)) return false;
-    bool ok = file_write_atomic(target, map.data, map.size, err);
+    bool ok = same_bytes(target, &map) || file_write_atomic(target, map.data, map.size, err);
     file_map_close(&map);
     return ok;
+}
+
+/* `target` becomes a second name of the file: for weights, which nobody edits in place. */
+static bool link_file(const char *source, const char *target, struct error *err)
+{
+    char temporary[RUN_PATH_MAX + 8];
+    snprintf(temporary, sizeof temporary, "%s.link", target);
+    unlink(temporary); /* of a run that was killed here */
+    if (link(source, temporary) == 0) {
+        return rename(temporary, target) == 0 || error_errno(err, "cannot rename %s", temporary);
+    }
+    return copy_file(source, target, err); /* a file system without links */
+}
+
+static bool publish_file(const char *from, const char *to, const char *name, struct error *err)
+{
+    char source[RUN_PATH_MAX], target[RUN_PATH_MAX];
+    if (!path_join(source, sizeof source, from, name, err)
+        || !path_join(target, sizeof target, to, name, err))
+        return false;
+    return strcmp(name, "model.safetensors") == 0 ? link_file(source, target, err)
+                                                  : copy_file(source, target, err);
 }
 
 /* What of a checkpoint is the run's business alone. */
@@ -66,7 +87,7 @@ bool trainer_publish(struct trainer *t, int64_t step, struct error *err)
     if (!dir) return error_errno(err, "cannot list %s", from);
     bool ok = true;
     for (struct dirent *e; ok && (e = readdir(dir));)
-        ok = is_training_state(e->d_name) || link_file(from, t->options.dir, e->d_name, err);
+        ok = is_training_state(e->d_name) || publish_file(from, t->options.dir, e->d_name, err);
     closedir(dir);
     return ok;
 }
