@@ -77,6 +77,11 @@ struct dataset_reader {
 
 enum { DATASET_MAX_IDS = INT32_MAX /* of a document */ };
 
+/* Where to cut a text of more than `limit` bytes: among the last near_end (< limit) bytes before
+ * that, at a line's end between two lines that are not blank, where the usual pre-tokenizers cut
+ * anyway, so that the ids are those of the whole; else at a line's end; else at `limit`, or at the
+ * end of a character before it. */
+size_t dataset_text_cut(const char *text, size_t limit, size_t near_end);
 int64_t dataset_text_count(const struct dataset_reader *r, const struct dataset_file *f);
 bool dataset_text_read(struct dataset_reader *r, const struct dataset_file *f, struct error *err)
     MUST_CHECK;

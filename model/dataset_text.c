@@ -21,18 +21,16 @@ struct cursor {
     bool first, last; /* of its document */
 };
 
-/* Where to cut a text that is longer than PIECE: at a line's end between two that are not blank,
- * where the usual pre-tokenizers cut anyway, so that the ids are those of the whole. */
-static size_t cut_at(const char *text)
+size_t dataset_text_cut(const char *text, size_t limit, size_t near_end)
 {
     size_t newline = 0;
-    for (size_t i = PIECE - 1; i > PIECE - NEAR_END; i--) {
+    for (size_t i = limit; i > limit - near_end && i > 1; i--) {
         if (text[i - 1] != '\n') continue;
         if (newline == 0) newline = i;
         if ((uint8_t)text[i - 2] > ' ' && (uint8_t)text[i] > ' ') return i;
     }
     if (newline > 0) return newline;
-    size_t i = PIECE;
+    size_t i = limit;
     while (((uint8_t)text[i] & 0xC0) == 0x80) i--;
     return i;
 }
@@ -60,7 +58,7 @@ static bool next_piece(const struct dataset_reader *r, const struct dataset_file
     while (c->at == c->end && c->next < f->n) next_document(r, f, c);
     if (c->at == c->end) return false;
     c->text = f->text + c->at;
-    c->n = c->end - c->at > PIECE ? cut_at(c->text) : c->end - c->at;
+    c->n = c->end - c->at > PIECE ? dataset_text_cut(c->text, PIECE, NEAR_END) : c->end - c->at;
     c->at += c->n;
     c->last = c->at == c->end;
     return true;

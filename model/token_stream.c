@@ -123,11 +123,9 @@ int64_t token_stream_document_end(const struct token_stream *s, int64_t at)
         if (p->starts[middle] <= inside) low = middle;
         else high = middle;
     }
-    if (high == p->n_documents) return s->first[part + 1];
-    /* Whatever a damaged shard says, the document goes on and ends within it. */
-    uint64_t end = p->starts[high];
-    if (end <= inside) end = inside + 1;
-    return s->first[part] + min_i64(p->n_tokens, (int64_t)(end & INT64_MAX));
+    /* starts[high] lies behind `inside`; in a damaged shard maybe behind its end, too. */
+    uint64_t n = (uint64_t)p->n_tokens, end = high < p->n_documents ? p->starts[high] : n;
+    return s->first[part] + (int64_t)(end < n ? end : n);
 }
 
 /* ---- building ---- */

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "model/dataset.h"
+#include "model/dataset_internal.h"
 #include "model/dataset_order.h"
 
 /* ---- fixture ---- */
@@ -380,6 +380,21 @@ static void test_many_documents_are_split_whole(void **state)
     dataset_close(other);
 }
 
+/* However small or large the fraction, neither part is empty. */
+static void test_two_documents_are_one_each(void **state)
+{
+    static const double fractions[] = {0.01, 0.5, 0.99};
+    struct fixture *f = *state;
+    add_text(f, "a.jsonl", "{\"text\": \"abcd\"}\n{\"text\": \"efgh\"}");
+    for (int i = 0; i < 3; i++) {
+        f->options.val_fraction = fractions[i];
+        struct dataset *ds = open_data(f);
+        assert_int_equal(dataset_documents(ds, SPLIT_TRAIN), 1);
+        assert_int_equal(dataset_documents(ds, SPLIT_VALIDATION), 1);
+        dataset_close(ds);
+    }
+}
+
 static void test_all_can_be_validation(void **state)
 {
     struct fixture *f = *state;
@@ -416,6 +431,26 @@ static void test_documents_apart_are_packed_whole(void **state)
         seen[k] = true;
     }
     dataset_close(ds);
+}
+
+/* Without an end of text a document of one character has nothing to learn. */
+static void test_documents_of_one_token_are_left_out(void **state)
+{
+    static const char json[] = "{\"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": "
+                               "{\"a\": 3, \"b\": 4}}}";
+    struct fixture *f = *state;
+    struct tokenizer *t;
+    assert_true(tokenizer_open_json(json, sizeof json - 1, "a b", &t, &f->err));
+    f->options.tokenizer = t;
+    f->options.keep_documents_apart = true;
+    add_text(f, "a.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}");
+    refused(f, ERR_INVALID, "no document of two tokens");
+    add_text(f, "b.jsonl", "{\"text\": \"ab\"}\n{\"text\": \"b\"}");
+    struct dataset *ds = open_data(f);
+    assert_int_equal(dataset_sequences(ds, SPLIT_TRAIN), 1);
+    expect(f, ds, SPLIT_TRAIN, 0, "a>b", 1);
+    dataset_close(ds);
+    tokenizer_free(t);
 }
 
 static void test_no_room_changes_nothing(void **state)
@@ -546,6 +581,26 @@ static void test_texts_are_visited(void **state)
 }
 
 /* ---- long texts ---- */
+
+static void test_where_long_texts_are_cut(void **state)
+{
+    static const struct { const char *text; size_t limit, near_end, cut; } cases[] = {
+        {"one\ntwo\nthree", 10, 9, 8},     /* the last line's end */
+        {"one\ntwo\nthree", 8, 7, 8},
+        {"one\ntwo\nthree", 7, 6, 4},
+        {"one\ntwo\n\nthree", 11, 10, 4},  /* not beside a blank line */
+        {"one\ntwo\n three", 11, 10, 4},   /* nor before or behind a space */
+        {"one\ntwo \nthree", 11, 10, 4},
+        {"one\ntwo \nthree", 11, 4, 9},    /* unless there is no other nearby */
+        {"one two three", 8, 7, 8},
+        {"a\xF0\x9F\x99\x82z", 4, 3, 1},   /* never inside a character */
+        {"a\xF0\x9F\x99\x82z", 5, 4, 5},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(dataset_text_cut(cases[i].text, cases[i].limit, cases[i].near_end),
+                         cases[i].cut);
+}
 
 /* Over 16 MiB: in pieces, cut between lines, with nothing put between them. */
 static void test_a_long_text_comes_in_pieces(void **state)
@@ -705,12 +760,15 @@ int main(void)
         TEST(test_a_byte_order_mark_is_skipped),
         TEST(test_few_documents_are_split_inside),
         TEST(test_many_documents_are_split_whole),
+        TEST(test_two_documents_are_one_each),
         TEST(test_all_can_be_validation),
         TEST(test_documents_apart_are_packed_whole),
+        TEST(test_documents_of_one_token_are_left_out),
         TEST(test_no_room_changes_nothing),
         TEST(test_json_lines),
         TEST(test_bad_json_lines),
         TEST(test_texts_are_visited),
+        cmocka_unit_test(test_where_long_texts_are_cut),
         TEST(test_a_long_text_comes_in_pieces),
         TEST(test_bos_begins_documents),
         TEST(test_too_short),

@@ -83,13 +83,13 @@ static int teardown(void **state)
     return 0;
 }
 
-/* Documents of 1 to 21 letters; with masks, every seventh has a prompt. */
+/* Documents of 1 to 21 letters; with masks, every seventh of the first half has a prompt. */
 static void write_input(struct fixture *f, bool masks)
 {
     struct buf text;
     buf_init(&text, 1 << 20);
     for (int i = 0; i < N_DOCUMENTS; i++) {
-        bool masked = masks && i % 7 == 0;
+        bool masked = masks && i % 7 == 0 && i < N_DOCUMENTS / 2;
         buf_puts(&text, masked ? "{\"prompt\": \"pq\", \"completion\": \"" : "{\"text\": \"");
         for (int k = 0; k <= i % 21; k++) buf_putc(&text, (char)('a' + (i + k) % 26));
         buf_puts(&text, "\"}\n");
@@ -192,17 +192,19 @@ static void test_directories_add_up(void **state)
 {
     struct fixture *f = *state;
     char more[80];
-    write_input(f, false);
+    write_input(f, true);
     write_shards(f, 1 << 20);
     int64_t tokens = f->report.tokens[SPLIT_TRAIN];
     snprintf(more, sizeof more, "%s/more", f->dir);
+    write_input(f, false);
     assert_true(token_shards_write(&f->options, more, 1 << 20, &f->report, &f->err));
     const char *inputs[2] = {f->shards, more};
     f->options.inputs = inputs;
     f->options.n_inputs = 2;
     struct dataset *ds = NULL;
     assert_true(dataset_open(&f->options, &ds, &f->err));
-    assert_int_equal(dataset_tokens(ds, SPLIT_TRAIN), 2 * tokens);
+    assert_int_equal(dataset_tokens(ds, SPLIT_TRAIN), tokens + f->report.tokens[SPLIT_TRAIN]);
+    assert_true(dataset_has_mask(ds)); /* of the first */
     dataset_close(ds);
     inputs[1] = f->input;
     assert_false(dataset_open(&f->options, &ds, &f->err));
@@ -215,14 +217,17 @@ static void test_report_and_verify(void **state)
 {
     struct fixture *f = *state;
     struct token_shards s;
-    write_input(f, false);
+    write_input(f, true);
+    f->options.val_fraction = 0;
     write_shards(f, 700);
+    assert_true(f->report.has_mask);
     if (!token_shards_open(f->shards, true, &s, &f->err)) fail_msg("%s", f->err.text);
     assert_memory_equal(&s.report, &f->report, sizeof s.report);
     assert_int_equal(s.report.files, 1);
     assert_int_equal(s.vocab_size, 27);
     int64_t letters_written = 0;
-    for (int i = 0; i < N_DOCUMENTS; i++) letters_written += i % 21 + 1;
+    for (int i = 0; i < N_DOCUMENTS; i++)
+        letters_written += i % 21 + 1 + (i % 7 == 0 && i < N_DOCUMENTS / 2 ? 2 : 0);
     assert_int_equal(s.report.text_bytes, letters_written);
     assert_int_equal(s.report.tokens[0] + s.report.tokens[1], letters_written + N_DOCUMENTS);
     token_shards_close(&s);
@@ -326,6 +331,33 @@ static void test_damaged_files_are_found(void **state)
     buf_free(&bytes);
 }
 
+/* A damaged id at a document's end is nothing but a target when documents are kept apart. */
+static void test_damaged_targets_are_met(void **state)
+{
+    struct fixture *f = *state;
+    struct buf bytes;
+    struct view v;
+    char path[128];
+    write_input(f, false);
+    write_shards(f, 1 << 20);
+    shard_path(f, "train-00000.tokens", path);
+    buf_init(&bytes, 1 << 20);
+    assert_true(file_read(path, &bytes, &f->err));
+    for (size_t i = 0; i < (size_t)f->report.tokens[SPLIT_TRAIN]; i++)
+        if (bytes.data[2 * i] == 0) bytes.data[2 * i + 1] = 1; /* EOS */
+    write_file(path, bytes.data, bytes.len);
+    f->options.keep_documents_apart = true;
+    struct dataset *ds = open_data(f, f->shards);
+    int64_t bad = 0, n = dataset_sequences(ds, SPLIT_TRAIN);
+    for (int64_t i = 0; i < n; i++) {
+        look(ds, SPLIT_TRAIN, i, &v);
+        bad += v.learned == DATASET_BAD_TOKEN;
+    }
+    assert_in_range(bad, n / 2, n); /* all but the beginnings of long documents */
+    dataset_close(ds);
+    buf_free(&bytes);
+}
+
 /* Where documents begin is read from the file, too: nonsense there crashes nobody. */
 static void test_damaged_documents_crash_nobody(void **state)
 {
@@ -408,6 +440,7 @@ int main(void)
         TEST(test_nothing_is_written_twice),
         TEST(test_failure_leaves_no_manifest),
         TEST(test_damaged_files_are_found),
+        TEST(test_damaged_targets_are_met),
         TEST(test_damaged_documents_crash_nobody),
         TEST(test_bad_manifests),
     };

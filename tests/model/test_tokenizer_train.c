@@ -298,14 +298,14 @@ static void test_what_is_written_opens(void **state)
 
 static void test_characters(void **state)
 {
-    static const char text[] = "ba\n\xF0\x9F\x99\x82\xC3\xA9\"\\ab";
+    static const char text[] = "ba\n\xF4\x8F\xBF\xBF\xC3\xA9\"\\ab";
     static const int32_t expected[] = {4, 3, 0, 6, 5, 1, 2, 3, 4};
     struct fixture *f = *state;
     struct token_ids ids = {0};
     int32_t vocab_size;
     write_text(f, text);
     assert_true(tokenizer_char_make(&f->input, 1, NULL, 0, &f->json, &vocab_size, &f->err));
-    assert_int_equal(vocab_size, 7); /* \n " \ a b é 🙂 */
+    assert_int_equal(vocab_size, 7); /* \n " \ a b é U+10FFFF */
     struct tokenizer *t = open_json(f);
     assert_int_equal(tokenizer_kind(t), TOKENIZER_CHARACTER);
     assert_int_equal(tokenizer_vocab_size(t), 7);
