@@ -181,8 +181,8 @@ bool gpt_config_from_preset(const char *json, size_t n, const char *where, struc
     return true;
 }
 
-bool gpt_config_agrees(const char *json, size_t n, const char *where, const struct gpt_config *model,
-                       struct error *err)
+bool gpt_config_agrees(const char *json, size_t n, const char *where,
+                       const struct gpt_config *model, struct error *err)
 {
     struct gpt_config c = *model;
     if (!read_text(json, n, where, read_over, &c, err)) return false;

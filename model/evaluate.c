@@ -1,5 +1,6 @@
-/* A model's loss on text: see evaluate.h. A sequence goes through the model in pieces of PIECE_ROWS rows,
- * as prompts do in the engine, so that the logits of a piece are all that ever exist. */
+/* A model's loss on text: see evaluate.h. A sequence goes through the model in pieces of
+ * PIECE_ROWS rows, as prompts do in the engine, so that the logits of a piece are all that ever
+ * exist. */
 #include "model/evaluate.h"
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* The loss of a model on text, through the forward pass that serves: each token's negative log-probability
- * under what comes before it in its sequence. No gradients, no training buffers. */
+/* The loss of a model on text, through the forward pass that serves: each token's negative
+ * log-probability under what comes before it in its sequence. No gradients, no training buffers. */
 #pragma once
 
 #include <stdbool.h>
@@ -30,7 +30,7 @@ bool evaluator_open(struct device *d, const struct evaluator_options *o, struct 
                     struct error *err) MUST_CHECK;
 void evaluator_close(struct evaluator *e); /* NULL-safe */
 int64_t evaluator_memory(const struct evaluator *e);
-/* Sequence `index` of a split of `data`, whose block_size is at most max_sequence and whose documents flow
- * (are not kept apart). Adds to *sum. */
+/* Sequence `index` of a split of `data`, whose block_size is at most max_sequence and whose
+ * documents flow (are not kept apart). Adds to *sum. */
 bool evaluator_add(struct evaluator *e, const struct dataset *data, enum dataset_split split,
                    int64_t index, struct evaluation *sum, struct error *err) MUST_CHECK;

@@ -1,5 +1,5 @@
-/* The learning rate's path through a run: a linear warm-up, then what the schedule's name says. A pure
- * function of the step, so that resuming needs no state. */
+/* The learning rate's path through a run: a linear warm-up, then what the schedule's name says.
+ * A pure function of the step, so that resuming needs no state. */
 #pragma once
 
 #include <stdbool.h>
@@ -28,5 +28,6 @@ struct schedule {
  * max_iters. At most max_iters. */
 int64_t schedule_steps(double steps_or_fraction, int64_t max_iters);
 
-/* The rate of step 1, 2, ... Step warmup_iters has learning_rate, step max_iters (and any later one) min_lr. */
+/* The rate of step 1, 2, ... Step warmup_iters has learning_rate, step max_iters (and any later
+ * one) min_lr. */
 double schedule_lr(const struct schedule *s, int64_t step);

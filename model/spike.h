@@ -1,9 +1,10 @@
 /* Has the loss left its path? Single odd batches are normal; a run that diverges stays off.
  *
- * The rule: a step is off when its loss is above the median of the last 64 ordinary losses by more than
- * 1 nat and by more than 8 robust standard deviations (1.4826 x the median absolute deviation, which
- * one outlier cannot move). Losses of steps that are off do not enter the window. `patience` steps off in a
- * row are a spike. The first 32 losses are never off: a run must find its path first. */
+ * The rule: a step is off when its loss is above the median of the last 64 ordinary losses by
+ * more than 1 nat and by more than 8 robust standard deviations (1.4826 x the median absolute
+ * deviation, which one outlier cannot move). Losses of steps that are off do not enter the
+ * window. `patience` steps off in a row are a spike. The first 32 losses are never off: a run
+ * must find its path first. */
 #pragma once
 
 #include <stdbool.h>

@@ -176,7 +176,8 @@ bool train_config_from_json(const char *json, size_t n, const char *where, struc
     if (!root) return false;
     struct config_reader r = {.object = root, .where = where, .err = err};
     if (cJSON_IsObject(root)) train_config_read(&r, c);
-    else config_fail(&r, ERR_INVALID, NULL, "the config is %s, not an object", json_type_name(root));
+    else config_fail(&r, ERR_INVALID, NULL, "the config is %s, not an object",
+                     json_type_name(root));
     cJSON_Delete(root);
     return !r.failed;
 }

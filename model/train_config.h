@@ -1,6 +1,6 @@
 /* How a model is trained: every training key, its default, range and meaning, in one table that
- * the config file (configs/NAME.json), the command line and the saved train_config.json go through. Plain values:
- * resolved once, at the start; nothing reads options later. */
+ * the config file (configs/NAME.json), the command line and the saved train_config.json go
+ * through. Plain values: resolved once, at the start; nothing reads options later. */
 #pragma once
 
 #include <cjson/cJSON.h>
@@ -56,10 +56,11 @@ enum { N_TRAIN_KEYS = 36 };
 extern const struct train_key train_keys[N_TRAIN_KEYS];
 
 void train_config_init(struct train_config *c); /* the defaults */
-/* Reads the keys that are there into *c; the others stay. Ranges are checked by train_config_check. */
+/* Reads the keys that are there into *c; the others stay. Ranges are checked by
+ * train_config_check. */
 void train_config_read(struct config_reader *r, struct train_config *c);
-/* The same from a config file's text; the model's keys in it are left to gpt_config_from_preset, which
- * refuses keys that neither knows. */
+/* The same from a config file's text; the model's keys in it are left to gpt_config_from_preset,
+ * which refuses keys that neither knows. */
 bool train_config_from_json(const char *json, size_t n, const char *where, struct train_config *c,
                             struct error *err) MUST_CHECK;
 /* TRAIN_WORD by its text. ERR_INVALID names the words there are. */
@@ -69,8 +70,8 @@ const char *train_key_word(const struct train_key *key, const struct train_confi
 /* Every range and relation that the trainer relies on. Names the key; `where` begins the text. */
 bool train_config_check(const struct train_config *c, const char *where, struct error *err)
     MUST_CHECK;
-/* Fills in what is left to the trainer: sequence_length, micro_batch_size and loss_rows of 0, min_lr of
- * -1. */
+/* Fills in what is left to the trainer: sequence_length, micro_batch_size and loss_rows of 0,
+ * min_lr of -1. */
 void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vocab_size);
 /* Adds every key to a JSON object, numbers exact. False: out of memory. */
 bool train_config_to_json(const struct train_config *c, struct cJSON *object) MUST_CHECK;

@@ -1,7 +1,8 @@
-/* What a checkpoint holds beside the model, so that a resumed run has the bits of one that was never
- * interrupted: trainer_state.json (step, best, losses seen), train_config.json (the config it
- * belongs to), optimizer.safetensors (moments and masters, as the device has them). And where checkpoints lie: RUN/checkpoints/step-N, complete exactly when the
- * manifest agrees (checkpoint_write.h). */
+/* What a checkpoint holds beside the model, so that a resumed run has the bits of one that was
+ * never interrupted: trainer_state.json (step, best, losses seen), train_config.json (the config
+ * it belongs to), optimizer.safetensors (moments and masters, as the device has them). And where
+ * checkpoints lie: RUN/checkpoints/step-N, complete exactly when the manifest agrees
+ * (checkpoint_write.h). */
 #pragma once
 
 #include <stdbool.h>
@@ -40,8 +41,8 @@ bool train_state_load(const char *dir, struct optimizer *o, struct device *d, st
 
 /* ---- the directory of checkpoints ---- */
 
-/* One trainer a directory: *fd is to be closed at the end; the lock dies with the process, too. ERR_BUSY
- * when another has it. */
+/* One trainer a directory: *fd is to be closed at the end; the lock dies with the process, too.
+ * ERR_BUSY when another has it. */
 bool train_state_lock(const char *run_dir, int *fd, struct error *err) MUST_CHECK;
 /* Is there a run, or a model? Then a new one must not begin there. */
 bool train_state_exists(const char *run_dir);
@@ -50,12 +51,14 @@ bool train_state_clear(const char *run_dir, struct error *err) MUST_CHECK;
 /* RUN/checkpoints/step-N. */
 bool train_state_path(const char *run_dir, int64_t step, char out[RUN_PATH_MAX],
                       struct error *err) MUST_CHECK;
-/* The newest complete checkpoint's step; -1: there is none. Incomplete ones are named in the log. */
+/* The newest complete checkpoint's step; -1: there is none. Incomplete ones are named in the
+ * log. */
 int64_t train_state_newest(const char *run_dir);
-/* Removes a checkpoint or what there is of it, so that no moment shows a damaged one as complete. */
+/* Removes a checkpoint or what there is of it, so that no moment shows a damaged one as
+ * complete. */
 bool train_state_remove(const char *run_dir, int64_t step, struct error *err) MUST_CHECK;
-/* Keeps the newest `keep` and `best` (0: none); removes the other complete ones and all incomplete ones up
- * to `newest`. */
+/* Keeps the newest `keep` and `best` (0: none); removes the other complete ones and all
+ * incomplete ones up to `newest`. */
 bool train_state_prune(const char *run_dir, int64_t newest, int64_t best, int64_t keep,
                        struct error *err) MUST_CHECK;
 /* RUN/checkpoints/best: a link to step-N, replaced at once. */

@@ -7,9 +7,9 @@
  *   samples.txt            a text at each evaluation
  *   checkpoints/step-N/    a model as above, with all that resuming needs; `best` links to one
  *
- * All that a step does is a pure function of the config, the data and the step's number; so a run that
- * was killed and resumed has the bits of one that was not. After trainer_open a step allocates
- * nothing.
+ * All that a step does is a pure function of the config, the data and the step's number; so a
+ * run that was killed and resumed has the bits of one that was not. After trainer_open a step
+ * allocates nothing.
  *
  * One thread opens, runs and closes; trainer_stop may be called from any. */
 #pragma once
@@ -75,14 +75,14 @@ struct trainer_options {
     struct trainer_listener listener;
 };
 
-/* The bytes that a run takes, by component, without allocating them. ERR_NO_FIT when they do not fit 63
- * bits. */
+/* The bytes that a run takes, by component, without allocating them. ERR_NO_FIT when they do not
+ * fit 63 bits. */
 bool trainer_plan(const struct trainer_options *o, const struct device *d,
                   int64_t component[N_MEMORY_COMPONENTS], struct error *err) MUST_CHECK;
 
-/* Plans, allocates, and takes the weights from `resume_from` (a checkpoint of this run), init_from, or
- * the seed. ERR_NO_FIT over the memory budget, with the numbers; ERR_INVALID when the checkpoint's data or
- * config are not these (param: the key). */
+/* Plans, allocates, and takes the weights from `resume_from` (a checkpoint of this run),
+ * init_from, or the seed. ERR_NO_FIT over the memory budget, with the numbers; ERR_INVALID when
+ * the checkpoint's data or config are not these (param: the key). */
 bool trainer_open(struct device *d, const struct trainer_options *o, const char *resume_from,
                   struct trainer **out, struct error *err) MUST_CHECK;
 void trainer_close(struct trainer *t); /* NULL-safe */
@@ -96,8 +96,8 @@ enum trainer_end {
     TRAINER_EARLY,   /* early_stop_patience; the directory's model is the best */
     TRAINER_STOPPED, /* trainer_stop; resumable */
 };
-/* Steps to the end. Fails when the loss or the gradients are not finite or spike (the text names the last
- * good checkpoint; nothing is written over it), and when a file cannot be written. */
+/* Steps to the end. Fails when the loss or the gradients are not finite or spike (the text names
+ * the last good checkpoint; nothing is written over it), and when a file cannot be written. */
 bool trainer_run(struct trainer *t, enum trainer_end *end, struct error *err) MUST_CHECK;
 /* Asks for the end after the step at work, with a checkpoint. Any thread. */
 void trainer_stop(struct trainer *t);

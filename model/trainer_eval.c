@@ -1,5 +1,5 @@
-/* Evaluation: the mean loss over each set, and a text from the model as it stands. Both use the trainer's
- * own buffers: no memory of their own. */
+/* Evaluation: the mean loss over each set, and a text from the model as it stands. Both use the
+ * trainer's own buffers: no memory of their own. */
 #include <math.h>
 
 #include "base/checked.h"

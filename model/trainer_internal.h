@@ -1,5 +1,5 @@
-/* The trainer's parts see each other here: trainer.c (the run), trainer_plan.c (memory), trainer_step.c,
- * trainer_eval.c, trainer_save.c. Nobody else includes it. */
+/* The trainer's parts see each other here: trainer.c (the run), trainer_plan.c (memory),
+ * trainer_step.c, trainer_eval.c, trainer_save.c. Nobody else includes it. */
 #pragma once
 
 #include <stdatomic.h>
@@ -33,16 +33,17 @@ struct trainer {
     atomic_bool stop;
 };
 
-/* trainer_plan.c: plans, allocates and returns the trainer in its place; NULL on failure. `t` is a draft
- * with options and device. */
+/* trainer_plan.c: plans, allocates and returns the trainer in its place; NULL on failure. `t` is
+ * a draft with options and device. */
 struct trainer *trainer_allocate(struct trainer *t, struct error *err);
 void trainer_release(struct trainer *t);
 
-/* trainer_step.c: step state.step + 1: gradients, norm, update. Fills *out. A loss or a norm that is not
- * finite, and a spike, are ERR_INVALID, with nothing updated. */
+/* trainer_step.c: step state.step + 1: gradients, norm, update. Fills *out. A loss or a norm
+ * that is not finite, and a spike, are ERR_INVALID, with nothing updated. */
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
 
-/* trainer_eval.c: all sets, and the sample. *out's sample lives in `text`, which the caller frees. */
+/* trainer_eval.c: all sets, and the sample. *out's sample lives in `text`, which the caller
+ * frees. */
 bool trainer_evaluate(struct trainer *t, struct trainer_evaluation *out, struct buf *text,
                       struct error *err) MUST_CHECK;
 /* Sum of -log p over a micro-batch's targets, from t->train.losses. */

@@ -93,7 +93,8 @@ static bool resolve(struct trainer *t, struct error *err)
     if (!checked_mul(c->micro_batch_size, c->sequence_length, &rows) ||
         rows > INT32_MAX / 2 / KV_PAGE_TOKENS)
         return error_set(err, ERR_INVALID, "micro_batch_size",
-                         "micro_batch_size x sequence_length is %lld x %lld tokens, too many at a time",
+                         "micro_batch_size x sequence_length is %lld x %lld tokens, too many at "
+                         "a time",
                          (long long)c->micro_batch_size, (long long)c->sequence_length);
     /* A rotation table has the run's positions; learned ones are the model's, all of them. */
     bool rope = o->model.pos_encoding == POS_ROPE;

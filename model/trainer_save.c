@@ -37,7 +37,8 @@ static bool same_bytes(const char *path, const struct file_map *map)
     return same;
 }
 
-/* A copy, unless it is there: people may edit the run's files, the checkpoint's stay as they are sealed. */
+/* A copy, unless it is there: people may edit the run's files, the checkpoint's stay as they are
+ * sealed. */
 static bool copy_file(const char *source, const char *target, struct error *err)
 {
     struct file_map map;
@@ -124,8 +125,8 @@ static bool check_same_run(const struct trainer *t, const char *from, const stru
     const struct train_key *key = train_config_difference(&c, &o->config);
     if (key)
         return error_set(err, ERR_INVALID, key->name, "%s is another than in %s, so that resuming "
-                         "would not give the run that was begun: leave it as it was, or begin a new "
-                         "run with --init-from %s", key->name, from, from);
+                         "would not give the run that was begun: leave it as it was, or begin a "
+                         "new run with --init-from %s", key->name, from, from);
     const char *model_key = gpt_config_difference(&model, &o->model);
     if (model_key)
         return error_set(err, ERR_INVALID, model_key, "%s is another than in %s: a run goes on "
@@ -138,7 +139,8 @@ static bool check_same_run(const struct trainer *t, const char *from, const stru
     return true;
 }
 
-/* Every weight of the model must be in the file, in its shape: a file may have more (biases of zeros). */
+/* Every weight of the model must be in the file, in its shape: a file may have more (biases of
+ * zeros). */
 static bool check_shapes(const struct gpt_config *model, const struct gpt_config *file,
                          const char *from, struct error *err)
 {

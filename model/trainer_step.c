@@ -1,5 +1,5 @@
-/* One step of training: gradients of its micro-batches, their norm, the update. All of it is a function
- * of (config, data, step). */
+/* One step of training: gradients of its micro-batches, their norm, the update. All of it is a
+ * function of (config, data, step). */
 #include <math.h>
 #include <stdio.h>
 
@@ -59,8 +59,8 @@ static int64_t count_targets(struct trainer *t, int64_t step, struct error *err)
     return targets;
 }
 
-/* Four words of Philox at (step, micro-batch) under the seed; its counter's last words keep this stream
- * apart from others of the same seed. */
+/* Four words of Philox at (step, micro-batch) under the seed; its counter's last words keep this
+ * stream apart from others of the same seed. */
 static uint64_t dropout_key(uint64_t seed, int64_t step, int64_t micro)
 {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -82,7 +82,8 @@ bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum,
     return true;
 }
 
-/* Gradients of the mean loss over the step's targets; *loss is that mean, *rows the tokens computed. */
+/* Gradients of the mean loss over the step's targets; *loss is that mean, *rows the tokens
+ * computed. */
 static bool accumulate(struct trainer *t, int64_t step, int64_t targets, double *loss,
                        int64_t *rows, struct error *err)
 {
@@ -126,8 +127,8 @@ static bool check_step(struct trainer *t, const struct trainer_step *s, struct e
     return true;
 }
 
-/* Of the products that a token's forward and backward pass are made of (Chowdhery et al. 2022, appendix B),
- * with attention over half of the sequence on average. */
+/* Of the products that a token's forward and backward pass are made of (Chowdhery et al. 2022,
+ * appendix B), with attention over half of the sequence on average. */
 static double flops_per_token(const struct trainer *t)
 {
     const struct gpt_config *c = &t->gpt.config;

@@ -21,7 +21,8 @@ struct training {
     struct train_progress progress;
 };
 
-/* The first signal ends the run after its step; one before the first step, and a second one, the process. */
+/* The first signal ends the run after its step; one before the first step, and a second one, the
+ * process. */
 static void on_signal(void *ctx, int number, int count)
 {
     struct training *t = ctx;

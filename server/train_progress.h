@@ -1,5 +1,5 @@
-/* What a person sees of a training run, on stderr: on a terminal one line that is rewritten in place;
- * otherwise a log line every log_interval steps. */
+/* What a person sees of a training run, on stderr: on a terminal one line that is rewritten in
+ * place; otherwise a log line every log_interval steps. */
 #pragma once
 
 #include <stdbool.h>

@@ -88,8 +88,8 @@ static bool read_config(struct train_options *o, struct train_setup *s, bool mod
     return ok;
 }
 
-/* The model of the checkpoint, of --init-from, or of --config; then how to train it: of the checkpoint or
- * --config, and flags over it. */
+/* The model of the checkpoint, of --init-from, or of --config; then how to train it: of the
+ * checkpoint or --config, and flags over it. */
 static bool open_config(struct train_options *o, int argc, char **argv, struct train_setup *s,
                         struct error *err)
 {
@@ -186,8 +186,8 @@ static bool resolve_config(struct train_options *o, struct train_setup *s, struc
     struct train_config *c = &o->training;
     if (!gpt_config_check(&s->model, o->config ? o->config : "the model", err)) return false;
     if (c->sequence_length > s->model.block_size)
-        return error_set(err, ERR_INVALID, "sequence_length", "sequence_length is %lld; the model's "
-                         "block_size is %lld", (long long)c->sequence_length,
+        return error_set(err, ERR_INVALID, "sequence_length", "sequence_length is %lld; the "
+                         "model's block_size is %lld", (long long)c->sequence_length,
                          (long long)s->model.block_size);
     if (c->freeze_layers > s->model.n_layer)
         return error_set(err, ERR_INVALID, "freeze_layers", "freeze_layers is %lld; the model has "

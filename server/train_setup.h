@@ -1,5 +1,5 @@
-/* From a command line to all that a trainer needs: directory, config, tokenizer, data. Opened in that
- * order, closed in reverse. */
+/* From a command line to all that a trainer needs: directory, config, tokenizer, data. Opened in
+ * that order, closed in reverse. */
 #pragma once
 
 #include "model/train_state.h"
@@ -22,7 +22,8 @@ struct train_setup {
     int32_t n_sets;
 };
 
-/* `*s` stays where it is until it is closed. `o` was parsed once and checked; its flags are read again, over the config's values. */
+/* `*s` stays where it is until it is closed. `o` was parsed once and checked; its flags are read
+ * again, over the config's values. */
 bool train_setup_open(struct train_options *o, int argc, char **argv, struct train_setup *s,
                       struct error *err) MUST_CHECK;
 void train_setup_close(struct train_setup *s); /* harmless on a zeroed struct with lock -1 */

@@ -113,7 +113,8 @@ def test_resolved_config_is_a_config(tmp_path, config, text):
 
 def test_flags_count_more_than_the_file(tmp_path, config, text):
     reply = run(*arguments(tmp_path, config(), text, "--max-iters", 3, "--learning-rate", "1e-4",
-                           "--warmup-iters", 0, "--lr-schedule", "constant", "--no-freeze-embeddings"))
+                           "--warmup-iters", 0, "--lr-schedule", "constant",
+                           "--no-freeze-embeddings"))
     assert reply.returncode == 0, reply.stderr
     lines = metrics(tmp_path / "models" / "m")
     assert len(lines) == 3 and {line["lr"] for line in lines} == {1e-4}

@@ -1,5 +1,5 @@
-/* Loss on text through the forward pass that serves: the same bits as training's evaluation of the same
- * sequences, in pieces as at once. */
+/* Loss on text through the forward pass that serves: the same bits as training's evaluation of
+ * the same sequences, in pieces as at once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

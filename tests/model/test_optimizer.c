@@ -1,5 +1,5 @@
-/* AdamW over all weights of a model against the formula in float64: which tensors decay, which are frozen,
- * clipping by the global norm, every format of moments and masters. */
+/* AdamW over all weights of a model against the formula in float64: which tensors decay, which
+ * are frozen, clipping by the global norm, every format of moments and masters. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -141,8 +141,8 @@ static double global_norm(struct fixture *f, int64_t step)
     return sqrt(sum);
 }
 
-/* Runs `steps` steps; every weight must be within `tolerance` of the updates' size (lr x steps) of the
- * reference. */
+/* Runs `steps` steps; every weight must be within `tolerance` of the updates' size (lr x steps)
+ * of the reference. */
 static void check_steps(enum dtype dtype, const struct optimizer_options *o, int64_t steps,
                         double tolerance)
 {
@@ -159,7 +159,8 @@ static void check_steps(enum dtype dtype, const struct optimizer_options *o, int
     }
     for (int64_t step = 1; step <= steps; step++) {
         write_grads(&f, step);
-        double norm = optimizer_grad_norm(&f.o, f.device, 0.5), expected = 0.5 * global_norm(&f, step);
+        double norm = optimizer_grad_norm(&f.o, f.device, 0.5);
+        double expected = 0.5 * global_norm(&f, step);
         if (fabs(norm - expected) > 1e-5 * expected)
             fail_msg("norm is %.9g, not %.9g", norm, expected);
         double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;

@@ -11,7 +11,10 @@
 #include "model/spike.h"
 
 /* A falling, noisy loss; the noise repeats itself. */
-static double usual(int64_t step) { return 2 + 2 * exp(-(double)step / 50) + 0.1 * sin(step * 7.0); }
+static double usual(int64_t step)
+{
+    return 2 + 2 * exp(-(double)step / 50) + 0.1 * sin((double)step * 7);
+}
 
 static int64_t run(struct spike_watch *w, int64_t from, int64_t n)
 {
@@ -53,7 +56,8 @@ static void test_divergence_is_found(void **state)
 static void test_a_small_rise_is_no_spike(void **state)
 {
     struct spike_watch w = {0};
-    for (int i = 0; i < 100; i++) assert_false(spike_watch_push(&w, 2, 1)); /* no deviation at all */
+    for (int i = 0; i < 100; i++) /* no deviation at all */
+        assert_false(spike_watch_push(&w, 2, 1));
     assert_false(spike_watch_push(&w, 2.9, 1));
     assert_true(spike_watch_push(&w, 3.1, 1));
 }

@@ -1,5 +1,5 @@
-/* Checkpoints on disk: only complete ones count; what a kill leaves behind is passed over and cleared away;
- * damaged state is refused. */
+/* Checkpoints on disk: only complete ones count; what a kill leaves behind is passed over and
+ * cleared away; damaged state is refused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

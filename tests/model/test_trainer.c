@@ -1,6 +1,7 @@
-/* The run: it learns; all that it does is a function of config, data and step, so that a run that was
- * cut off goes on to the same bytes; memory is what was planned, and steps allocate nothing. This program
- * replaces malloc, which the sanitizers do too: under them allocations are not counted. */
+/* The run: it learns; all that it does is a function of config, data and step, so that a run
+ * that was cut off goes on to the same bytes; memory is what was planned, and steps allocate
+ * nothing. This program replaces malloc, which the sanitizers do too: under them allocations are
+ * not counted. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -82,7 +83,8 @@ static void test_loss_falls(void **state)
     f.options.config.max_iters = 150;
     train_fixture_begin(&f);
     assert_int_equal(train_fixture_run(&f), TRAINER_DONE);
-    double first = train_fixture_metric(&f, 0, "loss"), last = train_fixture_metric(&f, 149, "loss");
+    double first = train_fixture_metric(&f, 0, "loss");
+    double last = train_fixture_metric(&f, 149, "loss");
     double uniform = log((double)f.options.model.vocab_size);
     assert_true(fabs(first - uniform) < 0.2); /* it knows nothing yet */
     assert_true(last < 1.6);
@@ -144,8 +146,8 @@ static void test_steps_allocate_nothing(void **state)
 
 /* ---- the same bytes ---- */
 
-/* Runs to the end in run `whole`, and in run `cut` with a break after each of the given steps, where all but
- * what is on disk is lost. */
+/* Runs to the end in run `whole`, and in run `cut` with a break after each of the given steps,
+ * where all but what is on disk is lost. */
 static void check_resume(const int64_t *breaks, int64_t n)
 {
     train_fixture_use_run(&f, "whole");

@@ -1,5 +1,5 @@
-/* A small training run in a directory of its own: text, character tokenizer, data, device. For the tests
- * of the trainer and of what lies around it. */
+/* A small training run in a directory of its own: text, character tokenizer, data, device. For
+ * the tests of the trainer and of what lies around it. */
 #pragma once
 
 #include "cpu/cpu.h"
@@ -18,8 +18,9 @@ struct train_fixture {
     struct trainer *trainer; /* NULL until begun */
 };
 
-/* Sentences that repeat with variations, about n bytes. Settings: 2 layers, width 32, sequences of 16, one
- * thread, 20 steps; change f->options before beginning. Fails the test when anything goes wrong. */
+/* Sentences that repeat with variations, about n bytes. Settings: 2 layers, width 32, sequences
+ * of 16, one thread, 20 steps; change f->options before beginning. Fails the test when anything
+ * goes wrong. */
 void train_fixture_open(struct train_fixture *f, int64_t n_bytes);
 void train_fixture_close(struct train_fixture *f); /* ends the run, if there is one */
 /* Opens the data again after options.config changed what it depends on. */
