@@ -310,6 +310,51 @@ static void test_other_switches_are_kept_in_gptds_words(void **state)
     }
 }
 
+static void test_a_config_in_gptds_words_is_read_strictly(void **state)
+{
+    static const struct { const char *json, *why; } cases[] = {
+        {"{\"model_type\":\"gptd\"}", "the object \"gptd\" is missing"},
+        {"{\"model_type\":\"gptd\",\"gptd\":[]}", "the object \"gptd\" is an array"},
+        {"{\"model_type\":\"gptd\",\"gptd\":{\"n_layers\":2}}", "n_layer"},
+        {"{\"model_type\":\"gptd\",\"gptd\":{\"n_layer\":2,\"n_head\":2,\"n_embd\":32,"
+         "\"block_size\":8}}", "vocab_size"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct gpt_config c;
+        struct error err = {0};
+        assert_false(gpt_config_from_hf(cases[i].json, strlen(cases[i].json), "x", &c, &err));
+        if (!strstr(err.text, cases[i].why))
+            fail_msg("expected \"%s\" in \"%s\"", cases[i].why, err.text);
+    }
+}
+
+/* Matrices larger than what is in transit at a time: they go in pieces, transposed ones too. */
+static void test_matrices_go_in_pieces(void **state)
+{
+    static const char json[] = "{\"n_layer\":1,\"n_head\":11,\"n_embd\":1056,\"block_size\":8,"
+                               "\"vocab_size\":4100}";
+    struct gpt_config c;
+    struct fresh f;
+    struct error err;
+    must(gpt_config_from_preset(json, strlen(json), "preset", &c, &err), &err);
+    fresh_open(&f, &c, DTYPE_F32);
+    must(checkpoint_write(&f.gpt, f.device, in_test_dir("out"), &err), &err);
+    struct checkpoint *ck = open_good(in_test_dir("out"));
+    for (int64_t i = 0; i < gpt_n_params(&f.gpt); i++) {
+        struct gpt_param p = gpt_param(&f.gpt, i);
+        int64_t n;
+        if (!p.matrix) continue;
+        float *read = read_all(ck, p.role, p.layer, &n), *x = malloc((size_t)n * sizeof *x);
+        f.device->train->matrix_read(f.device, p.matrix, 0, p.n_out, x);
+        if (memcmp(x, read, (size_t)n * sizeof *x) != 0)
+            fail_msg("%s differs", weight_role_name(p.role));
+        free(read);
+        free(x);
+    }
+    checkpoint_close(ck);
+    fresh_close(&f);
+}
+
 /* ---- Tokenizers and configs ---- */
 
 static char *read_text(const char *name)
@@ -620,6 +665,8 @@ int main(void)
         TEST(test_a_preset_without_biases_is_a_gpt2_with_zero_biases),
         TEST(test_the_family_follows_from_the_switches),
         TEST(test_other_switches_are_kept_in_gptds_words),
+        TEST(test_a_config_in_gptds_words_is_read_strictly),
+        TEST(test_matrices_go_in_pieces),
         TEST(test_config_has_the_keys_that_transformers_reads),
         TEST(test_the_tokenizer_comes_along),
         TEST(test_a_source_without_tokenizer_is_fine),
