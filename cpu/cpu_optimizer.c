@@ -291,6 +291,7 @@ double cpu_sum_squares(struct device *d, const float *x, int64_t n)
 {
     struct cpu_device *c = cpu_of(d);
     int64_t room = min_i64(SQUARES_MAX_TASKS, c->workspace_bytes / (int64_t)sizeof(double));
+    ASSERT(room > 0);
     struct squares_job job = {&c->kernels, x, n, SQUARES_TASK, (double *)c->workspace};
     while (ceil_div(n, job.task) > room) job.task *= 2;
     int64_t n_tasks = ceil_div(n, job.task);
