@@ -15,7 +15,6 @@ struct loss_job {
     float *scratch; /* [threads][V] */
 };
 
-/* exp(x - max) of the row into `p`, and their sum. */
 static void set_element(void *row, enum dtype dtype, int64_t i, float value)
 {
     if (dtype == DTYPE_F32) ((float *)row)[i] = value;

@@ -109,20 +109,9 @@ static bool plan_both(struct evaluator *e, int64_t budget, struct error *err)
 
 static struct evaluator *allocate(struct evaluator *e, struct error *err)
 {
-    e->host_arena = aligned_alloc(DEVICE_ALIGN, (size_t)e->host_plan.total);
-    if (!e->host_arena) {
-        error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes",
-                  (long long)e->host_plan.total);
+    if (!plan_alloc(&e->host_plan, &e->device_plan, e->device, &e->host_arena, &e->device_arena,
+                    err))
         return NULL;
-    }
-    memset(e->host_arena, 0, (size_t)e->host_plan.total);
-    e->device_arena = e->device->ops->alloc(e->device, (size_t)e->device_plan.total, err);
-    if (!e->device_arena) {
-        free(e->host_arena);
-        return NULL;
-    }
-    plan_restart(&e->host_plan, e->host_arena);
-    plan_restart(&e->device_plan, e->device_arena);
     struct evaluator *self = layout_host(e, &e->host_plan);
     layout_device(e, &e->device_plan);
     ASSERT(plan_matches(&e->host_plan) && plan_matches(&e->device_plan));

@@ -1,6 +1,9 @@
 /* The memory plan: see plan.h. */
 #include "model/plan.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "base/checked.h"
 #include "model/device.h"
 
@@ -40,6 +43,26 @@ void *plan_take(struct plan *p, enum memory_component c, int64_t n, int64_t size
     p->total = total;
     p->component[c] += bytes;
     return at;
+}
+
+bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
+                void **device_arena, struct error *err)
+{
+    void *h = aligned_alloc(DEVICE_ALIGN, (size_t)host->total);
+    if (!h)
+        return error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
+                         (long long)host->total);
+    memset(h, 0, (size_t)host->total);
+    void *at = d->ops->alloc(d, (size_t)device->total, err);
+    if (!at) {
+        free(h);
+        return false;
+    }
+    plan_restart(host, h);
+    plan_restart(device, at);
+    *host_arena = h;
+    *device_arena = at;
+    return true;
 }
 
 bool plan_matches(const struct plan *p) { return !p->overflow && p->total == p->planned; }

@@ -46,4 +46,9 @@ void plan_init(struct plan *p);
 void plan_restart(struct plan *p, void *base);
 /* n items of `size` bytes; NULL in the first pass (and for 0 bytes). */
 void *plan_take(struct plan *p, enum memory_component c, int64_t n, int64_t size);
+/* The two arenas of a run, zeroed, for plans whose first pass is done; begins the second pass over them. The
+ * host's goes back with free, the device's with its ops->free. On failure nothing is held. */
+struct device;
+bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
+                void **device_arena, struct error *err) MUST_CHECK;
 bool plan_matches(const struct plan *p); /* second pass took exactly what the first planned */

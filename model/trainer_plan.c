@@ -200,28 +200,15 @@ static bool check_budget(const struct trainer *t, struct error *err)
                      (long long)budget, (long long)t->options.config.micro_batch_size);
 }
 
-static bool alloc_arenas(struct trainer *t, struct error *err)
-{
-    t->host_arena = aligned_alloc(DEVICE_ALIGN, (size_t)t->host_plan.total);
-    if (!t->host_arena)
-        return error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
-                         (long long)t->host_plan.total);
-    memset(t->host_arena, 0, (size_t)t->host_plan.total);
-    t->device_arena = t->device->ops->alloc(t->device, (size_t)t->device_plan.total, err);
-    if (t->device_arena) return true;
-    free(t->host_arena);
-    return false;
-}
-
 struct trainer *trainer_allocate(struct trainer *t, struct error *err)
 {
     struct layer_arrays scratch = {0};
     bool ok = resolve(t, err) && alloc_arrays(t, &scratch, err) && plan_both(t, &scratch, err)
-              && check_budget(t, err) && alloc_arenas(t, err);
+              && check_budget(t, err)
+              && plan_alloc(&t->host_plan, &t->device_plan, t->device, &t->host_arena,
+                            &t->device_arena, err);
     free_arrays(&scratch);
     if (!ok) return NULL;
-    plan_restart(&t->host_plan, t->host_arena);
-    plan_restart(&t->device_plan, t->device_arena);
     struct trainer *self = layout_host(t, &t->host_plan);
     layout_device(t, &t->device_plan);
     ASSERT(plan_matches(&t->host_plan) && plan_matches(&t->device_plan));
