@@ -8,7 +8,7 @@
 
 /* What serving has; the other components are training's. */
 static const enum memory_component shown[] = {
-    MEMORY_WEIGHTS,   MEMORY_KV_CACHE, MEMORY_ACTIVATIONS,
+    MEMORY_WEIGHTS,   MEMORY_KV_CACHE, MEMORY_ACTIVATIONS, MEMORY_LOGITS,
     MEMORY_WORKSPACE, MEMORY_STAGING,  MEMORY_HOST,
 };
 enum { N_SHOWN = sizeof shown / sizeof *shown };

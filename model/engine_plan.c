@@ -14,12 +14,14 @@ enum {
 static void layout_step_buffers(const struct engine *e, struct step_buffers *b, struct plan *plan)
 {
     const struct engine_options *o = &e->options;
-    b->tokens = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->tokens);
-    b->positions = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->positions);
-    b->slots = plan_take(plan, MEMORY_STAGING, o->max_batch_tokens, sizeof *b->slots);
-    b->out_rows = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *b->out_rows);
-    b->spans = plan_take(plan, MEMORY_STAGING, o->max_seqs, sizeof *b->spans);
-    b->pages = plan_take(plan, MEMORY_STAGING, (int64_t)o->max_seqs * e->pages_per_seq,
+    b->tokens = plan_take(plan, MEMORY_STAGING, "tokens", o->max_batch_tokens, sizeof *b->tokens);
+    b->positions = plan_take(plan, MEMORY_STAGING, "positions", o->max_batch_tokens,
+                             sizeof *b->positions);
+    b->slots = plan_take(plan, MEMORY_STAGING, "slots", o->max_batch_tokens, sizeof *b->slots);
+    b->out_rows = plan_take(plan, MEMORY_STAGING, "out_rows", e->max_logit_rows,
+                            sizeof *b->out_rows);
+    b->spans = plan_take(plan, MEMORY_STAGING, "spans", o->max_seqs, sizeof *b->spans);
+    b->pages = plan_take(plan, MEMORY_STAGING, "pages", (int64_t)o->max_seqs * e->pages_per_seq,
                          sizeof *b->pages);
 }
 
@@ -28,7 +30,7 @@ static void layout_device(struct engine *e, struct plan *plan)
     const struct gpt_config *c = &e->gpt.config;
     const struct device_ops *ops = e->device->ops;
     gpt_layout(&e->gpt, e->device, MEMORY_WEIGHTS, plan);
-    e->kv.data = plan_take(plan, MEMORY_KV_CACHE, e->kv.n_pages, e->kv_page_bytes);
+    e->kv.data = plan_take(plan, MEMORY_KV_CACHE, "kv", e->kv.n_pages, e->kv_page_bytes);
     gpt_state_layout(&e->state, &e->gpt, e->options.max_batch_tokens, e->max_logit_rows, plan);
     struct workspace_shape shape = {
         .dtype = e->gpt.dtype,
@@ -43,7 +45,7 @@ static void layout_device(struct engine *e, struct plan *plan)
         .block_size = e->gpt.max_context,
     };
     e->workspace_bytes = ops->workspace_bytes(e->device, &shape);
-    e->workspace = plan_take(plan, MEMORY_WORKSPACE, e->workspace_bytes, 1);
+    e->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", e->workspace_bytes, 1);
     layout_step_buffers(e, &e->step.device, plan);
 }
 
@@ -51,25 +53,31 @@ static void layout_device(struct engine *e, struct plan *plan)
 static struct engine *layout_host(struct engine *e, struct plan *plan)
 {
     int32_t n = e->options.max_seqs, context = (int32_t)e->options.max_context;
-    struct engine *self = plan_take(plan, MEMORY_HOST, 1, sizeof *self);
-    struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, e->gpt.config.n_layer, sizeof *layers);
+    struct engine *self = plan_take(plan, MEMORY_HOST, "engine", 1, sizeof *self);
+    struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, "layers", e->gpt.config.n_layer,
+                                         sizeof *layers);
     if (layers) e->gpt.layers = layers;
 
-    void *pool = plan_take(plan, MEMORY_HOST, kv_pool_bytes(e->kv.n_pages), 1);
+    void *pool = plan_take(plan, MEMORY_HOST, "kv_pool", kv_pool_bytes(e->kv.n_pages), 1);
     if (pool) e->pool = kv_pool_init(pool, e->kv.n_pages);
-    e->seqs = plan_take(plan, MEMORY_HOST, n, sizeof *e->seqs);
-    e->active = plan_take(plan, MEMORY_HOST, n, sizeof *e->active);
-    int32_t *history = plan_take(plan, MEMORY_HOST, (int64_t)n * context, sizeof *history);
-    int32_t *pages = plan_take(plan, MEMORY_HOST, (int64_t)n * e->pages_per_seq, sizeof *pages);
+    e->seqs = plan_take(plan, MEMORY_HOST, "seqs", n, sizeof *e->seqs);
+    e->active = plan_take(plan, MEMORY_HOST, "active", n, sizeof *e->active);
+    int32_t *history = plan_take(plan, MEMORY_HOST, "history", (int64_t)n * context,
+                                 sizeof *history);
+    int32_t *pages = plan_take(plan, MEMORY_HOST, "page_tables", (int64_t)n * e->pages_per_seq,
+                               sizeof *pages);
     for (int32_t i = 0; e->seqs && i < n; i++) {
         e->seqs[i].history = history + (int64_t)i * context;
         e->seqs[i].pages = pages + (int64_t)i * e->pages_per_seq;
     }
 
     layout_step_buffers(e, &e->step.host, plan);
-    e->step.rows = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.rows);
-    e->step.outs = plan_take(plan, MEMORY_STAGING, e->max_logit_rows, sizeof *e->step.outs);
-    e->load_staging = plan_take(plan, MEMORY_STAGING, gpt_load_staging_bytes(&e->gpt), 1);
+    e->step.rows = plan_take(plan, MEMORY_STAGING, "sample_rows", e->max_logit_rows,
+                             sizeof *e->step.rows);
+    e->step.outs = plan_take(plan, MEMORY_STAGING, "sample_outs", e->max_logit_rows,
+                             sizeof *e->step.outs);
+    e->load_staging = plan_take(plan, MEMORY_STAGING, "load_staging",
+                                gpt_load_staging_bytes(&e->gpt), 1);
     return self;
 }
 
@@ -96,13 +104,13 @@ static bool no_fit(const struct engine *e, int64_t total, struct error *err)
         c[i] = e->device_plan.component[i] + e->host_plan.component[i];
     return error_set(err, ERR_NO_FIT, "memory_budget",
                      "serving needs %lld bytes (weights %lld, kv_cache %lld for %d pages, "
-                     "activations %lld, workspace %lld, staging %lld, host %lld), which is %lld "
+                     "activations %lld, logits %lld, workspace %lld, staging %lld, host %lld), which is %lld "
                      "over the memory budget of %lld: raise it, or lower max_context (%lld), "
                      "max_batch_tokens (%d) or max_seqs (%d)",
                      (long long)total, (long long)c[MEMORY_WEIGHTS], (long long)c[MEMORY_KV_CACHE],
                      e->kv.n_pages, (long long)c[MEMORY_ACTIVATIONS],
-                     (long long)c[MEMORY_WORKSPACE], (long long)c[MEMORY_STAGING],
-                     (long long)c[MEMORY_HOST], (long long)(total - e->options.memory_budget),
+                     (long long)c[MEMORY_LOGITS], (long long)c[MEMORY_WORKSPACE],
+                     (long long)c[MEMORY_STAGING], (long long)c[MEMORY_HOST], (long long)(total - e->options.memory_budget),
                      (long long)e->options.memory_budget, (long long)e->options.max_context,
                      e->options.max_batch_tokens, e->options.max_seqs);
 }

@@ -38,28 +38,32 @@ static void layout_device(struct evaluator *e, struct plan *plan)
     gpt_layout(&e->gpt, d, MEMORY_WEIGHTS, plan);
     gpt_state_layout(&e->state, &e->gpt, e->piece_rows, e->piece_rows, plan);
     int64_t page = d->ops->kv_page_bytes(d, e->kv.dtype, e->kv.n_kv_head, e->kv.head_dim);
-    e->kv.data = plan_take(plan, MEMORY_KV_CACHE, (int64_t)e->kv.n_layer * e->kv.n_pages, page);
+    e->kv.data = plan_take(plan, MEMORY_KV_CACHE, "kv", (int64_t)e->kv.n_layer * e->kv.n_pages,
+                           page);
     struct workspace_shape shape = {
         .dtype = e->gpt.dtype, .max_rows = e->piece_rows, .max_logit_rows = e->piece_rows,
         .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
         .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = e->shape.max_rows,
     };
     e->workspace_bytes = d->train->workspace_bytes(d, &shape);
-    e->workspace = plan_take(plan, MEMORY_WORKSPACE, e->workspace_bytes, 1);
+    e->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", e->workspace_bytes, 1);
     gpt_rows_layout(&e->on_device, &e->shape, plan);
-    e->out_rows = plan_take(plan, MEMORY_STAGING, e->piece_rows, sizeof *e->out_rows);
-    e->span = plan_take(plan, MEMORY_STAGING, 1, sizeof *e->span);
-    e->losses = plan_take(plan, MEMORY_STAGING, e->piece_rows, sizeof *e->losses);
+    e->out_rows = plan_take(plan, MEMORY_STAGING, "out_rows", e->piece_rows, sizeof *e->out_rows);
+    e->span = plan_take(plan, MEMORY_STAGING, "span", 1, sizeof *e->span);
+    e->losses = plan_take(plan, MEMORY_STAGING, "losses", e->piece_rows, sizeof *e->losses);
 }
 
 static struct evaluator *layout_host(struct evaluator *e, struct plan *plan)
 {
-    struct evaluator *self = plan_take(plan, MEMORY_HOST, 1, sizeof *self);
-    struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, e->gpt.config.n_layer, sizeof *layers);
+    struct evaluator *self = plan_take(plan, MEMORY_HOST, "evaluator", 1, sizeof *self);
+    struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, "layers", e->gpt.config.n_layer,
+                                         sizeof *layers);
     if (layers) e->gpt.layers = layers;
     gpt_rows_layout(&e->host, &e->shape, plan);
-    e->host_losses = plan_take(plan, MEMORY_STAGING, e->piece_rows, sizeof *e->host_losses);
-    e->load_staging = plan_take(plan, MEMORY_STAGING, gpt_load_staging_bytes(&e->gpt), 1);
+    e->host_losses = plan_take(plan, MEMORY_STAGING, "losses", e->piece_rows,
+                               sizeof *e->host_losses);
+    e->load_staging = plan_take(plan, MEMORY_STAGING, "load_staging",
+                                gpt_load_staging_bytes(&e->gpt), 1);
     return self;
 }
 

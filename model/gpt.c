@@ -34,7 +34,7 @@ static struct matrix take_matrix(const struct layout *at, enum weight_role role)
     bool exists = weight_role_shape(&at->g->config, role, &m.n_out, &m.n_in);
     ASSERT(exists);
     int64_t bytes = at->d->ops->matrix_bytes(at->d, m.dtype, m.n_out, m.n_in);
-    m.data = plan_take(at->plan, at->component, bytes, 1);
+    m.data = plan_take(at->plan, at->component, weight_role_name(role), bytes, 1);
     return m;
 }
 
@@ -43,7 +43,7 @@ static float *take_vector(const struct layout *at, enum weight_role role)
 {
     int64_t n_out, n_in;
     if (!weight_role_shape(&at->g->config, role, &n_out, &n_in)) return NULL;
-    return plan_take(at->plan, at->component, n_out * n_in, sizeof(float));
+    return plan_take(at->plan, at->component, weight_role_name(role), n_out * n_in, sizeof(float));
 }
 
 static struct norm take_norm(const struct layout *at, enum weight_role weight,
@@ -83,17 +83,22 @@ void gpt_layout(struct gpt *g, const struct device *d, enum memory_component com
     g->wpe = take_vector(&at, WEIGHT_POSITION_EMBEDDING);
     g->rope = NULL;
     if (c->pos_encoding == POS_ROPE && component == MEMORY_WEIGHTS)
-        g->rope = plan_take(plan, component, g->max_context * c->head_dim, sizeof(float));
-    for (int64_t i = 0; i < c->n_layer; i++) layer_layout(&g->layers[i], &at);
+        g->rope = plan_take(plan, component, "rope", g->max_context * c->head_dim, sizeof(float));
+    for (int64_t i = 0; i < c->n_layer; i++) {
+        plan->layer = (int32_t)i;
+        layer_layout(&g->layers[i], &at);
+    }
+    plan->layer = -1;
     g->final_norm = take_norm(&at, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
     g->lm_head = c->tie_weights ? g->wte : take_matrix(&at, WEIGHT_LM_HEAD);
     g->lm_head_bias = take_vector(&at, WEIGHT_LM_HEAD_BIAS);
 }
 
-static struct tensor take_tensor(struct plan *plan, enum dtype dtype, int64_t rows, int64_t cols)
+static struct tensor take_tensor(struct plan *plan, const char *name, enum dtype dtype,
+                                 int64_t rows, int64_t cols)
 {
     return (struct tensor){
-        .data = plan_take(plan, MEMORY_ACTIVATIONS, rows * cols, dtype_bytes(dtype, 1)),
+        .data = plan_take(plan, MEMORY_ACTIVATIONS, name, rows, cols * dtype_bytes(dtype, 1)),
         .dtype = dtype,
         .rows = rows,
         .cols = cols,
@@ -107,16 +112,26 @@ void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows
     enum dtype act = g->dtype;
     s->max_rows = max_rows;
     s->max_logit_rows = max_logit_rows;
-    s->x = take_tensor(plan, DTYPE_F32, max_rows, c->n_embd);
-    s->h = take_tensor(plan, act, max_rows, c->n_embd);
-    s->qkv = take_tensor(plan, DTYPE_F32, max_rows, qkv_width(c));
-    s->attn = take_tensor(plan, act, max_rows, c->n_head * c->head_dim);
+    plan->life = LIFE_STEP;
+    s->x = take_tensor(plan, "x", DTYPE_F32, max_rows, c->n_embd);
+    s->h = take_tensor(plan, "h", act, max_rows, c->n_embd);
     s->up = (struct tensor){0};
-    if (c->mlp_type == MLP_SWIGLU) s->up = take_tensor(plan, act, max_rows, 2 * c->n_ff);
-    s->mlp = take_tensor(plan, act, max_rows, c->n_ff);
-    s->out_x = take_tensor(plan, DTYPE_F32, max_logit_rows, c->n_embd);
-    s->out_h = take_tensor(plan, act, max_logit_rows, c->n_embd);
-    s->logits = take_tensor(plan, DTYPE_F32, max_logit_rows, c->vocab_size);
+    plan_share_begin(plan, LIFE_ATTENTION);
+    s->qkv = take_tensor(plan, "qkv", DTYPE_F32, max_rows, qkv_width(c));
+    s->attn = take_tensor(plan, "attn", act, max_rows, c->n_head * c->head_dim);
+    plan_share_next(plan, LIFE_MLP);
+    if (c->mlp_type == MLP_SWIGLU) s->up = take_tensor(plan, "up", act, max_rows, 2 * c->n_ff);
+    s->mlp = take_tensor(plan, "mlp", act, max_rows, c->n_ff);
+    plan_share_next(plan, LIFE_LOGITS);
+    s->out_x = take_tensor(plan, "out_x", DTYPE_F32, max_logit_rows, c->n_embd);
+    s->out_h = take_tensor(plan, "out_h", act, max_logit_rows, c->n_embd);
+    s->logits = (struct tensor){
+        .data = plan_take(plan, MEMORY_LOGITS, "logits", max_logit_rows,
+                          c->vocab_size * (int64_t)sizeof(float)),
+        .dtype = DTYPE_F32, .rows = max_logit_rows, .cols = c->vocab_size,
+    };
+    plan_share_end(plan);
+    plan->life = LIFE_RUN;
 }
 
 /* ---- loading ---- */

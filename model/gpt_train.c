@@ -31,9 +31,10 @@ int64_t gpt_train_pages(const struct gpt_train_options *o)
     return o->max_rows / KV_PAGE_TOKENS + o->max_spans;
 }
 
-static struct tensor take(struct plan *plan, enum dtype dtype, int64_t rows, int64_t cols)
+static struct tensor take(struct plan *plan, const char *name, enum dtype dtype, int64_t rows,
+                          int64_t cols)
 {
-    void *data = plan_take(plan, MEMORY_ACTIVATIONS, rows, cols * dtype_bytes(dtype, 1));
+    void *data = plan_take(plan, MEMORY_ACTIVATIONS, name, rows, cols * dtype_bytes(dtype, 1));
     return (struct tensor){.data = data, .dtype = dtype, .rows = rows, .cols = cols};
 }
 
@@ -53,9 +54,9 @@ static void take_cheap(struct gpt_block *b, const struct gpt_train *t, struct pl
     const struct gpt_config *c = &t->gpt->config;
     enum dtype act = t->gpt->dtype;
     int64_t R = t->options.max_rows;
-    b->h_attn = take(plan, act, R, c->n_embd);
-    b->h_mlp = take(plan, act, R, c->n_embd);
-    b->mlp = take(plan, act, R, c->n_ff);
+    b->h_attn = take(plan, "h_attn", act, R, c->n_embd);
+    b->h_mlp = take(plan, "h_mlp", act, R, c->n_embd);
+    b->mlp = take(plan, "mlp", act, R, c->n_ff);
 }
 
 /* What only running the block again brings back. */
@@ -64,44 +65,54 @@ static void take_dear(struct gpt_block *b, const struct gpt_train *t, struct pla
     const struct gpt_config *c = &t->gpt->config;
     enum dtype act = t->gpt->dtype;
     int64_t R = t->options.max_rows;
-    b->x_mid = take(plan, DTYPE_F32, R, c->n_embd);
-    b->qkv_kept = take(plan, act, R, qkv_cols(c));
-    if (c->qk_norm) b->qkv_pre = take(plan, act, R, qkv_cols(c));
-    b->attn = take(plan, act, R, c->n_head * c->head_dim);
-    b->lse = plan_take(plan, MEMORY_ACTIVATIONS, R * c->n_head, sizeof(float));
-    b->up = take(plan, act, R, up_cols(c));
+    b->x_mid = take(plan, "x_mid", DTYPE_F32, R, c->n_embd);
+    b->qkv_kept = take(plan, "qkv_kept", act, R, qkv_cols(c));
+    if (c->qk_norm) b->qkv_pre = take(plan, "qkv_pre", act, R, qkv_cols(c));
+    b->attn = take(plan, "attn", act, R, c->n_head * c->head_dim);
+    b->lse = plan_take(plan, MEMORY_ACTIVATIONS, "lse", R * c->n_head, sizeof(float));
+    b->up = take(plan, "up", act, R, up_cols(c));
 }
 
+static struct tensor take_logits(struct plan *plan, const char *name, enum dtype dtype,
+                                 const struct gpt_train *t)
+{
+    int64_t rows = t->options.loss_rows, cols = t->gpt->config.vocab_size;
+    void *data = plan_take(plan, MEMORY_LOGITS, name, rows, cols * dtype_bytes(dtype, 1));
+    return (struct tensor){.data = data, .dtype = dtype, .rows = rows, .cols = cols};
+}
+
+/* What all blocks share: first what a block's backward pass still reads, then what is in use at one
+ * time of a step only, each time over the same bytes. */
 static void shared_layout(struct gpt_train *t, struct plan *plan)
 {
     const struct gpt_config *c = &t->gpt->config;
     struct gpt_block *s = &t->shared;
+    enum dtype act = t->gpt->dtype;
     int64_t R = t->options.max_rows;
     *s = (struct gpt_block){0};
     if (t->options.recompute != RECOMPUTE_NONE) take_cheap(s, t, plan);
     if (t->options.recompute == RECOMPUTE_BLOCK) take_dear(s, t, plan);
-    s->qkv = take(plan, DTYPE_F32, R, qkv_cols(c));
-    s->x_out = take(plan, DTYPE_F32, R, c->n_embd); /* of the last block */
-    if (t->options.dropout > 0) s->branch = take(plan, DTYPE_F32, R, c->n_embd);
-}
-
-static void backward_layout(struct gpt_train *t, struct plan *plan)
-{
-    const struct gpt_config *c = &t->gpt->config;
-    enum dtype act = t->gpt->dtype;
-    int64_t R = t->options.max_rows;
-    t->h_final = take(plan, act, R, c->n_embd);
-    t->logits = take(plan, DTYPE_F32, t->options.loss_rows, c->vocab_size);
-    t->dlogits = act == DTYPE_F32 ? t->logits : take(plan, act, t->options.loss_rows, c->vocab_size);
-    t->dx = take(plan, DTYPE_F32, R, c->n_embd);
-    t->dh = take(plan, DTYPE_F32, R, c->n_embd);
-    t->dy = take(plan, act, R, c->n_embd);
-    t->dmlp = take(plan, DTYPE_F32, R, c->n_ff);
-    t->dup = take(plan, act, R, up_cols(c));
-    t->dattn = take(plan, DTYPE_F32, R, c->n_head * c->head_dim);
-    t->dqkv = take(plan, DTYPE_F32, R, qkv_cols(c));
-    t->dqkv_act = act == DTYPE_F32 ? t->dqkv : take(plan, act, R, qkv_cols(c));
-    t->losses = plan_take(plan, MEMORY_ACTIVATIONS, R, sizeof *t->losses);
+    s->x_out = take(plan, "x_out", DTYPE_F32, R, c->n_embd); /* of the last block */
+    t->dx = take(plan, "dx", DTYPE_F32, R, c->n_embd);
+    t->dh = take(plan, "dh", DTYPE_F32, R, c->n_embd);
+    t->losses = plan_take(plan, MEMORY_ACTIVATIONS, "losses", R, sizeof *t->losses);
+    plan_share_begin(plan, LIFE_FORWARD);
+    s->qkv = take(plan, "qkv", DTYPE_F32, R, qkv_cols(c));
+    if (t->options.dropout > 0) s->branch = take(plan, "branch", DTYPE_F32, R, c->n_embd);
+    plan_share_next(plan, LIFE_LOGITS);
+    t->h_final = take(plan, "h_final", act, R, c->n_embd);
+    t->logits = take_logits(plan, "logits", DTYPE_F32, t);
+    t->dlogits = act == DTYPE_F32 ? t->logits : take_logits(plan, "dlogits", act, t);
+    plan_share_next(plan, LIFE_BACKWARD_MLP);
+    t->dy = take(plan, "dy", act, R, c->n_embd); /* first on both sides: one buffer */
+    t->dmlp = take(plan, "dmlp", DTYPE_F32, R, c->n_ff);
+    t->dup = take(plan, "dup", act, R, up_cols(c));
+    plan_share_next(plan, LIFE_BACKWARD_ATTENTION);
+    t->dy = take(plan, "dy", act, R, c->n_embd);
+    t->dattn = take(plan, "dattn", DTYPE_F32, R, c->n_head * c->head_dim);
+    t->dqkv = take(plan, "dqkv", DTYPE_F32, R, qkv_cols(c));
+    t->dqkv_act = act == DTYPE_F32 ? t->dqkv : take(plan, "dqkv_act", act, R, qkv_cols(c));
+    plan_share_end(plan);
 }
 
 static void cache_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
@@ -116,7 +127,7 @@ static void cache_layout(struct gpt_train *t, const struct device *d, struct pla
         .head_dim = (int32_t)c->head_dim,
     };
     int64_t page = d->ops->kv_page_bytes(d, t->kv.dtype, t->kv.n_kv_head, t->kv.head_dim);
-    t->kv.data = plan_take(plan, MEMORY_KV_CACHE, n_pages, page);
+    t->kv.data = plan_take(plan, MEMORY_KV_CACHE, "kv", n_pages, page);
 }
 
 void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
@@ -128,16 +139,19 @@ void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *
     t->grads = (struct gpt){.config = *c, .dtype = DTYPE_F32, .layers = layers,
                             .max_context = t->gpt->max_context};
     gpt_layout(&t->grads, d, MEMORY_GRADIENTS, plan);
+    plan->life = LIFE_STEP;
     for (int64_t i = 0; i < c->n_layer; i++) {
         struct gpt_block *b = &t->blocks[i];
+        plan->layer = (int32_t)i;
         *b = (struct gpt_block){0};
-        b->x_in = take(plan, DTYPE_F32, t->options.max_rows, c->n_embd);
+        b->x_in = take(plan, "x_in", DTYPE_F32, t->options.max_rows, c->n_embd);
         if (t->options.recompute == RECOMPUTE_NONE) take_cheap(b, t, plan);
         if (t->options.recompute != RECOMPUTE_BLOCK) take_dear(b, t, plan);
     }
+    plan->layer = -1;
     shared_layout(t, plan);
-    backward_layout(t, plan);
     cache_layout(t, d, plan);
+    plan->life = LIFE_RUN;
 }
 
 /* ---- rows ---- */
@@ -145,12 +159,12 @@ void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *
 void gpt_rows_layout(struct gpt_rows *r, const struct gpt_train_options *o, struct plan *plan)
 {
     *r = (struct gpt_rows){0};
-    r->tokens = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->tokens);
-    r->positions = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->positions);
-    r->slots = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->slots);
-    r->targets = plan_take(plan, MEMORY_STAGING, o->max_rows, sizeof *r->targets);
-    r->spans = plan_take(plan, MEMORY_STAGING, o->max_spans, sizeof *r->spans);
-    r->pages = plan_take(plan, MEMORY_STAGING, gpt_train_pages(o), sizeof *r->pages);
+    r->tokens = plan_take(plan, MEMORY_STAGING, "tokens", o->max_rows, sizeof *r->tokens);
+    r->positions = plan_take(plan, MEMORY_STAGING, "positions", o->max_rows, sizeof *r->positions);
+    r->slots = plan_take(plan, MEMORY_STAGING, "slots", o->max_rows, sizeof *r->slots);
+    r->targets = plan_take(plan, MEMORY_STAGING, "targets", o->max_rows, sizeof *r->targets);
+    r->spans = plan_take(plan, MEMORY_STAGING, "spans", o->max_spans, sizeof *r->spans);
+    r->pages = plan_take(plan, MEMORY_STAGING, "pages", gpt_train_pages(o), sizeof *r->pages);
 }
 
 void gpt_rows_clear(struct gpt_rows *r) { r->n_rows = r->n_spans = r->n_pages = 0; }

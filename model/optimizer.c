@@ -69,9 +69,11 @@ static void tensor_layout(struct adamw_tensor *t, const struct optimizer_options
     };
     if (is_frozen(o, p)) return;
     int64_t n = n_elements(d, t);
-    t->master = plan_take(plan, MEMORY_OPTIMIZER, master_bytes(t->master_format, n), 1);
-    t->m = plan_take(plan, MEMORY_OPTIMIZER, d->train->moment_bytes(d, t->m_format, n), 1);
-    t->v = plan_take(plan, MEMORY_OPTIMIZER, d->train->moment_bytes(d, t->v_format, n), 1);
+    t->master = plan_take(plan, MEMORY_MASTER, "master", master_bytes(t->master_format, n), 1);
+    t->m = plan_take(plan, MEMORY_OPTIMIZER, "exp_avg", d->train->moment_bytes(d, t->m_format, n),
+                     1);
+    t->v = plan_take(plan, MEMORY_OPTIMIZER, "exp_avg_sq", d->train->moment_bytes(d, t->v_format,
+                     n), 1);
 }
 
 void optimizer_layout(struct optimizer *o, struct gpt *g, struct gpt *grads, const struct device *d,

@@ -10,24 +10,39 @@
 const char *memory_component_name(enum memory_component c)
 {
     static const char *const names[N_MEMORY_COMPONENTS] = {
-        [MEMORY_WEIGHTS] = "weights",     [MEMORY_KV_CACHE] = "kv_cache",
-        [MEMORY_ACTIVATIONS] = "activations", [MEMORY_WORKSPACE] = "workspace",
-        [MEMORY_STAGING] = "staging",     [MEMORY_GRADIENTS] = "gradients",
-        [MEMORY_OPTIMIZER] = "optimizer", [MEMORY_HOST] = "host",
+        [MEMORY_WEIGHTS] = "weights",         [MEMORY_MASTER] = "master",
+        [MEMORY_GRADIENTS] = "gradients",     [MEMORY_OPTIMIZER] = "optimizer",
+        [MEMORY_ACTIVATIONS] = "activations", [MEMORY_LOGITS] = "logits",
+        [MEMORY_KV_CACHE] = "kv_cache",       [MEMORY_WORKSPACE] = "workspace",
+        [MEMORY_STAGING] = "staging",         [MEMORY_DATA] = "data",
+        [MEMORY_HOST] = "host",
     };
     ASSERT(c >= 0 && c < N_MEMORY_COMPONENTS);
     return names[c];
 }
 
-void plan_init(struct plan *p) { *p = (struct plan){0}; }
+const char *plan_life_name(enum plan_life life)
+{
+    static const char *const names[N_PLAN_LIVES] = {
+        [LIFE_RUN] = "run",           [LIFE_START] = "start",
+        [LIFE_STEP] = "step",         [LIFE_FORWARD] = "forward",
+        [LIFE_ATTENTION] = "attention", [LIFE_MLP] = "mlp",
+        [LIFE_LOGITS] = "logits",     [LIFE_BACKWARD_ATTENTION] = "backward_attention",
+        [LIFE_BACKWARD_MLP] = "backward_mlp",
+    };
+    ASSERT(life >= 0 && life < N_PLAN_LIVES);
+    return names[life];
+}
+
+void plan_init(struct plan *p) { *p = (struct plan){.layer = -1}; }
 
 void plan_restart(struct plan *p, void *base)
 {
-    ASSERT(!p->overflow);
-    *p = (struct plan){.base = base, .planned = p->total};
+    ASSERT(!p->overflow && !p->share.open);
+    *p = (struct plan){.base = base, .planned = p->total, .layer = -1};
 }
 
-void *plan_take(struct plan *p, enum memory_component c, int64_t n, int64_t size)
+void *plan_take(struct plan *p, enum memory_component c, const char *name, int64_t n, int64_t size)
 {
     ASSERT(n >= 0 && size >= 0);
     int64_t bytes, total;
@@ -40,9 +55,49 @@ void *plan_take(struct plan *p, enum memory_component c, int64_t n, int64_t size
     bytes = bytes / DEVICE_ALIGN * DEVICE_ALIGN;
     void *at = p->base && bytes > 0 ? p->base + p->total : NULL;
     ASSERT(!p->base || total <= p->planned);
+    if (p->see && bytes > 0)
+        p->see(p->ctx, &(struct plan_item){name, p->layer, c, p->life, p->total, bytes});
     p->total = total;
     p->component[c] += bytes;
     return at;
+}
+
+void plan_share_begin(struct plan *p, enum plan_life life)
+{
+    ASSERT(!p->share.open);
+    p->share = (struct plan_share){.open = true, .outside = p->life, .begin = p->total,
+                                   .end = p->total};
+    memcpy(p->share.before, p->component, sizeof p->component);
+    memcpy(p->share.largest, p->component, sizeof p->component);
+    p->life = life;
+}
+
+/* The side that ends here counts if none was larger; the next one begins where it began. */
+static void end_side(struct plan *p)
+{
+    struct plan_share *s = &p->share;
+    ASSERT(s->open);
+    if (p->total > s->end) {
+        s->end = p->total;
+        memcpy(s->largest, p->component, sizeof s->largest);
+    }
+    p->total = s->begin;
+    memcpy(p->component, s->before, sizeof p->component);
+}
+
+void plan_share_next(struct plan *p, enum plan_life life)
+{
+    end_side(p);
+    p->life = life;
+}
+
+void plan_share_end(struct plan *p)
+{
+    end_side(p);
+    p->total = p->share.end;
+    memcpy(p->component, p->share.largest, sizeof p->component);
+    p->life = p->share.outside;
+    p->share.open = false;
 }
 
 bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,

@@ -29,7 +29,7 @@ static void layout_device(struct trainer *t, struct plan *plan)
     gpt_train_layout(&t->train, t->device, plan);
     optimizer_layout(&t->optimizer, &t->gpt, &t->train.grads, t->device, plan);
     t->workspace_bytes = t->device->train->workspace_bytes(t->device, &shape);
-    t->workspace = plan_take(plan, MEMORY_WORKSPACE, t->workspace_bytes, 1);
+    t->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", t->workspace_bytes, 1);
     gpt_rows_layout(&t->device_rows, &t->train.options, plan);
 }
 
@@ -54,23 +54,25 @@ static struct layer_arrays take_arrays(const struct trainer *t, struct plan *pla
 {
     int64_t L = t->gpt.config.n_layer, n = gpt_n_params(&t->gpt);
     return (struct layer_arrays){
-        .layers = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_layer)),
-        .grad_layers = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_layer)),
-        .blocks = plan_take(plan, MEMORY_HOST, L, sizeof(struct gpt_block)),
-        .tensors = plan_take(plan, MEMORY_HOST, n, sizeof(struct adamw_tensor)),
-        .frozen = plan_take(plan, MEMORY_HOST, n, sizeof(bool)),
+        .layers = plan_take(plan, MEMORY_HOST, "layers", L, sizeof(struct gpt_layer)),
+        .grad_layers = plan_take(plan, MEMORY_HOST, "grad_layers", L, sizeof(struct gpt_layer)),
+        .blocks = plan_take(plan, MEMORY_HOST, "blocks", L, sizeof(struct gpt_block)),
+        .tensors = plan_take(plan, MEMORY_HOST, "tensors", n, sizeof(struct adamw_tensor)),
+        .frozen = plan_take(plan, MEMORY_HOST, "frozen", n, sizeof(bool)),
     };
 }
 
 /* Returns where the trainer itself shall lie (NULL while planning). */
 static struct trainer *layout_host(struct trainer *t, struct plan *plan)
 {
-    struct trainer *self = plan_take(plan, MEMORY_HOST, 1, sizeof *self);
+    struct trainer *self = plan_take(plan, MEMORY_HOST, "trainer", 1, sizeof *self);
     struct layer_arrays arrays = take_arrays(t, plan);
     if (self) use_arrays(t, &arrays);
     gpt_rows_layout(&t->host_rows, &t->train.options, plan);
-    t->losses = plan_take(plan, MEMORY_STAGING, t->train.options.max_rows, sizeof *t->losses);
-    t->load_staging = plan_take(plan, MEMORY_STAGING, gpt_load_staging_bytes(&t->gpt), 1);
+    t->losses = plan_take(plan, MEMORY_STAGING, "losses", t->train.options.max_rows,
+                          sizeof *t->losses);
+    t->load_staging = plan_take(plan, MEMORY_STAGING, "load_staging",
+                                gpt_load_staging_bytes(&t->gpt), 1);
     return self;
 }
 
@@ -188,13 +190,15 @@ static bool check_budget(const struct trainer *t, struct error *err)
     int64_t c[N_MEMORY_COMPONENTS];
     add_components(t, c);
     return error_set(err, ERR_NO_FIT, "memory_budget",
-                     "training needs %lld bytes (weights %lld, gradients %lld, optimizer %lld, "
-                     "activations %lld, kv_cache %lld, workspace %lld, staging and host %lld), "
+                     "training needs %lld bytes (weights %lld, master %lld, gradients %lld, "
+                     "optimizer %lld, activations %lld, logits %lld, kv_cache %lld, workspace %lld, "
+                     "staging and host %lld), "
                      "which is %lld over the memory budget of %lld: raise it, or lower "
                      "micro_batch_size (%lld), set recompute to block, or moments to q8",
                      (long long)total, (long long)c[MEMORY_WEIGHTS],
-                     (long long)c[MEMORY_GRADIENTS], (long long)c[MEMORY_OPTIMIZER],
-                     (long long)c[MEMORY_ACTIVATIONS], (long long)c[MEMORY_KV_CACHE],
+                     (long long)c[MEMORY_MASTER], (long long)c[MEMORY_GRADIENTS],
+                     (long long)c[MEMORY_OPTIMIZER], (long long)c[MEMORY_ACTIVATIONS],
+                     (long long)c[MEMORY_LOGITS], (long long)c[MEMORY_KV_CACHE],
                      (long long)c[MEMORY_WORKSPACE],
                      (long long)(c[MEMORY_STAGING] + c[MEMORY_HOST]), (long long)(total - budget),
                      (long long)budget, (long long)t->options.config.micro_batch_size);

@@ -65,7 +65,7 @@ static void layout(struct fixture *f)
         .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = c->block_size,
     };
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
-    f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, f->workspace_bytes, 1);
+    f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
 
 struct settings {

@@ -42,7 +42,7 @@ static void layout(struct fixture *f)
                                     .n_embd = 32, .n_ff = 128, .n_head = 2, .n_kv_head = 2,
                                     .head_dim = 16, .vocab_size = 70, .block_size = 12};
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
-    f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, f->workspace_bytes, 1);
+    f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
 
 static void fixture_open(struct fixture *f, enum dtype dtype, const struct optimizer_options *o)
@@ -293,7 +293,7 @@ static void test_arrays(void **state)
         for (int64_t j = 0; j < i; j++)
             assert_string_not_equal(a.name, optimizer_array(&f.o, f.device, j).name);
     }
-    assert_int_equal(bytes, f.plan.component[MEMORY_OPTIMIZER]);
+    assert_int_equal(bytes, f.plan.component[MEMORY_OPTIMIZER] + f.plan.component[MEMORY_MASTER]);
     fixture_close(&f);
 }
 
