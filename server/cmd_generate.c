@@ -438,7 +438,7 @@ static int run(const struct generate_options *o)
     pthread_mutex_init(&g.mutex, NULL);
     pthread_cond_init(&g.cond, NULL);
     int code = EXIT_DONE;
-    if (!signals_start(on_signal, &g, &signals, &err)
+    if (!signals_start(HANGUP_DEFAULT, on_signal, &g, &signals, &err)
         || !model_open(o->model_spec, &o->model, &m, &err) || !generate(&g, &err))
         code = command_fail("generate", &err);
     signals_stop(signals);

@@ -12,6 +12,7 @@
 #include "server/command.h"
 #include "server/http.h"
 #include "server/jobs.h"
+#include "server/listen.h"
 #include "server/models.h"
 #include "server/process.h"
 #include "server/signals.h"
@@ -58,7 +59,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
     const struct option before[] = {
         {"model", OPTION_LIST, &o->models, 0, 0, "[NAME=]PATH",
          "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in."},
-        {"host", OPTION_STRING, &o->http.host, 0, 0, "ADDRESS", "Where to listen."},
+        {"host", OPTION_STRING, &o->http.host, 0, 0, "ADDRESS",
+         "Where to listen; unix:PATH for a Unix socket."},
         {"port", OPTION_INT, &o->http.port, 0, 65535, "N", "0: any free one, which is printed."},
         {"auth", OPTION_FLAG, &o->auth, 0, 0, NULL,
          "Listen on addresses that other machines reach, with no keys: anyone may use the model."},
@@ -123,7 +125,7 @@ static bool options_check(struct serve_options *o, struct error *err)
     if (o->models.n > 1)
         return error_set(err, ERR_UNSUPPORTED, "model", "--model is given %d times; one process "
                          "serves one model", o->models.n);
-    if (o->auth && !http_is_loopback(o->http.host))
+    if (o->auth && !listen_is_local(o->http.host))
         return error_set(err, ERR_INVALID, "host",
                          "--host %s can be reached by other machines, and there are no keys: "
                          "listen on 127.0.0.1, or say --no-auth to let anyone in", o->http.host);
@@ -145,6 +147,7 @@ static bool options_check(struct serve_options *o, struct error *err)
 struct shutdown {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
+    struct http_server *http; /* what SIGHUP reloads; NULL: nothing yet */
     bool serving;   /* the first signal drains; before, and the second time, it ends the process */
     bool requested;
 };
@@ -153,17 +156,24 @@ static void on_signal(void *ctx, int number, int count)
 {
     struct shutdown *s = ctx;
     pthread_mutex_lock(&s->mutex);
+    if (number == SIGHUP) {
+        if (s->http) http_reload(s->http);
+        pthread_mutex_unlock(&s->mutex);
+        return;
+    }
     if (!s->serving || s->requested) _exit(128 + number);
     s->requested = true;
     pthread_cond_signal(&s->cond);
     pthread_mutex_unlock(&s->mutex);
 }
 
-static void wait_for_shutdown(struct shutdown *s)
+static void wait_for_shutdown(struct shutdown *s, struct http_server *http)
 {
     pthread_mutex_lock(&s->mutex);
+    s->http = http;
     s->serving = true;
     while (!s->requested) pthread_cond_wait(&s->cond, &s->mutex);
+    s->http = NULL;
     pthread_mutex_unlock(&s->mutex);
 }
 
@@ -187,14 +197,15 @@ static void drain(struct http_server *http, struct models *models, struct jobs *
 
 static void print_ready(const struct serve_options *o, const struct api_context *m, int port)
 {
-    bool v6 = strchr(o->http.host, ':') != NULL;
     char url[160];
-    snprintf(url, sizeof url, "http://%s%s%s:%d", v6 ? "[" : "", o->http.host, v6 ? "]" : "", port);
+    const char *path = listen_unix_path(o->http.host);
+    listen_url(o->http.host, port, "http", url, sizeof url);
     printf("listening on %s\n", url);
     if (o->hint)
-        printf("try: curl %s/v1/completions -H 'Content-Type: application/json' "
+        printf("try: curl %s%s%s/v1/completions -H 'Content-Type: application/json' "
                "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
-               url, m->model_id,
+               path ? "--unix-socket " : "", path ? path : url, path ? " http://localhost" : "",
+               m->model_id,
                engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
     fflush(stdout);
 }
@@ -232,12 +243,12 @@ static bool training_open(const struct serve_options *o, struct training *t, str
 static void serve_until_signal(const struct serve_options *o, struct http_server *http,
                                struct models *models, struct jobs *jobs, struct shutdown *shutdown)
 {
-    if (!http_is_loopback(o->http.host))
+    if (!listen_is_local(o->http.host))
         log_warn("--no-auth: anyone who reaches %s can use this server", o->http.host);
     const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
     print_ready(o, first, http_port(http));
     api_release(first);
-    wait_for_shutdown(shutdown);
+    wait_for_shutdown(shutdown, http);
     drain(http, models, jobs, o->drain_timeout_s);
 }
 
@@ -277,7 +288,8 @@ static int run(const struct serve_options *o)
     pthread_mutex_init(&shutdown.mutex, NULL);
     pthread_cond_init(&shutdown.cond, NULL);
     struct signals *signals;
-    if (!signals_start(on_signal, &shutdown, &signals, &err)) return command_fail("serve", &err);
+    if (!signals_start(HANGUP_HANDLE, on_signal, &shutdown, &signals, &err))
+        return command_fail("serve", &err);
     int64_t baseline = process_rss_bytes();
     struct models *models = NULL;
     int code = EXIT_DONE;

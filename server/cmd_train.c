@@ -118,7 +118,7 @@ static int run(struct training *t, int argc, char **argv)
     struct signals *signals = NULL;
     int code = EXIT_DONE;
     pthread_mutex_init(&t->mutex, NULL);
-    if (!signals_start(on_signal, t, &signals, &err) || !train(t, argc, argv, &err))
+    if (!signals_start(HANGUP_DEFAULT, on_signal, t, &signals, &err) || !train(t, argc, argv, &err))
         code = err.code == ERR_INVALID && err.param[0] ? command_usage("train", &err)
                                                        : command_fail("train", &err);
     close_trainer(t);

@@ -5,9 +5,8 @@
  * provokes. */
 #include "server/http.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netdb.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -400,44 +399,6 @@ static void log_daemon(void *cls, const char *fmt, va_list args)
 
 /* ---- Start and stop ---- */
 
-bool http_is_loopback(const char *host)
-{
-    struct in_addr v4;
-    struct in6_addr v6;
-    if (strcmp(host, "localhost") == 0) return true;
-    if (inet_pton(AF_INET, host, &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
-    return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
-}
-
-/* A listening socket on host:port; *port becomes the one that was taken. -1 with *err set. */
-static int listen_on(const char *host, int64_t port, int *taken, struct error *err)
-{
-    char service[16];
-    snprintf(service, sizeof service, "%lld", (long long)port);
-    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
-    struct addrinfo *found;
-    int failed = getaddrinfo(host, service, &hints, &found);
-    if (failed) {
-        error_set(err, ERR_INVALID, "host", "--host %s: %s", host, gai_strerror(failed));
-        return -1;
-    }
-    int on = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    struct sockaddr_storage address;
-    socklen_t size = sizeof address;
-    bool ok = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0
-              && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 1024) == 0
-              && getsockname(fd, (struct sockaddr *)&address, &size) == 0;
-    if (!ok) error_errno(err, "cannot listen on %s port %lld", host, (long long)port);
-    freeaddrinfo(found);
-    if (!ok) {
-        if (fd >= 0) close(fd);
-        return -1;
-    }
-    *taken = ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
-                                                 : ((struct sockaddr_in *)&address)->sin_port);
-    return fd;
-}
-
 /* Room for every connection's descriptor; the soft limit is often 1024. */
 static bool raise_descriptor_limit(int64_t n_connections, struct error *err)
 {
@@ -458,7 +419,7 @@ static bool start_daemon(struct http_server *s, struct error *err)
     const struct http_options *o = &s->options;
     struct MHD_OptionItem items[] = {
         {MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)log_daemon, NULL},
-        {MHD_OPTION_LISTEN_SOCKET, s->listen_fd, NULL},
+        {MHD_OPTION_LISTEN_SOCKET, s->listener.fd, NULL},
         {MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)request_end, s},
         {MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)count_connection, s},
         {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)(o->max_connections + SPARE_CONNECTIONS), NULL},
@@ -501,25 +462,26 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     s->api = api;
     s->metrics = metrics;
     s->baseline_bytes = baseline_bytes;
-    s->listen_fd = -1;
+    s->listener.fd = -1;
     pthread_mutex_init(&s->work_mutex, NULL);
     pthread_cond_init(&s->work_done, NULL);
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
-    s->listen_fd = listen_on(o->host, o->port, &s->port, err);
-    if (s->listen_fd < 0) goto fail;
+    if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
     if (!exchanges_start(api, metrics, &s->exchanges, err)) goto fail;
     if (!start_daemon(s, err)) goto fail;
     *out = s;
     return true;
 fail:
     exchanges_stop(s->exchanges);
-    if (s->listen_fd >= 0) close(s->listen_fd);
+    listener_close(&s->listener);
     free_server(s);
     return false;
 }
 
-int http_port(const struct http_server *s) { return s->port; }
+void http_reload(struct http_server *s) { log_info("SIGHUP: nothing to reload"); }
+
+int http_port(const struct http_server *s) { return s->listener.port; }
 
 void http_drain(struct http_server *s) { atomic_store(&s->draining, true); }
 
@@ -536,7 +498,7 @@ void http_stop(struct http_server *s)
     exchanges_cut(s->exchanges); /* MHD_stop_daemon aborts on suspended connections */
     work_end_all(s);
     MHD_stop_daemon(s->daemon);
-    close(s->listen_fd);
+    listener_close(&s->listener);
     exchanges_stop(s->exchanges);
     free_server(s);
 }

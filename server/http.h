@@ -17,7 +17,7 @@ struct jobs;       /* server/jobs.h */
 struct models;     /* server/models.h */
 
 struct http_options {
-    const char *host;       /* an address, or "localhost" */
+    const char *host;       /* see server/listen.h */
     int64_t port;           /* 0: any free one */
     int64_t threads;
     int64_t max_body, max_header;
@@ -34,9 +34,6 @@ struct http_options {
 
 struct http_server;
 
-/* Is the address one that only this machine can reach? */
-bool http_is_loopback(const char *host);
-
 /* metrics_init with this server's routes. */
 void http_metrics_init(struct metrics *m, const char *model_id, const char *device);
 /* `api` and `metrics` (of http_metrics_init) must outlive the server. baseline: see
@@ -44,7 +41,10 @@ void http_metrics_init(struct metrics *m, const char *model_id, const char *devi
 bool http_start(const struct http_options *o, const struct api_context *api,
                 struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
                 struct error *err) MUST_CHECK;
-int http_port(const struct http_server *s);
+/* SIGHUP: files that are read at start are read again. What cannot be read or used is logged, and
+ * what was before stays. */
+void http_reload(struct http_server *s);
+int http_port(const struct http_server *s); /* 0: a Unix socket */
 void http_drain(struct http_server *s);
 int32_t http_active(struct http_server *s); /* completions that still run or are being sent */
 void http_stop(struct http_server *s);      /* NULL-safe */

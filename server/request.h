@@ -9,6 +9,7 @@
 #include "server/exchange.h"
 #include "server/http.h"
 #include "server/jobs.h"
+#include "server/listen.h"
 #include "server/models.h"
 #include "server/upload.h"
 
@@ -19,7 +20,7 @@ struct http_server {
     const struct api_context *api;
     struct metrics *metrics;
     int64_t baseline_bytes;
-    int listen_fd, port;
+    struct listener listener;
     struct MHD_Daemon *daemon;
     struct exchanges *exchanges;
     _Atomic bool draining;

@@ -25,7 +25,8 @@ static void *signals_run(void *arg)
     }
 }
 
-bool signals_start(void (*handle)(void *ctx, int signal_number, int count), void *ctx,
+bool signals_start(enum signals_hangup hangup,
+                   void (*handle)(void *ctx, int signal_number, int count), void *ctx,
                    struct signals **out, struct error *err)
 {
     struct signals *s = calloc(1, sizeof *s);
@@ -35,6 +36,7 @@ bool signals_start(void (*handle)(void *ctx, int signal_number, int count), void
     sigemptyset(&s->set);
     sigaddset(&s->set, SIGINT);
     sigaddset(&s->set, SIGTERM);
+    if (hangup == HANGUP_HANDLE) sigaddset(&s->set, SIGHUP);
     sigaddset(&s->set, SIGUSR2);
     signal(SIGPIPE, SIG_IGN);
     pthread_sigmask(SIG_BLOCK, &s->set, &s->old_mask);
