@@ -266,6 +266,17 @@ bool dataset_has_mask(const struct dataset *ds)
     return ds->splits[SPLIT_TRAIN].stream.has_mask || ds->splits[SPLIT_VALIDATION].stream.has_mask;
 }
 
+int64_t dataset_memory(const struct dataset *ds)
+{
+    int64_t bytes = 0;
+    for (int i = 0; i < N_SPLITS; i++) {
+        const struct split *s = &ds->splits[i];
+        bytes += token_stream_memory(&s->stream);
+        if (s->starts) bytes += (s->n_sequences + 1) * (int64_t)sizeof *s->starts;
+    }
+    return bytes;
+}
+
 const char *dataset_fingerprint(const struct dataset *ds) { return ds->fingerprint; }
 
 /* ---- sequences ---- */

@@ -72,6 +72,8 @@ int64_t dataset_sequences(const struct dataset *ds, enum dataset_split split);
 int64_t dataset_max_spans(const struct dataset *ds);
 /* Some tokens have no loss: there may be sequences without any target. */
 bool dataset_has_mask(const struct dataset *ds);
+/* Bytes of memory that it takes; 0 for shards, which are mapped. */
+int64_t dataset_memory(const struct dataset *ds);
 /* SHA-256 (hex) of tokens, masks and documents: resuming on other data is an error. */
 const char *dataset_fingerprint(const struct dataset *ds);
 

@@ -116,6 +116,18 @@ struct engine_request {
     sem_t released;                     /* posted when the engine has touched it for the last time */
 };
 
+/* What an engine will take, without opening it: from the config alone, and of the device only its sizes, so
+ * that one that is not there will do. `see` (may be NULL) gets every piece of both arenas. Errors as
+ * engine_open's. */
+struct engine_need {
+    struct memory_plan memory;
+    int32_t kv_pages;      /* of KV_PAGE_TOKENS tokens */
+    int64_t kv_page_bytes; /* all layers */
+    int64_t max_context;   /* resolved */
+};
+bool engine_plan(const struct gpt_config *c, const struct engine_options *o, const struct device *d,
+                 plan_listener see, void *ctx, struct engine_need *out, struct error *err) MUST_CHECK;
+
 /* Opens the model on the device: plans, allocates exactly the plan, loads, starts the thread. The device and the
  * tokenizer (may be NULL) must outlive it; the checkpoint may be closed after. */
 bool engine_open(struct device *d, const struct checkpoint *ck, const struct tokenizer *t,

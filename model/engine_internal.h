@@ -58,6 +58,8 @@ struct engine {
     float *load_staging;           /* gpt_load's; idle ever after */
     char fingerprint[17];
     struct plan device_plan, host_plan;
+    plan_listener see;               /* of engine_plan */
+    void *see_ctx;
     void *device_arena, *host_arena; /* this struct lies in host_arena */
 
     /* The engine thread's. */

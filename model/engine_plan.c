@@ -87,6 +87,8 @@ static int64_t plan_pages(struct engine *e, int64_t n_pages)
     e->kv.n_pages = (int32_t)n_pages;
     plan_init(&e->device_plan);
     plan_init(&e->host_plan);
+    e->device_plan.see = e->host_plan.see = e->see;
+    e->device_plan.ctx = e->host_plan.ctx = e->see_ctx;
     /* The host first: in the second pass it says where the layers lie. */
     (void)layout_host(e, &e->host_plan);
     layout_device(e, &e->device_plan);
@@ -208,19 +210,44 @@ static void remember_plan(const struct engine *e, int64_t component[])
         component[i] = e->device_plan.component[i] + e->host_plan.component[i];
 }
 
+/* Plans for the options; e->gpt.layers points to scratch after, which the caller frees. */
+static bool plan_engine(struct engine *e, struct error *err)
+{
+    if (!resolve_options(e, err)) return false;
+    resolve_shapes(e);
+    e->gpt.layers = calloc((size_t)e->gpt.config.n_layer, sizeof *e->gpt.layers);
+    if (!e->gpt.layers)
+        return error_set(err, ERR_MEMORY, NULL, "no memory for planning %lld layers",
+                         (long long)e->gpt.config.n_layer);
+    return choose_pages(e, err);
+}
+
+bool engine_plan(const struct gpt_config *c, const struct engine_options *o, const struct device *d,
+                 plan_listener see, void *ctx, struct engine_need *out, struct error *err)
+{
+    struct engine draft = {.device = (struct device *)d, .options = *o, .gpt.config = *c};
+    bool ok = plan_engine(&draft, err);
+    if (ok) {
+        /* Once more, now that the pool's size is known, for the listener. */
+        draft.see = see;
+        draft.see_ctx = ctx;
+        (void)plan_pages(&draft, draft.kv.n_pages);
+        *out = (struct engine_need){.kv_pages = draft.kv.n_pages,
+                                    .kv_page_bytes = draft.kv_page_bytes,
+                                    .max_context = draft.options.max_context};
+        ok = plan_sum(&draft.host_plan, &draft.device_plan, 0, &out->memory);
+        ASSERT(ok);
+    }
+    free(draft.gpt.layers);
+    return ok;
+}
+
 struct engine *engine_allocate(struct engine *e, struct error *err)
 {
-    if (!resolve_options(e, err)) return NULL;
-    resolve_shapes(e);
-    struct gpt_layer *scratch = calloc((size_t)e->gpt.config.n_layer, sizeof *scratch);
-    if (!scratch) {
-        error_set(err, ERR_MEMORY, NULL, "no memory for planning %lld layers",
-                  (long long)e->gpt.config.n_layer);
-        return NULL;
-    }
-    e->gpt.layers = scratch;
     struct engine *self = NULL;
-    if (choose_pages(e, err)) {
+    bool ok = plan_engine(e, err);
+    void *scratch = e->gpt.layers;
+    if (ok) {
         struct engine_memory *m = &e->live.memory;
         remember_plan(e, m->planned);
         m->planned_bytes = e->device_plan.total + e->host_plan.total;

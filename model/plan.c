@@ -100,6 +100,20 @@ void plan_share_end(struct plan *p)
     p->share.open = false;
 }
 
+bool plan_sum(const struct plan *host, const struct plan *device, int64_t data_bytes,
+              struct memory_plan *out)
+{
+    *out = (struct memory_plan){.host_bytes = host->total, .device_bytes = device->total};
+    if (host->overflow || device->overflow
+        || !checked_add(host->total, device->total, &out->total_bytes)
+        || !checked_add(out->total_bytes, data_bytes, &out->total_bytes))
+        return false;
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
+        out->component[i] = host->component[i] + device->component[i];
+    out->component[MEMORY_DATA] += data_bytes;
+    return true;
+}
+
 bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
                 void **device_arena, struct error *err)
 {

@@ -98,6 +98,16 @@ void *plan_take(struct plan *p, enum memory_component c, const char *name, int64
 void plan_share_begin(struct plan *p, enum plan_life life);
 void plan_share_next(struct plan *p, enum plan_life life);
 void plan_share_end(struct plan *p);
+/* What a run takes, as planners answer it without allocating. */
+struct memory_plan {
+    int64_t component[N_MEMORY_COMPONENTS];
+    int64_t device_bytes, host_bytes; /* the two arenas */
+    int64_t total_bytes;              /* both, and the data in memory */
+};
+/* Sums both plans and `data_bytes` up; false when that does not fit 63 bits. */
+bool plan_sum(const struct plan *host, const struct plan *device, int64_t data_bytes,
+              struct memory_plan *out) MUST_CHECK;
+
 /* The two arenas of a run, zeroed, for plans whose first pass is done; begins the second pass over them. The
  * host's goes back with free, the device's with its ops->free. On failure nothing is held. */
 struct device;

@@ -38,6 +38,20 @@ bool token_stream_append(struct token_stream *s, const struct token_part *part, 
     return true;
 }
 
+static int64_t part_memory(const struct token_part *p)
+{
+    if (p->map.data) return 0;
+    return p->n_tokens * p->id_bytes + p->n_documents * (int64_t)sizeof *p->starts
+           + (p->loss ? ceil_div(p->n_tokens, 8) : 0);
+}
+
+int64_t token_stream_memory(const struct token_stream *s)
+{
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < s->n_parts; i++) bytes += part_memory(&s->parts[i]);
+    return bytes;
+}
+
 void token_stream_free(struct token_stream *s)
 {
     for (int64_t i = 0; i < s->n_parts; i++) token_part_free(&s->parts[i]);
@@ -201,6 +215,13 @@ bool token_builder_add(struct token_builder *b, const int32_t *ids, const uint8_
     return true;
 }
 
+/* Gives back the room that was not needed; a smaller block cannot fail to be had. */
+static const void *shrink(const void *array, int64_t bytes)
+{
+    void *smaller = bytes > 0 ? realloc((void *)array, (size_t)bytes) : NULL;
+    return smaller ? smaller : array;
+}
+
 struct token_part token_builder_take(struct token_builder *b)
 {
     struct token_part part = b->part;
@@ -208,6 +229,9 @@ struct token_part token_builder_take(struct token_builder *b)
         free((void *)part.loss);
         part.loss = NULL;
     }
+    part.ids = shrink(part.ids, part.n_tokens * part.id_bytes);
+    part.starts = shrink(part.starts, part.n_documents * (int64_t)sizeof *part.starts);
+    part.loss = shrink(part.loss, part.loss ? ceil_div(part.n_tokens, 8) : 0);
     *b = (struct token_builder){.part = {.id_bytes = part.id_bytes}};
     return part;
 }

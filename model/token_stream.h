@@ -33,6 +33,8 @@ bool token_stream_append(struct token_stream *s, const struct token_part *part, 
     MUST_CHECK;
 void token_part_free(struct token_part *p);
 void token_stream_free(struct token_stream *s); /* all its parts, too */
+/* Bytes of memory that its tokens take; 0 for what is mapped. */
+int64_t token_stream_memory(const struct token_stream *s);
 
 /* Ids of tokens [at, at + n) to `out`. */
 void token_stream_read(const struct token_stream *s, int64_t at, int64_t n, int32_t *out);

@@ -145,13 +145,12 @@ bool trainer_advance(struct trainer *t, struct error *err)
     const struct trainer_listener *l = &t->options.listener;
     struct trainer_step s;
     struct trainer_evaluation e = {0};
-    int64_t component[N_MEMORY_COMPONENTS];
     ASSERT(!is_over(t));
     if (!trainer_learn(t, &s, err)) return false;
     bool evaluated = evaluation_is_due(t);
     if (evaluated && !evaluate(t, &e, err)) return false;
-    if (!train_metrics_write(&t->metrics, &s, evaluated ? &e : NULL, trainer_memory(t, component),
-                             err))
+    if (!train_metrics_write(&t->metrics, &s, evaluated ? &e : NULL,
+                             trainer_memory(t).total_bytes, err))
         return false;
     if (l->stepped) l->stepped(l->ctx, &s);
     return !checkpoint_is_due(t, e.is_best) || trainer_save(t, err);

@@ -75,10 +75,11 @@ struct trainer_options {
     struct trainer_listener listener;
 };
 
-/* The bytes that a run takes, by component, without allocating them. ERR_NO_FIT when they do not
- * fit 63 bits. */
-bool trainer_plan(const struct trainer_options *o, const struct device *d,
-                  int64_t component[N_MEMORY_COMPONENTS], struct error *err) MUST_CHECK;
+/* What the run will take, without allocating it; `see` (may be NULL) gets every piece of both arenas. Needs
+ * config and model alone; of the device only its sizes, so that one that is not there will do. Data
+ * and sets count when they are given. ERR_NO_FIT when the bytes do not fit 63 bits. */
+bool trainer_plan(const struct trainer_options *o, const struct device *d, plan_listener see,
+                  void *ctx, struct memory_plan *out, struct error *err) MUST_CHECK;
 
 /* Plans, allocates, and takes the weights from `resume_from` (a checkpoint of this run),
  * init_from, or the seed. ERR_NO_FIT over the memory budget, with the numbers; ERR_INVALID when
@@ -88,8 +89,8 @@ bool trainer_open(struct device *d, const struct trainer_options *o, const char 
 void trainer_close(struct trainer *t); /* NULL-safe */
 
 int64_t trainer_step_number(const struct trainer *t); /* steps done */
-/* Planned = allocated bytes: all, and by component. */
-int64_t trainer_memory(const struct trainer *t, int64_t component[N_MEMORY_COMPONENTS]);
+/* What it takes: trainer_plan's answer, to the byte. */
+struct memory_plan trainer_memory(const struct trainer *t);
 
 enum trainer_end {
     TRAINER_DONE,    /* max_iters steps */

@@ -150,56 +150,57 @@ static void free_arrays(struct layer_arrays *a)
     free(a->frozen);
 }
 
+/* The data in memory: text that was read. A set is often another split of the data to learn from. */
+static int64_t data_bytes(const struct trainer_options *o)
+{
+    int64_t bytes = o->data ? dataset_memory(o->data) : 0;
+    for (int32_t i = 0; i < o->n_sets; i++)
+        if (o->sets[i].data != o->data) bytes += dataset_memory(o->sets[i].data);
+    return bytes;
+}
+
 /* Both plans; `scratch` serves as the arrays that will lie in the host arena. */
-static bool plan_both(struct trainer *t, const struct layer_arrays *scratch, struct error *err)
+static bool plan_both(struct trainer *t, const struct layer_arrays *scratch, plan_listener see,
+                      void *ctx, struct memory_plan *out, struct error *err)
 {
     use_arrays(t, scratch);
     plan_init(&t->device_plan);
     plan_init(&t->host_plan);
+    t->device_plan.see = t->host_plan.see = see;
+    t->device_plan.ctx = t->host_plan.ctx = ctx;
     (void)layout_host(t, &t->host_plan);
     layout_device(t, &t->device_plan);
-    int64_t total;
-    if (!t->device_plan.overflow && !t->host_plan.overflow &&
-        checked_add(t->device_plan.total, t->host_plan.total, &total))
-        return true;
-    return error_set(err, ERR_NO_FIT, NULL, "training this model would need more than 2^63 bytes");
+    return plan_sum(&t->host_plan, &t->device_plan, data_bytes(&t->options), out)
+           || error_set(err, ERR_NO_FIT, NULL, "training this model would need more than 2^63 bytes");
 }
 
-static void add_components(const struct trainer *t, int64_t component[])
-{
-    for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
-        component[i] = t->device_plan.component[i] + t->host_plan.component[i];
-}
-
-bool trainer_plan(const struct trainer_options *o, const struct device *d,
-                  int64_t component[N_MEMORY_COMPONENTS], struct error *err)
+bool trainer_plan(const struct trainer_options *o, const struct device *d, plan_listener see,
+                  void *ctx, struct memory_plan *out, struct error *err)
 {
     struct trainer draft = {.options = *o, .device = (struct device *)d};
     struct layer_arrays scratch = {0};
     bool ok = resolve(&draft, err) && alloc_arrays(&draft, &scratch, err)
-              && plan_both(&draft, &scratch, err);
-    if (ok) add_components(&draft, component);
+              && plan_both(&draft, &scratch, see, ctx, out, err);
     free_arrays(&scratch);
     return ok;
 }
 
-static bool check_budget(const struct trainer *t, struct error *err)
+static bool check_budget(const struct trainer *t, const struct memory_plan *m, struct error *err)
 {
-    int64_t total = t->device_plan.total + t->host_plan.total, budget = t->options.memory_budget;
+    int64_t total = m->total_bytes, budget = t->options.memory_budget;
+    const int64_t *c = m->component;
     if (budget == 0 || total <= budget) return true;
-    int64_t c[N_MEMORY_COMPONENTS];
-    add_components(t, c);
     return error_set(err, ERR_NO_FIT, "memory_budget",
                      "training needs %lld bytes (weights %lld, master %lld, gradients %lld, "
                      "optimizer %lld, activations %lld, logits %lld, kv_cache %lld, workspace %lld, "
-                     "staging and host %lld), "
-                     "which is %lld over the memory budget of %lld: raise it, or lower "
-                     "micro_batch_size (%lld), set recompute to block, or moments to q8",
+                     "data %lld, staging and host %lld), which is %lld over the memory budget of "
+                     "%lld: raise it, or lower micro_batch_size (%lld), set recompute to block, or "
+                     "moments to q8",
                      (long long)total, (long long)c[MEMORY_WEIGHTS],
                      (long long)c[MEMORY_MASTER], (long long)c[MEMORY_GRADIENTS],
                      (long long)c[MEMORY_OPTIMIZER], (long long)c[MEMORY_ACTIVATIONS],
                      (long long)c[MEMORY_LOGITS], (long long)c[MEMORY_KV_CACHE],
-                     (long long)c[MEMORY_WORKSPACE],
+                     (long long)c[MEMORY_WORKSPACE], (long long)c[MEMORY_DATA],
                      (long long)(c[MEMORY_STAGING] + c[MEMORY_HOST]), (long long)(total - budget),
                      (long long)budget, (long long)t->options.config.micro_batch_size);
 }
@@ -207,8 +208,9 @@ static bool check_budget(const struct trainer *t, struct error *err)
 struct trainer *trainer_allocate(struct trainer *t, struct error *err)
 {
     struct layer_arrays scratch = {0};
-    bool ok = resolve(t, err) && alloc_arrays(t, &scratch, err) && plan_both(t, &scratch, err)
-              && check_budget(t, err)
+    struct memory_plan planned;
+    bool ok = resolve(t, err) && alloc_arrays(t, &scratch, err)
+              && plan_both(t, &scratch, NULL, NULL, &planned, err) && check_budget(t, &planned, err)
               && plan_alloc(&t->host_plan, &t->device_plan, t->device, &t->host_arena,
                             &t->device_arena, err);
     free_arrays(&scratch);
@@ -229,8 +231,10 @@ void trainer_release(struct trainer *t)
     free(host);
 }
 
-int64_t trainer_memory(const struct trainer *t, int64_t component[N_MEMORY_COMPONENTS])
+struct memory_plan trainer_memory(const struct trainer *t)
 {
-    add_components(t, component);
-    return t->device_plan.total + t->host_plan.total;
+    struct memory_plan m;
+    bool fits = plan_sum(&t->host_plan, &t->device_plan, data_bytes(&t->options), &m);
+    ASSERT(fits);
+    return m;
 }

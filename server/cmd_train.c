@@ -58,13 +58,12 @@ static bool open_trainer(struct training *t, struct error *err)
 {
     struct trainer_options o;
     struct trainer *trainer;
-    int64_t component[N_MEMORY_COMPONENTS];
     const char *from = *t->setup.resume_from ? t->setup.resume_from : NULL;
     trainer_options_from(t, &o);
     if (!trainer_open(t->device, &o, from, &trainer, err)) return false;
-    int64_t total = trainer_memory(trainer, component);
-    train_progress_print_plan(component, total);
-    train_progress_init(&t->progress, &o.config, total);
+    struct memory_plan memory = trainer_memory(trainer);
+    train_progress_print_plan(&memory);
+    train_progress_init(&t->progress, &o.config, memory.total_bytes);
     log_info("model %s: %s, %lld parameters, %s", t->options.model_name, o.model.arch,
              (long long)gpt_config_parameters(&o.model), dtype_info(o.config.dtype)->name);
     if (from) log_info("going on after step %lld, from %s", (long long)trainer_step_number(trainer),

@@ -24,15 +24,16 @@ void train_progress_init(struct train_progress *p, const struct train_config *c,
 
 static double mib(int64_t bytes) { return (double)bytes / (1 << 20); }
 
-void train_progress_print_plan(const int64_t component[N_MEMORY_COMPONENTS], int64_t total)
+void train_progress_print_plan(const struct memory_plan *m)
 {
+    const int64_t *component = m->component;
     for (int i = 0; i < N_MEMORY_COMPONENTS; i++)
         if (component[i] > 0)
             log_info("memory: %-12s %14lld bytes (%.1f MiB)",
                      memory_component_name((enum memory_component)i), (long long)component[i],
                      mib(component[i]));
     log_info("memory: %-12s %14lld bytes (%.1f MiB), all of it taken now", "total",
-             (long long)total, mib(total));
+             (long long)m->total_bytes, mib(m->total_bytes));
 }
 
 /* "1:02:03" or "4:05". */

@@ -21,7 +21,7 @@ struct train_progress {
 void train_progress_init(struct train_progress *p, const struct train_config *c,
                          int64_t memory_bytes);
 /* Planned bytes by component, before the first step. */
-void train_progress_print_plan(const int64_t component[N_MEMORY_COMPONENTS], int64_t total);
+void train_progress_print_plan(const struct memory_plan *m);
 /* The listener's functions; ctx is the train_progress. */
 void train_progress_stepped(void *ctx, const struct trainer_step *s);
 void train_progress_evaluated(void *ctx, const struct trainer_evaluation *e);

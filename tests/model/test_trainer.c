@@ -96,19 +96,20 @@ static void test_loss_falls(void **state)
 
 static void test_planned_is_allocated(void **state)
 {
-    int64_t planned[N_MEMORY_COMPONENTS], taken[N_MEMORY_COMPONENTS], sum = 0;
+    struct memory_plan planned;
     struct error err;
-    assert_true(trainer_plan(&f.options, f.device, planned, &err));
+    int64_t sum = 0;
+    assert_true(trainer_plan(&f.options, f.device, NULL, NULL, &planned, &err));
     train_fixture_begin(&f);
-    int64_t total = trainer_memory(f.trainer, taken);
-    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) {
-        assert_int_equal(planned[i], taken[i]);
-        sum += taken[i];
-    }
+    struct memory_plan m = trainer_memory(f.trainer);
+    assert_memory_equal(&m, &planned, sizeof m);
+    const int64_t *taken = m.component, total = m.total_bytes;
+    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) sum += taken[i];
     assert_true(taken[MEMORY_WEIGHTS] > 0 && taken[MEMORY_GRADIENTS] > 0);
     assert_true(taken[MEMORY_OPTIMIZER] > 0 && taken[MEMORY_ACTIVATIONS] > 0);
     assert_true(taken[MEMORY_KV_CACHE] > 0 && taken[MEMORY_WORKSPACE] > 0);
     assert_true(taken[MEMORY_STAGING] > 0 && taken[MEMORY_HOST] > 0);
+    assert_true(taken[MEMORY_DATA] > 0);
     assert_int_equal(sum, total);
     train_fixture_steps(&f, 1);
     assert_true(train_fixture_metric(&f, 0, "memory_bytes") == (double)total);
@@ -116,15 +117,14 @@ static void test_planned_is_allocated(void **state)
 
 static void test_over_the_budget(void **state)
 {
-    int64_t planned[N_MEMORY_COMPONENTS], total = 0;
+    struct memory_plan planned;
     struct error err;
-    assert_true(trainer_plan(&f.options, f.device, planned, &err));
-    for (int i = 0; i < N_MEMORY_COMPONENTS; i++) total += planned[i];
-    f.options.memory_budget = total - 1;
+    assert_true(trainer_plan(&f.options, f.device, NULL, NULL, &planned, &err));
+    f.options.memory_budget = planned.total_bytes - 1;
     assert_false(trainer_open(f.device, &f.options, NULL, &f.trainer, &err));
     assert_int_equal(err.code, ERR_NO_FIT);
     assert_non_null(strstr(err.text, "1 over the memory budget"));
-    f.options.memory_budget = total;
+    f.options.memory_budget = planned.total_bytes;
     train_fixture_begin(&f);
 }
 
@@ -240,7 +240,7 @@ static void test_metrics_after_a_resume(void **state)
 static void test_ways_to_save_memory_change_nothing(void **state)
 {
     float *expected = NULL;
-    int64_t n, bytes[4], component[N_MEMORY_COMPONENTS];
+    int64_t n, bytes[4];
     f.options.config.dropout = 0.1;
     for (int way = 0; way < 3; way++) {
         char name[16];
@@ -248,7 +248,7 @@ static void test_ways_to_save_memory_change_nothing(void **state)
         train_fixture_use_run(&f, name);
         f.options.config.recompute = (enum recompute)way;
         train_fixture_begin(&f);
-        bytes[way] = trainer_memory(f.trainer, component);
+        bytes[way] = trainer_memory(f.trainer).total_bytes;
         train_fixture_steps(&f, 5);
         float *w = weights(&n);
         if (expected) assert_memory_equal(w, expected, (size_t)n * sizeof *w);
