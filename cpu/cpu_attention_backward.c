@@ -11,7 +11,6 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
-#include "model/sampler.h"
 
 enum {
     KEYS = PANEL,
@@ -101,17 +100,16 @@ static void multiply(const struct backward *m, float *out, const float *x, const
 
 /* z of a head at (query row, keys key0 ..), 0 or 1 / (1 - p): four keys to a counter, which names head, row and
  * keys. All ones without dropout. */
-static void dropout_factors(const struct attention *a, int64_t head, int64_t row, int64_t key0,
+static void dropout_factors(const struct backward *m, int64_t head, int64_t row, int64_t key0,
                             float z[KEYS])
 {
-    uint32_t key[2] = {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)};
-    uint32_t threshold = (uint32_t)((double)a->dropout * 4294967296.0);
-    for (int64_t j = 0; j < KEYS; j += 4) {
-        uint32_t counter[4] = {(uint32_t)(key0 + j) / 4, (uint32_t)row, (uint32_t)head, 1}, words[4];
-        if (a->dropout > 0) philox4x32(counter, key, words);
-        for (int i = 0; i < 4; i++)
-            z[j + i] = a->dropout == 0 ? 1 : words[i] >= threshold ? 1 / (1 - a->dropout) : 0;
-    }
+    const struct attention *a = m->a;
+    struct dropout_row factors = {a->dropout, {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
+                                  {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)}};
+    if (a->dropout > 0)
+        m->kernels->dropout_row(z, &factors, KEYS);
+    else
+        for (int64_t j = 0; j < KEYS; j++) z[j] = 1;
 }
 
 /* ---- loading ---- */
@@ -221,7 +219,7 @@ static void finish_block(const struct backward *m, struct pieces *x, int64_t hea
         int64_t query = query0 + i, seen = max_i64(0, min_i64(KEYS, query - key0 + 1));
         float z[KEYS];
         m->kernels->row_exp(p, p, seen, x->lse[query] / scale, scale);
-        dropout_factors(m->a, head, row0 + query, key0, z);
+        dropout_factors(m, head, row0 + query, key0, z);
         for (int64_t j = 0; j < seen; j++) {
             ds[j] = p[j] * (z[j] * ds[j] - x->delta[query]) * scale;
             p[j] *= z[j];
@@ -371,7 +369,7 @@ static void forward_head(const struct backward *m, const struct span *s, int64_t
                 sum[q] = sum[q] * before + m->kernels->row_exp(ds, p, seen, high / scale, scale);
                 max[q] = high;
                 for (int64_t k = 0; k < K; k++) out[k] *= before;
-                dropout_factors(m->a, head, s->row0 + q, key0, z);
+                dropout_factors(m, head, s->row0 + q, key0, z);
                 for (int64_t j = 0; j < seen; j++) ds[j] *= z[j];
             }
             add_queries(m, x, n, x->dq + q0 * m->n_dim);

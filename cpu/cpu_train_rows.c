@@ -5,11 +5,10 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
-#include "model/sampler.h"
 
 enum {
     COLUMN_BLOCK = 64,
-    ELEMENT_BLOCK = 4096, /* of elementwise work; a multiple of Philox's four words */
+    ELEMENT_BLOCK = 4096, /* of elementwise work; a power of two, as Philox's four words are */
 };
 
 /* ---- dropout ---- */
@@ -25,20 +24,12 @@ struct dropout_job {
     const struct cpu_kernels *kernels;
 };
 
-/* keep[i] = 1 / (1 - p) or 0 for elements begin + i; begin is a multiple of 4. */
-static void dropout_mask(const struct dropout *drop, int64_t begin, int64_t n, float *keep)
+/* Factors of the elements from `begin` on, a multiple of ELEMENT_BLOCK: so counters do not wrap around within. */
+static struct dropout_row factors_from(const struct dropout *drop, int64_t begin)
 {
-    uint32_t threshold = (uint32_t)((double)drop->p * 4294967296.0);
-    uint32_t key[2] = {(uint32_t)drop->key, (uint32_t)(drop->key >> 32)}, words[4];
-    float scale = 1 / (1 - drop->p);
-    for (int64_t i = 0; i < n; i++) {
-        if (i % 4 == 0) {
-            uint64_t at = (uint64_t)(begin + i) / 4;
-            uint32_t counter[4] = {(uint32_t)at, (uint32_t)(at >> 32), 0, 0};
-            philox4x32(counter, key, words);
-        }
-        keep[i] = words[i % 4] >= threshold ? scale : 0;
-    }
+    uint64_t at = (uint64_t)begin / 4;
+    return (struct dropout_row){drop->p, {(uint32_t)at, (uint32_t)(at >> 32), 0, 0},
+                                {(uint32_t)drop->key, (uint32_t)(drop->key >> 32)}};
 }
 
 static void widen(float *out, const void *in, enum dtype dtype, int64_t begin, int64_t n)
@@ -56,7 +47,8 @@ static void dropout_block(const struct dropout_job *job, int64_t begin, int64_t 
     float x[ELEMENT_BLOCK], keep[ELEMENT_BLOCK];
     widen(x, job->in, job->in_dtype, begin, n);
     if (job->drop.p > 0) {
-        dropout_mask(&job->drop, begin, n, keep);
+        struct dropout_row factors = factors_from(&job->drop, begin);
+        job->kernels->dropout_row(keep, &factors, n);
         for (int64_t i = 0; i < n; i++) x[i] *= keep[i];
     }
     if (job->out_dtype == DTYPE_BF16) {

@@ -70,6 +70,13 @@ struct adamw_row {
     float v_correction; /* 1 / sqrt(1 - beta2^step), a factor of sqrt(v) */
 };
 
+/* Where dropout's factors come from: Philox4x32-10 (model/sampler.h), four neighbours to a counter. */
+struct dropout_row {
+    float p;             /* 0 < p < 1 */
+    uint32_t counter[4]; /* of the first four; word 0 counts up and must not wrap around */
+    uint32_t key[2];
+};
+
 struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
@@ -125,6 +132,8 @@ struct cpu_kernels {
     void (*adamw_row)(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
                       int64_t n);
     double (*sum_squares)(const float *x, int64_t n);
+    /* keep[i] = 1 / (1 - p), or 0 where word i % 4 of block i / 4 is below p 2^32. */
+    void (*dropout_row)(float *keep, const struct dropout_row *d, int64_t n);
 };
 
 /* The best that the processor has, up to `isa`. */

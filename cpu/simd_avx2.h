@@ -127,3 +127,24 @@ static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
     _mm_storeu_si128((__m128i *)lanes, halves);
     memcpy(p, lanes, (size_t)n * sizeof *p);
 }
+
+/* Whole numbers: words of 32 bits, in lanes of 64. */
+static inline vi vi_set(uint32_t x) { return _mm256_set1_epi32((int)x); }
+static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+/* Low words times low words. */
+static inline vi vi_mul_wide(vi a, vi b) { return _mm256_mul_epu32(a, b); }
+/* Each lane's high word in the low one's place. */
+static inline vi vi_high_words(vi a) { return _mm256_srli_epi64(a, 32); }
+/* The low words of a beside those of b. */
+static inline vi vi_pairs(vi a, vi b)
+{
+    return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xAA);
+}
+/* Even lanes of a beside those of b; odd ones. */
+static inline vi vi_join_even(vi a, vi b) { return _mm256_unpacklo_epi64(a, b); }
+static inline vi vi_join_odd(vi a, vi b) { return _mm256_unpackhi_epi64(a, b); }
+/* x where word a >= b, unsigned, else zero. */
+static inline vf vf_if_at_least(vi a, vi b, vf x)
+{
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(a, b), a)));
+}

@@ -106,3 +106,24 @@ static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
     __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(vi_round_bf16(a), 16));
     _mm256_mask_storeu_epi16(p, first_lanes(n), halves);
 }
+
+/* Whole numbers: words of 32 bits, in lanes of 64. */
+static inline vi vi_set(uint32_t x) { return _mm512_set1_epi32((int)x); }
+static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+/* Low words times low words. */
+static inline vi vi_mul_wide(vi a, vi b) { return _mm512_mul_epu32(a, b); }
+/* Each lane's high word in the low one's place. */
+static inline vi vi_high_words(vi a) { return _mm512_srli_epi64(a, 32); }
+/* The low words of a beside those of b. */
+static inline vi vi_pairs(vi a, vi b)
+{
+    return _mm512_mask_blend_epi32(0xAAAA, a, _mm512_slli_epi64(b, 32));
+}
+/* Even lanes of a beside those of b; odd ones. */
+static inline vi vi_join_even(vi a, vi b) { return _mm512_unpacklo_epi64(a, b); }
+static inline vi vi_join_odd(vi a, vi b) { return _mm512_unpackhi_epi64(a, b); }
+/* x where word a >= b, unsigned, else zero. */
+static inline vf vf_if_at_least(vi a, vi b, vf x)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(a, b), x);
+}

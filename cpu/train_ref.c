@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "cpu/kernels.h"
+#include "model/sampler.h"
 
 static float load(const void *x, enum dtype dtype, int64_t i)
 {
@@ -101,6 +102,18 @@ static double sum_squares(const float *x, int64_t n)
     return sum;
 }
 
+static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
+{
+    uint32_t threshold = (uint32_t)((double)d->p * 4294967296.0), words[4];
+    float scale = 1 / (1 - d->p);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t counter[4] = {d->counter[0] + (uint32_t)(i / 4), d->counter[1], d->counter[2],
+                               d->counter[3]};
+        if (i % 4 == 0) philox4x32(counter, d->key, words);
+        keep[i] = words[i % 4] >= threshold ? scale : 0;
+    }
+}
+
 void cpu_train_kernels_reference(struct cpu_kernels *k)
 {
     k->norm_backward_row = norm_backward_row;
@@ -109,4 +122,5 @@ void cpu_train_kernels_reference(struct cpu_kernels *k)
     k->swiglu_backward_row = swiglu_backward_row;
     k->adamw_row = adamw_row;
     k->sum_squares = sum_squares;
+    k->dropout_row = dropout_row;
 }

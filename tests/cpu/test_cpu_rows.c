@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "model/sampler.h"
 #include "tests/cpu/cpu_util.h"
 
 static const int64_t widths[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 576, 1000};
@@ -145,12 +146,39 @@ static void rounding_to_bf16_is_exact(void **state)
     }
 }
 
+/* The bits of Philox, whatever computes them. */
+static void dropout_factors_are_the_references(void **state)
+{
+    static const int64_t lengths[] = {1, 3, 4, 5, 63, 64, 65, 128, 4096};
+    struct dropout_row d = {0.3f, {4294967000u - 1024, 7, 4294967295u, 1}, {123456789, 987654321}};
+    struct cpu_kernels reference;
+    cpu_kernels_init(&reference, (enum cpu_isa)0);
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+        struct cpu_kernels k;
+        cpu_kernels_init(&k, (enum cpu_isa)isa);
+        for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+            float want[4097], got[4097];
+            uint32_t words[4];
+            int64_t n = lengths[l];
+            reference.dropout_row(want, &d, n);
+            got[n] = -1;
+            k.dropout_row(got, &d, n);
+            assert_memory_equal(got, want, (size_t)n * 4);
+            assert_true(got[n] == -1);
+            philox4x32(d.counter, d.key, words);
+            for (int64_t i = 0; i < n && i < 4; i++)
+                assert_true(got[i] == (words[i] >= (uint32_t)(0.3f * 4294967296.0) ? 1 / (1 - 0.3f) : 0));
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norms_are_right),       cmocka_unit_test(layernorm_survives_an_offset),
         cmocka_unit_test(swiglu_is_right),       cmocka_unit_test(gather_copies_rows),
         cmocka_unit_test(rounding_to_bf16_is_exact),
+        cmocka_unit_test(dropout_factors_are_the_references),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
