@@ -33,7 +33,7 @@ endif
 CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
-FOLDERS := base model cpu api server
+FOLDERS := base model cpu cuda api server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
 OBJS    := $(SRCS:%.c=$(BUILD)/%.o)
 TESTS   := $(wildcard tests/*/test_*.c)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks that includes follow the arrows: server -> api -> model -> model/device.h <- cpu, and base
+# Checks that includes follow the arrows: server -> api -> model -> model/device.h <- cpu, cuda, and base
 # under all. Prints each include that does not; one TAP line at the end.
 set -eu
 
@@ -14,8 +14,9 @@ allowed() {
 allowed base   'base/[a-z0-9_]+\.h'
 allowed model  '(base|model)/[a-z0-9_]+\.h'
 allowed cpu    '(base|cpu)/[a-z0-9_]+\.(h|inc)|model/(device|device_train|dtype|sampler)\.h'
+allowed cuda   '(base|cuda)/[a-z0-9_]+\.h|model/(device|device_train|dtype|sampler)\.h'
 allowed api    '(base|model|api)/[a-z0-9_]+\.h'
-allowed server '(base|model|cpu|api|server)/[a-z0-9_]+\.(h|inc)'
+allowed server '(base|model|cpu|cuda|api|server)/[a-z0-9_]+\.(h|inc)'
 
 if [ -n "$bad" ]; then
     printf '%s' "$bad" | sed 's/^/# not an arrow: /'

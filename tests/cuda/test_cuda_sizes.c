@@ -1,0 +1,59 @@
+/* Sizes on a CUDA device: layouts as stated, and never less than what an operation is told to use. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "cuda/cuda_sizes.h"
+
+static void test_matrices(void **state)
+{
+    const struct device *d = cuda_sizes(90);
+    assert_int_equal(d->ops->matrix_bytes(d, DTYPE_F32, 3, 5), 3 * 8 * 4);
+    assert_int_equal(d->ops->matrix_bytes(d, DTYPE_BF16, 3, 5), 3 * 8 * 2);
+    assert_int_equal(d->ops->matrix_bytes(d, DTYPE_F16, 50304, 768), 50304 * 768 * 2);
+    assert_int_equal(d->ops->matrix_bytes(d, DTYPE_Q8_0, 2, 33), 2 * 2 * 34);
+    assert_int_equal(d->ops->matrix_bytes(d, DTYPE_Q4_0, 2, 64), 2 * 2 * 18);
+    assert_int_equal(cuda_row_stride(DTYPE_BF16, 9), 16);
+}
+
+static void test_pages_and_moments(void **state)
+{
+    const struct device *d = cuda_sizes(75);
+    assert_int_equal(d->ops->kv_page_bytes(d, DTYPE_BF16, 12, 64), 2 * 12 * 16 * 64 * 2);
+    assert_int_equal(d->train->moment_bytes(d, MOMENT_F32, 257), 257 * 4);
+    assert_int_equal(d->train->moment_bytes(d, MOMENT_BF16, 257), 257 * 2);
+    assert_int_equal(d->train->moment_bytes(d, MOMENT_Q8, 257), 512 + 2 * 4);
+}
+
+static void test_workspace(void **state)
+{
+    const struct workspace_shape s = {
+        .dtype = DTYPE_BF16, .max_rows = 8192, .max_logit_rows = 512, .n_embd = 768, .n_ff = 3072,
+        .n_head = 12, .n_kv_head = 12, .head_dim = 64, .vocab_size = 50304, .block_size = 1024,
+    };
+    const struct device *old = cuda_sizes(86), *new = cuda_sizes(90);
+    assert_int_equal(new->ops->workspace_bytes(new, &s) - old->ops->workspace_bytes(old, &s),
+                     28 << 20);
+    int64_t blas = cuda_blas_workspace(86), serving = old->ops->workspace_bytes(old, &s);
+    assert_true(serving >= blas + cuda_attention_workspace(&s));
+    assert_true(serving >= blas + cuda_sample_workspace(&s));
+    int64_t training = old->train->workspace_bytes(old, &s);
+    assert_true(training >= serving && training >= blas + cuda_backward_workspace(&s));
+    assert_int_equal(serving % DEVICE_ALIGN, 0);
+    assert_int_equal(training % DEVICE_ALIGN, 0);
+    /* Few rows are never split further than there are. */
+    struct workspace_shape one = s;
+    one.max_rows = 1;
+    assert_int_equal(cuda_attention_workspace(&one), 12 * CUDA_ATTENTION_SPLITS * 66 * 4);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matrices),
+        cmocka_unit_test(test_pages_and_moments),
+        cmocka_unit_test(test_workspace),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
