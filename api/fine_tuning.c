@@ -238,7 +238,8 @@ static const struct param rows[] = {
      CUSTOM(read_seed, "\"type\":[\"integer\",\"null\"],\"minimum\":0"),
      .help = "The same seed, data and settings give the same model."},
     {.name = "hyperparameters", .routes = ROUTE_FINE_TUNING, CUSTOM(read_top, HYPERPARAMETERS),
-     .help = "OpenAI's names. auto: the preset's or the trainer's own value."},
+     .help = "OpenAI's names. auto: the preset's or the trainer's own value. The multiplier is of "
+             "the preset's learning_rate, or of 1e-4 where a trained model is the beginning."},
     {.name = "method", .routes = ROUTE_FINE_TUNING,
      CUSTOM(read_method, "\"type\":[\"object\",\"null\"],\"required\":[\"type\"],\"properties\":{"
             "\"type\":{\"const\":\"supervised\"},\"supervised\":{\"type\":\"object\","

@@ -40,7 +40,7 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
      "Tokens whose logits exist at a time; 0: as many as fit into 32 MiB."},
     {"max_iters", TRAIN_INT, AT(max_iters), 1, 1e9, NULL, true, "N", "Steps of the run."},
     {"learning_rate", TRAIN_DOUBLE, AT(learning_rate), 0, 10, NULL, true, "X",
-     "The learning rate after warm-up."},
+     "The learning rate after warm-up; with --init-from and no --config 1e-4."},
     {"min_lr", TRAIN_DOUBLE, AT(min_lr), -1, 10, NULL, true, "X",
      "Where the learning rate ends; -1: a tenth of where it begins."},
     {"warmup_iters", TRAIN_DOUBLE, AT(warmup_iters), 0, 1e9, NULL, true, "N",
@@ -113,6 +113,12 @@ void train_config_init(struct train_config *c)
         .eval_interval = 250, .eval_iters = 50, .spike_patience = 5, .sample_tokens = 100,
         .save_interval = 1000, .keep_checkpoints = 2, .log_interval = 10,
     };
+}
+
+void train_config_init_fine_tuning(struct train_config *c)
+{
+    train_config_init(c);
+    c->learning_rate = 1e-4;
 }
 
 /* ---- reading ---- */

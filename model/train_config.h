@@ -56,6 +56,9 @@ enum { N_TRAIN_KEYS = 36 };
 extern const struct train_key train_keys[N_TRAIN_KEYS];
 
 void train_config_init(struct train_config *c); /* the defaults */
+/* The defaults of a run that begins with a trained model: a tenth of the learning rate, since what
+ * it has learned is to be bent, not begun again. */
+void train_config_init_fine_tuning(struct train_config *c);
 /* Reads the keys that are there into *c; the others stay. Ranges are checked by
  * train_config_check. */
 void train_config_read(struct config_reader *r, struct train_config *c);

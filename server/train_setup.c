@@ -89,12 +89,13 @@ static bool read_config(struct train_options *o, struct train_setup *s, bool mod
 }
 
 /* The model of the checkpoint, of --init-from, or of --config; then how to train it: of the
- * checkpoint or --config, and flags over it. */
+ * checkpoint, of --config, or the defaults, and flags over it. */
 static bool open_config(struct train_options *o, int argc, char **argv, struct train_setup *s,
                         struct error *err)
 {
     bool help, known = *s->resume_from || o->init_from;
-    train_config_init(&o->training);
+    if (o->init_from) train_config_init_fine_tuning(&o->training);
+    else train_config_init(&o->training);
     if (!known && !o->config)
         return error_set(err, ERR_INVALID, "config", "there is no checkpoint in %s to resume from; "
                          "to begin, say --config FILE", s->dir);

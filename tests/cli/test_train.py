@@ -147,9 +147,11 @@ def test_init_from(tmp_path, config, text):
     assert run(*arguments(tmp_path, config(), text)).returncode == 0
     base = tmp_path / "models" / "m"
     reply = run("train", "--init-from", base, "--model-name", "tuned", "--input", text, "--out-dir",
-                tmp_path / "models", "--max-iters", 3, "--batch-size", 4, "--learning-rate", "1e-4")
+                tmp_path / "models", "--max-iters", 3, "--batch-size", 4)
     assert reply.returncode == 0, reply.stderr
     tuned = tmp_path / "models" / "tuned"
+    resolved = json.loads((tuned / "train_config.json").read_text())
+    assert resolved["learning_rate"] == 1e-4 and resolved["min_lr"] == pytest.approx(1e-5)
     assert metrics(tuned)[0]["loss"] < metrics(base)[0]["loss"] - 0.3
     assert filecmp.cmp(base / "tokenizer.json", tuned / "tokenizer.json", shallow=False)
     reply = run(*arguments(tmp_path, config(n_layer=3), text, "--init-from", base, name="other"))
