@@ -181,6 +181,7 @@ enum {
     TAKES_PAGE = 16,   /* after and limit */
     TAKES_FILTER = 32, /* order and purpose */
     TAKES_UPLOAD = 64,
+    TAKES_STREAM = 128,
 };
 
 static const struct operation {
@@ -232,7 +233,8 @@ static const struct operation {
      "Go on from the last checkpoint: a paused job, or one that failed", 0, "FineTuningJob", NULL,
      NULL, ERRORS_ID},
     {"/v1/fine_tuning/jobs/{id}/events", "get", "listFineTuningEvents",
-     "What happened, newest first", 0, "FineTuningEventList", NULL, NULL, ERRORS_ID | TAKES_PAGE},
+     "What happened, newest first", 0, "FineTuningEventList", "FineTuningEvent", NULL,
+     ERRORS_ID | TAKES_PAGE | TAKES_STREAM},
     {"/v1/fine_tuning/jobs/{id}/checkpoints", "get", "listFineTuningJobCheckpoints",
      "The checkpoints that are kept, newest first", 0, "FineTuningCheckpointList", NULL, NULL,
      ERRORS_ID | TAKES_PAGE},
@@ -298,6 +300,11 @@ static void render_parameters(const struct operation *op, struct buf *out)
     if (op->errors & TAKES_FILTER)
         buf_puts(out, ",{\"name\":\"order\",\"in\":\"query\",\"schema\":{\"enum\":[\"asc\","
                       "\"desc\"]}},{\"name\":\"purpose\",\"in\":\"query\",\"schema\":" STRING "}");
+    if (op->errors & TAKES_STREAM)
+        buf_puts(out, ",{\"name\":\"stream\",\"in\":\"query\",\"description\":\"Oldest first, from "
+                      "the one that follows 'after' on, and each new one as it comes, to the "
+                      "job's last. Goes without limit.\",\"schema\":{\"type\":\"boolean\","
+                      "\"default\":false}}");
     buf_putc(out, ']');
 }
 

@@ -80,7 +80,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"request-timeout", OPTION_INT, &o->request_timeout_s, 0, 1 << 24, "SECONDS",
          "After which a request is abandoned; 0: never."},
         {"idle-timeout", OPTION_INT, &o->http.idle_timeout_s, 1, 86400, "SECONDS",
-         "After which a connection on which nothing moves is closed."},
+         "After which a connection on which nothing moves is closed; a quiet stream of a job's events "
+         "gets a comment twice as often, or every 15 seconds."},
         {"drain-timeout", OPTION_INT, &o->drain_timeout_s, 0, 86400, "SECONDS",
          "How long requests may go on after SIGTERM or SIGINT."},
         {"http-threads", OPTION_INT, &o->http.threads, 1, 64, "N", "Threads for connections."},

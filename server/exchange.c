@@ -1,10 +1,11 @@
-/* Completions on their connections: see exchange.h. */
+/* Replies on their connections: see exchange.h. */
 #include "server/exchange.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -17,15 +18,16 @@ struct exchange {
     struct watch watch; /* first: the watcher's events come with this address */
     struct exchanges *all;
     struct MHD_Connection *connection;
-    struct completion *completion;
+    struct completion *completion; /* what the reply is read from: this, or */
+    struct job_feed *feed;
     struct exchange *next, *prev;  /* of all->open */
     struct exchange *next_to_reap; /* of all->to_reap */
 
     /* Guarded by mutex. */
     pthread_mutex_t mutex;
     pthread_cond_t news_cond; /* for the reaper, once closed */
-    bool news;      /* the engine has published since completion_read was last called */
-    bool probe;     /* half closed: write something, to learn whether anyone is there */
+    bool news;      /* something was published since the source was last read */
+    bool probe;     /* write something: to learn whether anyone is there, or to be seen alive */
     bool gone;      /* nobody is */
     bool suspended; /* by us; whoever clears it resumes */
     bool closed;    /* the connection is no longer ours */
@@ -33,8 +35,8 @@ struct exchange {
     /* The connection's thread's, then the reaper's. */
     bool is_stream;
     bool chunked;     /* a reply through write_reply is on its way */
-    bool more;        /* completion_read had more to say than it said */
-    bool ended;       /* completion_read has said all */
+    bool more;        /* the source had more to say than it said */
+    bool ended;       /* the source has said all */
     bool delivered;
     int64_t begin_ns;
     struct buf out;   /* bytes to send */
@@ -45,13 +47,14 @@ struct exchanges {
     const struct api_context *api;
     struct metrics *metrics;
     struct watcher *watcher;
+    int64_t keep_alive_ns;
     pthread_t reaper;
     pthread_mutex_t mutex; /* of what follows; may be held while taking an exchange's */
     pthread_cond_t reap_cond;
     struct exchange *open;
     struct exchange *to_reap;
     int32_t count;
-    bool cut, stopping;
+    bool draining, cut, stopping;
 };
 
 /* ---- Waking ---- */
@@ -64,7 +67,7 @@ static void resume(struct exchange *e)
     MHD_resume_connection(e->connection);
 }
 
-/* The engine's notify. */
+/* The source's notify. */
 static void on_news(void *ctx)
 {
     struct exchange *e = ctx;
@@ -75,13 +78,24 @@ static void on_news(void *ctx)
     pthread_mutex_unlock(&e->mutex);
 }
 
+/* The source ends soon. Without e->mutex. */
+static void cancel(struct exchange *e)
+{
+    if (e->completion) {
+        completion_cancel(e->completion);
+        return;
+    }
+    job_feed_cancel(e->feed);
+    on_news(e);
+}
+
 static void end_early(struct exchange *e)
 {
     pthread_mutex_lock(&e->mutex);
     e->gone = true;
     resume(e);
     pthread_mutex_unlock(&e->mutex);
-    completion_cancel(e->completion);
+    cancel(e);
 }
 
 static void on_peer(struct watch *watch, enum peer_event event)
@@ -121,28 +135,30 @@ static enum wait_outcome wait_for_something(struct exchange *e)
     return outcome;
 }
 
-/* ---- Reading the completion, writing the reply ---- */
+/* ---- Reading the source, writing the reply ---- */
 
 /* What /metrics says of a completion; before its last bytes go out, so that who has them finds it
  * counted. */
 static void count(struct exchange *e)
 {
     struct completion_summary summary;
+    if (!e->completion) return;
     completion_summary(e->completion, &summary);
     metrics_completion(e->all->metrics, &summary, clock_ns() - e->begin_ns);
 }
 
-/* Reads what is new into e->out. False when the completion ended with a failure. */
-static bool read_completion(struct exchange *e, struct error *err)
+/* Reads what is new into e->out. False when a completion ended with a failure. */
+static bool read_source(struct exchange *e, struct error *err)
 {
     struct error failure = {0};
-    enum completion_status status = completion_read(e->completion, &e->out, &failure);
+    enum completion_status status = e->feed ? job_feed_read(e->feed, &e->out)
+                                            : completion_read(e->completion, &e->out, &failure);
     e->more = status == COMPLETION_DATA;
     e->ended = status == COMPLETION_ENDED;
     if (e->ended) count(e);
     if (e->out.failed && failure.code == ERR_NONE) {
         error_set(&failure, ERR_TOO_LARGE, NULL, "the reply is over %d bytes", REPLY_LIMIT);
-        completion_cancel(e->completion);
+        cancel(e);
     }
     if (failure.code == ERR_NONE) return true;
     *err = failure;
@@ -175,7 +191,7 @@ static ssize_t write_reply(void *cls, uint64_t pos, char *to, size_t max)
         case WAIT_GONE: return MHD_CONTENT_READER_END_WITH_ERROR;
         case WAIT_PROBE: buf_puts(&e->out, e->is_stream ? ":\n\n" : "\n"); break;
         case WAIT_NEWS:
-            if (read_completion(e, &err)) break;
+            if (read_source(e, &err)) break;
             if (e->out.failed) return MHD_CONTENT_READER_END_WITH_ERROR;
             api_render_error(&e->out, &err); /* status 200 is out: it is part of the body now */
             break;
@@ -241,7 +257,7 @@ enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **respo
         case WAIT_GONE: return EXCHANGE_GONE;
         case WAIT_PROBE: return respond_probing(e, response, err);
         case WAIT_NEWS:
-            if (!read_completion(e, err)) return EXCHANGE_FAILED;
+            if (!read_source(e, err)) return EXCHANGE_FAILED;
             if (e->ended) return respond_whole(e, response, err);
             break;
         }
@@ -253,6 +269,7 @@ enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **respo
 static void free_exchange(struct exchange *e)
 {
     completion_free(e->completion);
+    job_feed_close(e->feed);
     buf_free(&e->out);
     pthread_cond_destroy(&e->news_cond);
     pthread_mutex_destroy(&e->mutex);
@@ -269,6 +286,7 @@ static void enter(struct exchanges *all, struct exchange *e)
     pthread_mutex_lock(&e->mutex);
     e->gone = e->gone || all->cut;
     pthread_mutex_unlock(&e->mutex);
+    if (e->feed && all->draining) cancel(e);
     pthread_mutex_unlock(&all->mutex);
 }
 
@@ -281,25 +299,44 @@ static void leave(struct exchanges *all, struct exchange *e)
     pthread_mutex_unlock(&all->mutex);
 }
 
+/* Without a source yet. */
+static struct exchange *new_exchange(struct exchanges *all, struct MHD_Connection *connection,
+                                     int64_t begin_ns, struct error *err)
+{
+    struct exchange *e = calloc(1, sizeof *e);
+    if (!e) {
+        error_set(err, ERR_MEMORY, NULL, "no memory for the request");
+        return NULL;
+    }
+    e->all = all;
+    e->connection = connection;
+    e->begin_ns = begin_ns;
+    e->news = true; /* what the source has had from the beginning */
+    buf_init(&e->out, REPLY_LIMIT);
+    pthread_mutex_init(&e->mutex, NULL);
+    pthread_cond_init(&e->news_cond, NULL);
+    return e;
+}
+
+/* Watches the connection, and counts. */
+static bool begin_exchange(struct exchange *e, struct error *err)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(e->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    if (!watcher_add(e->all->watcher, &e->watch, info->connect_fd, err)) return false;
+    enter(e->all, e);
+    return true;
+}
+
 bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
                    struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
                    struct error *err)
 {
-    struct exchange *e = calloc(1, sizeof *e);
-    if (!e) return error_set(err, ERR_MEMORY, NULL, "no memory for the request");
-    e->all = all;
-    e->connection = connection;
-    e->begin_ns = begin_ns;
-    e->news = true; /* what completion_open itself produced */
-    buf_init(&e->out, REPLY_LIMIT);
-    pthread_mutex_init(&e->mutex, NULL);
-    pthread_cond_init(&e->news_cond, NULL);
+    struct exchange *e = new_exchange(all, connection, begin_ns, err);
+    if (!e) return false;
     if (!completion_open(all->api, kind, body, n, on_news, e, &e->completion, err)) goto fail;
     e->is_stream = completion_is_stream(e->completion);
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (!watcher_add(all->watcher, &e->watch, info->connect_fd, err)) goto fail;
-    enter(all, e);
+    if (!begin_exchange(e, err)) goto fail;
     *out = e;
     return true;
 fail:
@@ -307,13 +344,33 @@ fail:
     return false;
 }
 
+bool exchange_follow(struct exchanges *all, struct job_feed *feed,
+                     struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
+                     struct error *err)
+{
+    struct exchange *e = new_exchange(all, connection, begin_ns, err);
+    if (!e) {
+        job_feed_close(feed);
+        return false;
+    }
+    e->feed = feed;
+    e->is_stream = true;
+    job_feed_listen(feed, on_news, e);
+    if (!begin_exchange(e, err)) {
+        free_exchange(e);
+        return false;
+    }
+    *out = e;
+    return true;
+}
+
 void exchange_close(struct exchange *e, bool delivered, struct completion_summary *summary)
 {
     struct exchanges *all = e->all;
     watcher_remove(all->watcher, &e->watch);
     memset(summary, 0, sizeof *summary);
-    if (e->ended) completion_summary(e->completion, summary);
-    else completion_cancel(e->completion);
+    if (!e->ended) cancel(e);
+    else if (e->completion) completion_summary(e->completion, summary);
     e->delivered = delivered;
     pthread_mutex_lock(&e->mutex);
     e->closed = true;
@@ -328,8 +385,8 @@ void exchange_close(struct exchange *e, bool delivered, struct completion_summar
 
 /* ---- The reaper ---- */
 
-/* Reads a canceled completion to its end, which comes within a step: only then are its counts
- * final. */
+/* Reads a canceled source to its end, which comes within a step: only then are a completion's
+ * counts final. */
 static void read_to_end(struct exchange *e)
 {
     struct error err;
@@ -338,7 +395,7 @@ static void read_to_end(struct exchange *e)
         while (!e->news && !e->more) pthread_cond_wait(&e->news_cond, &e->mutex);
         e->news = false;
         pthread_mutex_unlock(&e->mutex);
-        if (!read_completion(e, &err)) log_debug("after its client left: %s", err.text);
+        if (!read_source(e, &err)) log_debug("after its client left: %s", err.text);
     }
 }
 
@@ -346,22 +403,47 @@ static void reap(struct exchange *e)
 {
     struct exchanges *all = e->all;
     leave(all, e);
-    if (!e->delivered)
+    if (!e->delivered && e->completion)
         atomic_fetch_add_explicit(&all->metrics->clients_gone, 1, memory_order_relaxed);
     e->more = true; /* it may have ended before anyone listened */
     read_to_end(e);
     free_exchange(e);
 }
 
+/* With all->mutex held. A probe is a comment, which a stream's reader passes over. */
+static void keep_alive(struct exchanges *all)
+{
+    for (struct exchange *e = all->open; e; e = e->next) {
+        if (!e->feed) continue;
+        pthread_mutex_lock(&e->mutex);
+        e->probe = true;
+        resume(e);
+        pthread_mutex_unlock(&e->mutex);
+    }
+}
+
+/* With all->mutex held. Waits for work, or for the time to look after streams. */
+static void reaper_wait(struct exchanges *all, int64_t until_ns)
+{
+    struct timespec until = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000};
+    int failed = 0;
+    while (!all->to_reap && !all->stopping && !failed)
+        failed = pthread_cond_timedwait(&all->reap_cond, &all->mutex, &until);
+}
+
 static void *reaper_run(void *arg)
 {
     struct exchanges *all = arg;
+    int64_t keep_alive_ns = clock_ns() + all->keep_alive_ns;
     pthread_mutex_lock(&all->mutex);
-    for (;;) {
-        while (!all->to_reap && !all->stopping)
-            pthread_cond_wait(&all->reap_cond, &all->mutex);
+    while (all->to_reap || !all->stopping) {
+        reaper_wait(all, keep_alive_ns);
+        if (clock_ns() >= keep_alive_ns) {
+            keep_alive(all);
+            keep_alive_ns = clock_ns() + all->keep_alive_ns;
+        }
         struct exchange *e = all->to_reap;
-        if (!e) break;
+        if (!e) continue;
         all->to_reap = e->next_to_reap;
         pthread_mutex_unlock(&all->mutex);
         reap(e);
@@ -374,15 +456,20 @@ static void *reaper_run(void *arg)
 
 /* ---- All of them ---- */
 
-bool exchanges_start(const struct api_context *api, struct metrics *metrics,
+bool exchanges_start(const struct api_context *api, struct metrics *metrics, int64_t keep_alive_s,
                      struct exchanges **out, struct error *err)
 {
     struct exchanges *all = calloc(1, sizeof *all);
     if (!all) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
     all->api = api;
     all->metrics = metrics;
+    all->keep_alive_ns = keep_alive_s * 1000000000;
     pthread_mutex_init(&all->mutex, NULL);
-    pthread_cond_init(&all->reap_cond, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&all->reap_cond, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     if (!watcher_start(on_peer, &all->watcher, err)) goto fail;
     int failed = pthread_create(&all->reaper, NULL, reaper_run, all);
     if (failed) {
@@ -408,10 +495,19 @@ int32_t exchanges_count(struct exchanges *all)
     return n;
 }
 
+void exchanges_drain(struct exchanges *all)
+{
+    pthread_mutex_lock(&all->mutex);
+    all->draining = true;
+    for (struct exchange *e = all->open; e; e = e->next)
+        if (e->feed) cancel(e);
+    pthread_mutex_unlock(&all->mutex);
+}
+
 void exchanges_cancel(struct exchanges *all)
 {
     pthread_mutex_lock(&all->mutex);
-    for (struct exchange *e = all->open; e; e = e->next) completion_cancel(e->completion);
+    for (struct exchange *e = all->open; e; e = e->next) cancel(e);
     pthread_mutex_unlock(&all->mutex);
 }
 

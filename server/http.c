@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "server/request.h"
@@ -26,6 +27,7 @@ enum {
     REPLY_LIMIT = 64 << 20,     /* of routes that answer at once */
     SPARE_CONNECTIONS = 128,    /* beyond max_connections, to tell them so */
     SPARE_DESCRIPTORS = 64,
+    KEEP_ALIVE_S = 15,          /* at most, between the signs of life of a quiet stream of events */
     LAST_WORDS_MS = 1000,       /* for canceled replies, when the server stops */
     UPLOAD_ENVELOPE = 64 << 10, /* of multipart/form-data around a file */
 };
@@ -203,6 +205,7 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     snprintf(r->id, sizeof r->id, "req-%08x%08llx", s->id_prefix, (unsigned long long)number);
     buf_init(&r->body, (size_t)s->options.max_body);
     r->reply_fd = -1;
+    r->head = strcmp(method, "HEAD") == 0;
     check_headers(r, method, url);
     if (!r->refusal && route_body(r->route) == BODY_UPLOAD) begin_upload(r);
     return body_is_unwanted(r) ? respond_error(r, r->refusal, &r->refusal_error) : MHD_YES;
@@ -276,11 +279,25 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
     return MHD_YES;
 }
 
+static enum MHD_Result answer_feed(struct request *r)
+{
+    struct error err;
+    /* libmicrohttpd (0.9.75) ends a chunked reply to HEAD with a chunk. */
+    if (r->head) return respond(r, 200, response_from(&r->reply, "text/event-stream"));
+    struct job_feed *feed = r->feed;
+    r->feed = NULL;
+    if (!exchange_follow(r->server->exchanges, feed, r->connection, r->begin_ns, &r->exchange,
+                         &err))
+        return respond_error(r, 0, &err);
+    return answer_exchange(r);
+}
+
 /* What a slow route has answered. */
 static enum MHD_Result respond_work(struct request *r)
 {
     struct MHD_Response *response;
     if (!r->work_ok) return respond_error(r, 0, &r->work_error);
+    if (r->feed) return answer_feed(r);
     if (r->reply_fd < 0)
         return respond(r, 200, response_from(&r->reply, route_content_type(r->route)));
     response = MHD_create_response_from_fd64((uint64_t)r->reply_bytes, r->reply_fd);
@@ -377,6 +394,7 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     log_request(r, status, ns, &summary);
     if (delivered) hasten_end(connection);
     upload_free(r->upload);
+    job_feed_close(r->feed);
     if (r->reply_fd >= 0) close(r->reply_fd);
     buf_free(&r->reply);
     buf_free(&r->body);
@@ -445,6 +463,12 @@ void http_metrics_init(struct metrics *m, const char *model_id, const char *devi
     metrics_init(m, model_id, device, route_label, N_ROUTES + 1);
 }
 
+/* Often enough for whoever closes idle connections as this server does; proxies wait for a minute. */
+static int64_t keep_alive_s(const struct http_options *o)
+{
+    return max_i64(1, min_i64(KEEP_ALIVE_S, o->idle_timeout_s / 2));
+}
+
 static void free_server(struct http_server *s)
 {
     pthread_cond_destroy(&s->work_done);
@@ -468,7 +492,7 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
-    if (!exchanges_start(api, metrics, &s->exchanges, err)) goto fail;
+    if (!exchanges_start(api, metrics, keep_alive_s(o), &s->exchanges, err)) goto fail;
     if (!start_daemon(s, err)) goto fail;
     *out = s;
     return true;
@@ -483,7 +507,11 @@ void http_reload(struct http_server *s) { log_info("SIGHUP: nothing to reload");
 
 int http_port(const struct http_server *s) { return s->listener.port; }
 
-void http_drain(struct http_server *s) { atomic_store(&s->draining, true); }
+void http_drain(struct http_server *s)
+{
+    atomic_store(&s->draining, true);
+    exchanges_drain(s->exchanges);
+}
 
 int32_t http_active(struct http_server *s) { return exchanges_count(s->exchanges); }
 

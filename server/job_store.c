@@ -24,7 +24,7 @@ enum {
     JOB_JSON_LIMIT = 64 * 1024,
     EVENTS_LIMIT = 256 << 20,
     EVENT_LIMIT = 4096,
-    METRICS_CHUNK = 64 * 1024,
+    LINES_CHUNK = 16 * 1024,
     METRICS_DEPTH = 4,
     MAX_CHECKPOINTS = 4096,
     WORDS_LOOKED_AT = 4096,
@@ -146,6 +146,11 @@ void job_store_event(const struct data_dir *d, const struct ft_job *job, const c
     close(fd);
 }
 
+bool job_event_is_whole(const char *line, size_t n)
+{
+    return n > 2 && line[0] == '{' && line[n - 1] == '}';
+}
+
 /* The line's id is `id`? Lines are what ft_event_render wrote: {"id":"...", first. */
 static bool line_has_id(const char *line, size_t n, const char *id)
 {
@@ -154,6 +159,38 @@ static bool line_has_id(const char *line, size_t n, const char *id)
     size_t h = sizeof head - 1;
     return n > h + len + 1 && memcmp(line, head, h) == 0 && memcmp(line + h, id, len) == 0
            && line[h + len] == '"';
+}
+
+/* An event's id ends in where its line begins. */
+static bool find_event(int fd, const char *id, int64_t *offset)
+{
+    char line[EVENT_LIMIT + 1], *end;
+    const char *dash = strrchr(id, '-');
+    errno = 0;
+    int64_t begin = dash ? strtoll(dash + 1, &end, 10) : -1;
+    if (begin < 0 || end == dash + 1 || *end || errno) return false;
+    ssize_t got = pread(fd, line, sizeof line, begin);
+    const char *newline = got > 0 ? memchr(line, '\n', (size_t)got) : NULL;
+    if (!newline || !line_has_id(line, (size_t)(newline - line), id)) return false;
+    *offset = begin + (newline - line) + 1;
+    return true;
+}
+
+int job_store_open_events(const struct data_dir *d, const struct ft_job *job, const char *after,
+                          int64_t *offset, struct error *err)
+{
+    char path[DATA_PATH_MAX];
+    if (!job_path(d, job, "events.jsonl", path, err)) return -1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    *offset = 0;
+    if (fd < 0) {
+        error_errno(err, "cannot open %s", path);
+    } else if (after && !find_event(fd, after, offset)) {
+        error_set(err, ERR_INVALID, "after", "'after' is no event of this job");
+        close(fd);
+        fd = -1;
+    }
+    return fd;
 }
 
 /* The line that ends before *end, which moves to its beginning. False at the file's beginning. A
@@ -168,7 +205,7 @@ static bool previous_line(const char *text, size_t *end, const char **line, size
         *end = begin;
         *line = text + begin;
         *n = stop - begin - (whole ? 1 : 0);
-        if (whole && *n > 2 && text[begin] == '{' && text[stop - 2] == '}') return true;
+        if (whole && job_event_is_whole(*line, *n)) return true;
     }
     return false;
 }
@@ -206,34 +243,39 @@ bool job_store_list_events(const struct data_dir *d, const struct ft_job *job,
     return begun || error_set(err, ERR_INVALID, "after", "'after' is no event of this job");
 }
 
-/* ---- metrics ---- */
+/* ---- lines of a growing file ---- */
+
+enum lines_read job_read_lines(int fd, int64_t *offset, job_line_fn see, void *ctx)
+{
+    char chunk[LINES_CHUNK];
+    ssize_t got;
+    do got = pread(fd, chunk, sizeof chunk, *offset);
+    while (got < 0 && errno == EINTR);
+    if (got < 0) return LINES_FAILED;
+    const char *line = chunk, *stop = chunk + got, *newline;
+    while ((newline = memchr(line, '\n', (size_t)(stop - line)))) {
+        see(ctx, line, (size_t)(newline - line));
+        line = newline + 1;
+    }
+    /* A line longer than the chunk is none of ours: pass it over. */
+    if (line == chunk && got == LINES_CHUNK) line = stop;
+    *offset += line - chunk;
+    return line == chunk ? LINES_NONE : LINES_SOME;
+}
 
 void job_read_metrics(const struct data_dir *d, const struct ft_job *job, int64_t *offset,
-                      job_metrics_fn see, void *ctx)
+                      job_line_fn see, void *ctx)
 {
-    char path[DATA_PATH_MAX], *chunk = malloc(METRICS_CHUNK);
+    char path[DATA_PATH_MAX];
     struct stat st;
-    int fd = -1;
-    if (!chunk || !job_path(d, job, JOB_MODEL_NAME "/metrics.jsonl", path, NULL)) goto done;
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) goto done;
-    if (st.st_size < *offset) *offset = 0;
-    for (;;) {
-        ssize_t got = pread(fd, chunk, METRICS_CHUNK, *offset);
-        if (got <= 0) break;
-        const char *line = chunk, *stop = chunk + got, *newline;
-        while ((newline = memchr(line, '\n', (size_t)(stop - line)))) {
-            see(ctx, line, (size_t)(newline - line));
-            line = newline + 1;
-        }
-        /* A line longer than the chunk is none of the trainer's: pass it over. */
-        if (line == chunk && got == METRICS_CHUNK) line = stop;
-        *offset += line - chunk;
-        if (line == chunk) break; /* the beginning of a line: the rest comes later */
+    if (!job_path(d, job, JOB_MODEL_NAME "/metrics.jsonl", path, NULL)) return;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
+        if (st.st_size < *offset) *offset = 0;
+        while (job_read_lines(fd, offset, see, ctx) == LINES_SOME) continue;
     }
-done:
-    if (fd >= 0) close(fd);
-    free(chunk);
+    close(fd);
 }
 
 /* ---- checkpoints ---- */
@@ -309,7 +351,7 @@ bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job)
     return list.n > 0;
 }
 
-/* job_metrics_fn: what a line of metrics says of one of the checkpoints. */
+/* job_line_fn: what a line of metrics says of one of the checkpoints. */
 static void see_metrics(void *ctx, const char *line, size_t n)
 {
     struct checkpoint_list *list = ctx;

@@ -43,14 +43,25 @@ bool job_store_list_checkpoints(const struct data_dir *d, const struct ft_job *j
                                 const struct api_page *page, struct buf *out, struct error *err)
     MUST_CHECK;
 
+/* Opens the events for reading; *offset is where the one after `after` begins, 0 for NULL. -1 with
+ * ERR_INVALID when `after` is no event of this job. */
+int job_store_open_events(const struct data_dir *d, const struct ft_job *job, const char *after,
+                          int64_t *offset, struct error *err);
+/* A crash may have cut a line short. */
+bool job_event_is_whole(const char *line, size_t n);
+
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job);
 bool job_has_model(const struct data_dir *d, const struct ft_job *job);
 /* The last line of one of the trainer's logs, "stdout.log" or "stderr.log"; "" when there is none. */
 void job_last_words(const struct data_dir *d, const struct ft_job *job, const char *log, char *out,
                     size_t size);
 
-/* Reads lines that metrics.jsonl got since `*offset` (from the beginning when the file has shrunk),
- * calling `see` for each whole one. */
-typedef void (*job_metrics_fn)(void *ctx, const char *line, size_t n);
+/* Reads a bounded piece of what a file of lines got since `*offset`, calling `see` for each whole
+ * one; what has no end yet comes later. */
+typedef void (*job_line_fn)(void *ctx, const char *line, size_t n);
+enum lines_read { LINES_SOME, LINES_NONE, LINES_FAILED };
+enum lines_read job_read_lines(int fd, int64_t *offset, job_line_fn see, void *ctx);
+/* Reads the lines that metrics.jsonl got since `*offset` (from the beginning when the file has
+ * shrunk). */
 void job_read_metrics(const struct data_dir *d, const struct ft_job *job, int64_t *offset,
-                      job_metrics_fn see, void *ctx);
+                      job_line_fn see, void *ctx);

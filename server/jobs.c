@@ -107,6 +107,7 @@ static void free_jobs(struct jobs *j)
 {
     for (size_t i = 0; i < j->n; i++) free(j->at[i]);
     free(j->at);
+    job_feeds_free(&j->feeds);
     pthread_cond_destroy(&j->news);
     pthread_mutex_destroy(&j->mutex);
     free(j);
@@ -120,6 +121,7 @@ bool jobs_start(struct data_dir *dir, struct file_store *files, const struct job
     j->dir = dir;
     j->files = files;
     j->options = *o;
+    job_feeds_init(&j->feeds);
     pthread_mutex_init(&j->mutex, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -242,7 +244,8 @@ static bool read_preset(const char *path, struct train_config *c, struct error *
 static bool settle_keys(struct ft_job *job, struct error *err)
 {
     struct train_config c;
-    train_config_init(&c);
+    if (job->config_path[0]) train_config_init(&c);
+    else train_config_init_fine_tuning(&c);
     if (job->config_path[0] && !read_preset(job->config_path, &c, err)) return false;
     for (int32_t i = 0; i < job->n_keys; i++)
         if (!apply_key(&job->keys[i], &c, err)) return false;
@@ -450,6 +453,16 @@ bool jobs_events(struct jobs *j, const char *id, const struct api_page *page, st
     pthread_mutex_lock(&j->mutex);
     struct job *job = find_job(j, id, err);
     bool ok = job && job_store_list_events(j->dir, &job->job, page, out, err);
+    pthread_mutex_unlock(&j->mutex);
+    return ok;
+}
+
+bool jobs_follow(struct jobs *j, const char *id, const char *after, struct job_feed **out,
+                 struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    struct job *job = find_job(j, id, err);
+    bool ok = job && job_feed_open(&j->feeds, j->dir, &job->job, after, job_is_over(job), out, err);
     pthread_mutex_unlock(&j->mutex);
     return ok;
 }

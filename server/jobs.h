@@ -52,6 +52,11 @@ bool jobs_order(struct jobs *j, const char *id, enum job_order order, struct buf
 
 bool jobs_events(struct jobs *j, const char *id, const struct api_page *page, struct buf *out,
                  struct error *err) MUST_CHECK;
+/* The job's events from the one after `after` (NULL: the first) on, as they come. Close the feed
+ * before jobs_stop. */
+struct job_feed;
+bool jobs_follow(struct jobs *j, const char *id, const char *after, struct job_feed **out,
+                 struct error *err) MUST_CHECK;
 bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *page, struct buf *out,
                       struct error *err) MUST_CHECK;
 

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "server/job_feed.h"
 #include "server/job_store.h"
 #include "server/jobs.h"
 
@@ -22,6 +23,7 @@ struct jobs {
     struct data_dir *dir;
     struct file_store *files;
     struct jobs_options options;
+    struct job_feeds feeds;
     pthread_t thread;
     pthread_mutex_t mutex; /* of what follows, and of all jobs' files but the trainer's */
     pthread_cond_t news;
@@ -37,6 +39,8 @@ struct jobs {
 /* Changes the state, writes it down, and an event that says so. */
 void job_set_state(struct jobs *j, struct job *job, enum job_state state, const char *level,
                    const char *message);
+/* Is it over, its trainer gone? Then no event will follow. */
+bool job_is_over(const struct job *job);
 /* Tells the trainer to end, and when to kill it. */
 void job_stop(struct job *job, int64_t patience_s);
 

@@ -20,6 +20,17 @@
 enum { POLL_MS = 100, METRICS_DEPTH = 4, EVENT_DATA_LIMIT = 1024 };
 static const int64_t metrics_event_interval_ns = 1000000000;
 
+bool job_is_over(const struct job *job)
+{
+    return job_state_is_final(job->job.state) && job->pid == 0;
+}
+
+/* After an event: those who follow the job are told. */
+static void tell(struct jobs *j, const struct job *job)
+{
+    job_feeds_tell(&j->feeds, job->job.id, job_is_over(job));
+}
+
 void job_set_state(struct jobs *j, struct job *job, enum job_state state, const char *level,
                    const char *message)
 {
@@ -28,6 +39,7 @@ void job_set_state(struct jobs *j, struct job *job, enum job_state state, const 
     if (job_state_is_final(state)) job->job.finished_at = time(NULL);
     if (!job_store_save(j->dir, &job->job, &err)) log_error("%s: %s", job->job.id, err.text);
     job_store_event(j->dir, &job->job, level, NULL, "%s", message);
+    tell(j, job);
     log_info("job %s: %s: %s", job->job.id, job_state_name(state), message);
 }
 
@@ -143,13 +155,14 @@ static void metrics_event(struct jobs *j, struct job *job, const struct cJSON *r
         job_store_event(j->dir, &job->job, "info", data.data, "Step %" PRId64 "%s%s",
                         job->job.step, loss, val);
     buf_free(&data);
+    tell(j, job);
     job->metrics_event_ns = clock_ns();
     job->metrics_line[0] = 0;
 }
 
 struct metrics_reader { struct jobs *jobs; struct job *job; };
 
-/* job_metrics_fn. At most one event a second, but for evaluations: a small model makes hundreds of
+/* job_line_fn. At most one event a second, but for evaluations: a small model makes hundreds of
  * steps in that time. */
 static void see_metrics(void *ctx, const char *line, size_t n)
 {
@@ -244,6 +257,7 @@ static void end_job(struct jobs *j, struct job *job, int status)
         /* What it is now was decided when it was told to end. */
         job->stopping = false;
         job_store_event(j->dir, &job->job, "info", NULL, "The trainer has ended");
+        tell(j, job);
         if (!job_store_save(j->dir, &job->job, &err)) log_error("%s: %s", job->job.id, err.text);
     } else if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && job_has_model(j->dir, &job->job)) {
         if (was_stopped(j, job))

@@ -8,6 +8,7 @@
 #include "base/buf.h"
 #include "server/exchange.h"
 #include "server/http.h"
+#include "server/job_feed.h"
 #include "server/jobs.h"
 #include "server/listen.h"
 #include "server/models.h"
@@ -44,6 +45,7 @@ struct request {
     char id[32];
     int32_t route;            /* index into the table; N_ROUTES when none fits */
     char param[256];          /* what stands for {id} */
+    bool head;                /* HEAD: a reply's headers alone */
     struct buf body;
     struct upload *upload;    /* instead of `body`, where the route takes one */
     size_t n_received;        /* of the body, kept or not */
@@ -57,6 +59,7 @@ struct request {
     struct buf reply;
     int reply_fd;             /* the reply is this file, instead of `reply`; -1: none */
     int64_t reply_bytes;
+    struct job_feed *feed;    /* the reply is this stream of events, until an exchange has it */
     int status;               /* answered; 0: not yet */
 };
 

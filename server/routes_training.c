@@ -31,7 +31,8 @@ static bool jobs_of(struct request *r, struct jobs **out, struct error *err)
 struct query {
     struct api_page page;
     const char *purpose;
-    bool order, filter; /* does the route take `order` and `purpose`? */
+    bool order, filter, feed; /* does the route take `order`, `purpose`, `stream`? */
+    bool limited, stream;     /* `limit` was given; the value of `stream` */
     struct error *err;
     bool failed;
 };
@@ -50,6 +51,7 @@ static void take_limit(struct query *q, const char *value)
     if (*end || end == value || errno || n < 1 || n > MAX_LIMIT)
         query_fail(q, "limit", "must be an integer from 1 to 10000");
     q->page.limit = n;
+    q->limited = true;
 }
 
 static enum MHD_Result take_argument(void *cls, enum MHD_ValueKind kind, const char *name,
@@ -63,6 +65,10 @@ static enum MHD_Result take_argument(void *cls, enum MHD_ValueKind kind, const c
         q->page.after = value;
     } else if (q->filter && strcmp(name, "purpose") == 0) {
         q->purpose = value;
+    } else if (q->feed && strcmp(name, "stream") == 0) {
+        q->stream = strcmp(value, "true") == 0;
+        if (!q->stream && strcmp(value, "false") != 0)
+            query_fail(q, name, "must be true or false");
     } else if (q->order && strcmp(name, "order") == 0) {
         q->page.ascending = strcmp(value, "asc") == 0;
         if (!q->page.ascending && strcmp(value, "desc") != 0)
@@ -219,9 +225,14 @@ bool post_job_resume(struct request *r, struct buf *out, struct error *err)
 bool get_job_events(struct request *r, struct buf *out, struct error *err)
 {
     struct jobs *jobs;
-    struct query q = {.page.limit = DEFAULT_LIMIT};
-    return jobs_of(r, &jobs, err) && read_query(r, &q, err)
-           && jobs_events(jobs, r->param, &q.page, out, err);
+    struct query q = {.page.limit = DEFAULT_LIMIT, .feed = true};
+    if (!jobs_of(r, &jobs, err) || !read_query(r, &q, err)) return false;
+    if (!q.stream) return jobs_events(jobs, r->param, &q.page, out, err);
+    if (q.limited)
+        return error_set(err, ERR_INVALID, "limit", "'limit' is for pages: a stream has all events");
+    if (atomic_load(&r->server->draining))
+        return error_set(err, ERR_UNAVAILABLE, NULL, "the server is shutting down");
+    return jobs_follow(jobs, r->param, q.page.after, &r->feed, err);
 }
 
 bool get_job_checkpoints(struct request *r, struct buf *out, struct error *err)

@@ -1,6 +1,7 @@
 """Files and fine-tuning jobs over HTTP, with the official client and with the server killed under
 them. The trainer is tests/fake_trainer.py, which obeys the training data's first line."""
 
+import contextlib
 import json
 import os
 import signal
@@ -209,6 +210,125 @@ def test_events_and_checkpoints(client):
     assert checkpoints[0].metrics.valid_loss == pytest.approx(4.5 / 12)
 
 
+# ---- streams of events ----
+
+def follow(http, job, **query):
+    return http.stream("GET", f"{JOBS}/{job.id}/events", params={"stream": "true", **query})
+
+
+def streamed(reply):
+    """The events of a stream that must end well; comments are passed over."""
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    return list(gptd.events(line for line in reply.iter_lines() if not line.startswith(":")))
+
+
+def test_events_come_as_they_happen(client, http):
+    job = submit(client, "steps=40 pause=0.05 save=5\ntext")
+    seen = []
+    with follow(http, job) as reply:
+        for event in gptd.events(reply.iter_lines()):
+            seen.append(event)
+            if event["data"] and event["data"]["step"] < 20:  # not all at its end
+                assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+    assert sum(event["type"] == "metrics" for event in seen) >= 8
+    listed = [event.to_dict() for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    assert seen == listed[::-1]
+    assert seen[-1]["message"].startswith("New fine-tuned model")
+    with follow(http, job) as reply:  # over already: all of it, at once
+        assert streamed(reply) == seen
+    with follow(http, job, after=seen[4]["id"]) as reply:
+        assert streamed(reply) == seen[5:]
+    with follow(http, job, after=seen[-1]["id"]) as reply:
+        assert streamed(reply) == []
+    head = http.head(f"{JOBS}/{job.id}/events", params={"stream": "true"})
+    assert head.status_code == 200 and head.headers["content-type"] == "text/event-stream"
+
+
+@pytest.mark.parametrize("query, param", [
+    ({"stream": "yes"}, "stream"), ({"stream": "true", "limit": 3}, "limit"),
+    ({"stream": "true", "after": "ftevent-x"}, "after"),
+    ({"stream": "true", "after": "ftevent-x-0"}, "after"),
+    ({"stream": "true", "after": "ftevent-x-99999999999999999999"}, "after"),
+    ({"stream": "true", "order": "asc"}, "order"),
+])
+def test_bad_streams(client, http, query, param):
+    job = finished(client, submit(client, "steps=1\ntext"))
+    reply = http.get(f"{JOBS}/{job.id}/events", params=query)
+    assert reply.status_code == 400 and check_error(reply)["param"] == param
+    assert http.get(f"{JOBS}/{job.id}/checkpoints?stream=true").status_code == 400
+    assert http.get(f"{JOBS}/ftjob-none/events?stream=true").status_code == 404
+
+
+def test_a_stream_spans_pauses_and_ends_with_the_job(client, http):
+    job = submit(client, "steps=400 pause=0.02\ntext")
+    messages = []
+    with follow(http, job) as reply:
+        for event in gptd.events(reply.iter_lines()):
+            messages.append(event["message"])
+            if event["message"].startswith("Step 5,"):
+                client.fine_tuning.jobs.pause(job.id)
+            if event["message"] == "The trainer has ended" and "The job was resumed" not in str(
+                    messages):
+                client.fine_tuning.jobs.resume(job.id)
+            if "resumed from its last checkpoint" in event["message"]:
+                client.fine_tuning.jobs.cancel(job.id)
+    assert "The job was paused" in messages and "The job was cancelled" in messages
+    assert messages[-1] == "The trainer has ended"
+
+
+def test_many_listeners(client, http, server, model):
+    """They all get everything; completions go on; those who leave are noticed."""
+    job = submit(client, "steps=60 pause=0.05 save=10\ntext")
+    waiting = submit(client, "steps=1\ntext")
+    before = gone(http)
+    with contextlib.ExitStack() as stack:
+        leaving = [stack.enter_context(server.client()) for _ in range(30)]
+        replies = [own.send(own.build_request("GET", f"{JOBS}/{waiting.id}/events?stream=true"),
+                            stream=True) for own in leaving]
+        staying = [stack.enter_context(follow(stack.enter_context(server.client()), job))
+                   for _ in range(30)]
+        for reply, own in zip(replies, leaving):
+            reply.close()
+            own.close()
+        wait_until(lambda: gone(http) == before + 30, 10, "the end of who left")
+        assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+        assert gptd.text_of(http, model=model, prompt="ROMEO:", max_tokens=8)
+        seen = [streamed(reply) for reply in staying]
+    assert len(seen[0]) >= 8 and all(other == seen[0] for other in seen)
+    assert finished(client, waiting).status == "succeeded"
+
+
+def gone(http):
+    """Streams of events whose clients left before the end."""
+    found = [line for line in http.get("/metrics").text.splitlines()
+             if "jobs/{id}/events" in line and 'status="499"' in line]
+    return int(found[0].split()[-1]) if found else 0
+
+
+def test_a_quiet_stream_is_kept_alive_until_the_server_ends(tmp_path):
+    server = start(tmp_path / "data", "--idle-timeout", "2")
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    job = submit(client, "steps=9 die=hang@3\ntext")
+    lines, begin = [], time.monotonic()
+    with server.client() as http, follow(http, job) as reply:
+        for line in reply.iter_lines():
+            lines.append(line)
+            if lines.count(":") == 4:  # longer than the idle timeout
+                break
+        assert time.monotonic() - begin > 2
+        job = submit(client, "steps=9\ntext")
+    with server.client() as http, follow(http, job) as reply:
+        end = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        lines = [line for line in reply.iter_lines() if line.startswith("data: ")]
+        assert time.monotonic() - end < 5 * PATIENCE  # the hanging trainer takes longer
+    assert lines[-1] == "data: [DONE]"
+    assert "shutting down" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(30 * PATIENCE)
+
+
 @pytest.mark.parametrize("die, code, text", [
     ("exit@3", "trainer_failed", "the loss is not finite at step 7"),
     ("nofit@1", "does_not_fit", "needs 9 GiB, the budget is 1 GiB"),
@@ -317,9 +437,13 @@ def test_names_are_unique(client, http):
 
 def test_fine_tuning_what_is_served(client, folder, model):
     file = upload(client, "steps=1\ntext")
-    job = client.fine_tuning.jobs.create(model=model, training_file=file)
+    job = client.fine_tuning.jobs.create(model=model, training_file=file,
+                                         hyperparameters={"learning_rate_multiplier": 2})
     assert finished(client, job).status == "succeeded"
-    assert f"--init-from={ROOT}/models/shakespeare" in runs(folder, job)[0]["argv"]
+    flags = runs(folder, job)[0]["argv"]
+    assert f"--init-from={ROOT}/models/shakespeare" in flags
+    rate = [float(flag.partition("=")[2]) for flag in flags if flag.startswith("--learning-rate")]
+    assert rate == [0.0002]  # twice what fine-tuning begins with
 
 
 def test_lists_and_unknown_ids(client, http):
