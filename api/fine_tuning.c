@@ -262,6 +262,7 @@ static const struct param rows[] = {
     KEY_WORD("dtype", "\"f32\",\"bf16\""),
     KEY_WORD("recompute", "\"none\",\"selective\",\"block\""),
     KEY_WORD("moments", "\"f32\",\"bf16\",\"q8\""), KEY_WORD("master", "\"f32\",\"remainder\""),
+    KEY_WORD("gradients", "\"f32\",\"bf16\""),
     KEY_NUMBER("val_fraction"), KEY_BOOLEAN("keep_documents_apart"), KEY_INTEGER("eval_interval"),
     KEY_INTEGER("eval_iters"), KEY_INTEGER("early_stop_patience"), KEY_INTEGER("spike_patience"),
     KEY_INTEGER("sample_tokens"), KEY_INTEGER("save_interval"), KEY_INTEGER("keep_checkpoints"),

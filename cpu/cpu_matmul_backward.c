@@ -5,7 +5,8 @@
  *   dx   sums over outputs n. A thread takes 32 columns of dx; W's 32 x 32 squares of those columns are
  *        turned on the way into a panel, N_CHUNK outputs at a time, and meet all rows of dy.
  *   dw   sums over rows r. A thread takes a panel of 32 outputs; columns of x are the tile's rows, so a
- *        tile of the result is a run of the packed gradient. R_CHUNK rows at a time.
+ *        tile of the result is a run of the packed gradient. R_CHUNK rows at a time; R_CHUNK_BF16 for
+ *        a bf16 gradient, so that its rounding comes once a micro-batch of usual size.
  *
  * Chunks are added in order, and their borders depend on the shapes alone: the same bits for any number of threads. */
 #include <string.h>
@@ -16,6 +17,7 @@
 enum {
     N_CHUNK = 1024, /* outputs summed in registers for dx: a panel of 128 KiB at most */
     R_CHUNK = 512,  /* rows summed in registers for dw */
+    R_CHUNK_BF16 = 2048,
     BIAS_COLUMNS = 64,
 };
 
@@ -202,6 +204,9 @@ struct backward_w {
     struct words words;
     struct matrix *dw;
     struct tensor dy, x; /* this chunk's rows */
+    int64_t chunk;       /* rows of a full one */
+    uint32_t part;       /* which chunk this is */
+    uint64_t key;        /* of a bf16 gradient's rounding */
     int64_t n_blocks;    /* tiles of columns of x */
     uint32_t *columns;   /* x: [blocks][words][columns of the block] */
     uint32_t *panels;    /* [threads][steps][PANEL]: dy */
@@ -211,7 +216,7 @@ struct backward_w {
 static void pack_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct backward_w *m = ctx;
-    int64_t words = packed_words(m->words, R_CHUNK), R = m->x.rows;
+    int64_t words = packed_words(m->words, m->chunk), R = m->x.rows;
     for (int64_t b = begin; b < end; b++) {
         int64_t k0 = block_begin(b, m->n_blocks, m->x.cols);
         int64_t n = block_begin(b + 1, m->n_blocks, m->x.cols) - k0;
@@ -249,11 +254,26 @@ static void pack_outputs(const struct backward_w *m, int64_t n0, uint32_t *panel
     }
 }
 
+/* Adds what a tile holds of panel p: columns k0 .. k0 + n of x. */
+static void add_tile(const struct backward_w *m, int64_t p, int64_t k0, int64_t n,
+                     const float *tile)
+{
+    if (m->dw->dtype == DTYPE_F32) {
+        float *out = (float *)m->dw->data + (p * m->x.cols + k0) * PANEL;
+        m->c->kernels.finish(out, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n * PANEL);
+        return;
+    }
+    int64_t pair0 = p * ceil_div(m->x.cols, 2);
+    struct bf16_tile t = {.panel = (uint32_t *)m->dw->data + pair0 * PANEL, .tile = tile, .k0 = k0,
+                          .rows = n, .pair0 = pair0, .part = m->part, .key = m->key};
+    m->c->kernels.bf16_add(&t);
+}
+
 static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct backward_w *m = ctx;
-    int64_t n_in = m->x.cols, words = packed_words(m->words, R_CHUNK);
-    uint32_t *panel = m->panels + thread * steps_of(m->words, R_CHUNK) * PANEL;
+    int64_t n_in = m->x.cols, words = packed_words(m->words, m->chunk);
+    uint32_t *panel = m->panels + thread * steps_of(m->words, m->chunk) * PANEL;
     for (int64_t p = begin; p < end; p++) {
         pack_outputs(m, p * PANEL, panel);
         for (int64_t b = 0; b < m->n_blocks; b++) {
@@ -269,8 +289,7 @@ static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
                 .prefetch = (const char *)panel,
             };
             multiply(m->c, m->words, &t);
-            float *out = (float *)m->dw->data + (p * n_in + k0) * PANEL;
-            m->c->kernels.finish(out, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n * PANEL);
+            add_tile(m, p, k0, n, tile);
         }
     }
 }
@@ -300,21 +319,29 @@ static struct tensor some_rows(struct tensor t, int64_t row0, int64_t rows)
     return t;
 }
 
+/* Rows at a time, of at most n_rows. */
+static int64_t rows_of_chunk(enum dtype gradient, int64_t n_rows)
+{
+    return gradient == DTYPE_F32 ? R_CHUNK : min_i64(n_rows, R_CHUNK_BF16);
+}
+
 void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                           struct tensor x)
+                           struct tensor x, uint64_t rounding_key)
 {
     struct cpu_device *c = cpu_of(d);
-    ASSERT(dw->dtype == DTYPE_F32 && dy.cols == dw->n_out && x.cols == dw->n_in);
+    ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
+    ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in);
     ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);
     struct words words = words_of(c, x.dtype);
     struct backward_w m = {
         .c = c, .words = words, .dw = dw,
         .n_blocks = ceil_div(x.cols, c->kernels.tile_rows),
+        .chunk = rows_of_chunk(dw->dtype, x.rows), .key = rounding_key,
         .panels = (uint32_t *)c->workspace,
     };
-    m.columns = m.panels + pool_n_threads(c->pool) * steps_of(words, R_CHUNK) * PANEL;
-    for (int64_t row = 0; row < x.rows; row += R_CHUNK) {
-        int64_t rows = min_i64(R_CHUNK, x.rows - row);
+    m.columns = m.panels + pool_n_threads(c->pool) * steps_of(words, m.chunk) * PANEL;
+    for (int64_t row = 0; row < x.rows; row += m.chunk, m.part++) {
+        int64_t rows = min_i64(m.chunk, x.rows - row);
         m.dy = some_rows(dy, row, rows);
         m.x = some_rows(x, row, rows);
         pool_for(c->pool, m.n_blocks, 1, pack_columns, &m);
@@ -325,9 +352,16 @@ void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, st
     pool_for(c->pool, ceil_div(dy.cols, BIAS_COLUMNS), 1, sum_columns, &sums);
 }
 
-int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in)
+int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct workspace_shape *s)
 {
-    int64_t panels = pool_n_threads(c->pool) * (int64_t)max_i64(N_CHUNK, R_CHUNK) * PANEL;
-    int64_t rows = n_rows * N_CHUNK, columns = n_in * R_CHUNK;
-    return (panels + max_i64(rows, columns)) * 4;
+    struct words w = words_of(c, s->dtype);
+    int64_t threads = pool_n_threads(c->pool), bytes = 0;
+    int64_t n_in = max_i64(max_i64(s->n_embd, s->n_ff), s->n_head * s->head_dim);
+    for (int gradient = 0; gradient < 2; gradient++) { /* embeddings' are f32 in any case */
+        int64_t rows = rows_of_chunk(gradient ? s->gradients : DTYPE_F32, s->max_rows);
+        int64_t words = threads * steps_of(w, rows) * PANEL + n_in * packed_words(w, rows);
+        bytes = max_i64(bytes, words * 4);
+    }
+    int64_t words = threads * steps_of(w, N_CHUNK) * PANEL + s->max_rows * packed_words(w, N_CHUNK);
+    return max_i64(bytes, words * 4);
 }

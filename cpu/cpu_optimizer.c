@@ -4,6 +4,7 @@
  *   weight     f32 itself; or bf16 in the pair layout of a packed matrix
  *   master     an f32 copy; or the 16 bits by which the f32 value exceeds its bf16 weight (exact: the weight
  *              is the value rounded half up, so the difference fits an int16)
+ *   gradient   f32; or bf16 in the pair layout
  *   moments    f32; bf16; or 8 bits: a block's largest |x| and codes of it. m: sign and 7 bits of
  *              (q / 127)^2; v: (q / 255)^4, never 0 for a v that is not, so that no step explodes
  *
@@ -142,11 +143,23 @@ static void store_moment(const struct adamw_job *j, bool second, int64_t at, int
     }
 }
 
-/* Where the bf16 weights of elements [at, at + PANEL) lie: every other half-word of a row of pairs. */
-static uint16_t *weight_row(const struct adamw_tensor *t, int64_t at)
+/* Where elements [at, at + PANEL) of a bf16 packed matrix lie: every other half-word of a row of
+ * pairs. */
+static uint16_t *bf16_row(const void *matrix, int64_t n_in, int64_t at)
 {
-    int64_t row = at / PANEL, panel = row / t->n_in, k = row % t->n_in;
-    return (uint16_t *)t->weight + ((panel * ceil_div(t->n_in, 2) + k / 2) * PANEL) * 2 + k % 2;
+    int64_t row = at / PANEL, panel = row / n_in, k = row % n_in;
+    return (uint16_t *)matrix + ((panel * ceil_div(n_in, 2) + k / 2) * PANEL) * 2 + k % 2;
+}
+
+/* The gradients of elements [at, at + n): where they lie, or brought to `room`. */
+static const float *load_gradient(const struct adamw_tensor *t, int64_t at, int64_t n, float *room)
+{
+    if (t->grad_dtype == DTYPE_F32) return (const float *)t->grad + at;
+    for (int64_t i = 0; i < n; i += PANEL) {
+        const uint16_t *row = bf16_row(t->grad, t->n_in, at + i);
+        for (int64_t k = 0; k < PANEL; k++) room[i + k] = bf16_to_f32(row[2 * k]);
+    }
+    return room;
 }
 
 /* The f32 value of the weights. */
@@ -162,7 +175,7 @@ static void load_weight(const struct adamw_tensor *t, int64_t at, int64_t n, flo
     }
     const int16_t *rest = t->master_format == MASTER_REMAINDER ? (const int16_t *)t->master + at : NULL;
     for (int64_t i = 0; i < n; i += PANEL) {
-        const uint16_t *row = weight_row(t, at + i);
+        const uint16_t *row = bf16_row(t->weight, t->n_in, at + i);
         for (int64_t k = 0; k < PANEL; k++) {
             union { uint32_t u; float f; } v = {.u = (uint32_t)row[2 * k] << 16};
             if (rest) v.u += (uint32_t)(int32_t)rest[i + k];
@@ -180,7 +193,7 @@ static void store_weight(const struct adamw_tensor *t, int64_t at, int64_t n, co
     if (t->master_format == MASTER_F32) memcpy((float *)t->master + at, w, (size_t)n * 4);
     int16_t *rest = t->master_format == MASTER_REMAINDER ? (int16_t *)t->master + at : NULL;
     for (int64_t i = 0; i < n; i += PANEL) {
-        uint16_t *row = weight_row(t, at + i);
+        uint16_t *row = bf16_row(t->weight, t->n_in, at + i);
         for (int64_t k = 0; k < PANEL; k++) {
             union { float f; uint32_t u; } v = {.f = w[i + k]};
             if (!rest) {
@@ -199,11 +212,12 @@ static void store_weight(const struct adamw_tensor *t, int64_t at, int64_t n, co
 static void step_block(const struct adamw_job *j, int64_t at)
 {
     int64_t n = min_i64(BLOCK, j->n - at);
-    float w[BLOCK], m[BLOCK], v[BLOCK];
+    float w[BLOCK], m[BLOCK], v[BLOCK], room[BLOCK];
+    const float *g = load_gradient(j->t, at, n, room);
     load_weight(j->t, at, n, w);
     load_moment(j, false, at, n, m);
     load_moment(j, true, at, n, v);
-    j->kernels->adamw_row(w, m, v, j->t->grad + at, &j->constants, n);
+    j->kernels->adamw_row(w, m, v, g, &j->constants, n);
     store_moment(j, false, at, n, m);
     store_moment(j, true, at, n, v);
     store_weight(j->t, at, n, w);
@@ -218,7 +232,8 @@ static void step_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s)
 {
     struct cpu_device *c = cpu_of(d);
-    ASSERT(s->step >= 1 && (t->dtype == DTYPE_F32 || t->packed));
+    ASSERT(s->step >= 1);
+    ASSERT((t->dtype == DTYPE_F32 && t->grad_dtype == DTYPE_F32) || t->packed);
     double c1 = 1 - pow(s->beta1, (double)s->step), c2 = 1 - pow(s->beta2, (double)s->step);
     struct adamw_job job = {
         .kernels = &c->kernels,
@@ -269,30 +284,44 @@ int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int6
 
 /* ---- the norm ---- */
 
-enum { SQUARES_TASK = 1 << 16, SQUARES_MAX_TASKS = 1 << 16 };
+enum { SQUARES_TASK = 1 << 16, SQUARES_MAX_TASKS = 1 << 16, SQUARES_ROOM = 4096 };
 
 struct squares_job {
     const struct cpu_kernels *kernels;
-    const float *x;
+    const void *x;
+    enum dtype dtype;
     int64_t n, task;
     double *sums; /* of each task */
 };
+
+static double sum_task(const struct squares_job *j, int64_t begin, int64_t end)
+{
+    float room[SQUARES_ROOM];
+    double sum = 0;
+    if (j->dtype == DTYPE_F32)
+        return j->kernels->sum_squares((const float *)j->x + begin, end - begin);
+    for (int64_t i = begin; i < end; i += SQUARES_ROOM) {
+        int64_t n = min_i64(SQUARES_ROOM, end - i);
+        load_bf16(room, (const uint16_t *)j->x + i, n);
+        sum += j->kernels->sum_squares(room, n);
+    }
+    return sum;
+}
 
 static void sum_tasks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct squares_job *j = ctx;
     for (int64_t i = begin; i < end; i++)
-        j->sums[i] = j->kernels->sum_squares(j->x + i * j->task,
-                                             min_i64(j->task, j->n - i * j->task));
+        j->sums[i] = sum_task(j, i * j->task, min_i64((i + 1) * j->task, j->n));
 }
 
 /* Parts of a size fixed by n, added in order. */
-double cpu_sum_squares(struct device *d, const float *x, int64_t n)
+double cpu_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n)
 {
     struct cpu_device *c = cpu_of(d);
     int64_t room = min_i64(SQUARES_MAX_TASKS, c->workspace_bytes / (int64_t)sizeof(double));
     ASSERT(room > 0);
-    struct squares_job job = {&c->kernels, x, n, SQUARES_TASK, (double *)c->workspace};
+    struct squares_job job = {&c->kernels, x, dtype, n, SQUARES_TASK, (double *)c->workspace};
     while (ceil_div(n, job.task) > room) job.task *= 2;
     int64_t n_tasks = ceil_div(n, job.task);
     pool_for(c->pool, n_tasks, 1, sum_tasks, &job);

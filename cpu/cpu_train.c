@@ -25,10 +25,8 @@ static void cpu_zero(struct device *d, void *p, int64_t bytes)
 static int64_t train_workspace_bytes(const struct device *d, const struct workspace_shape *s)
 {
     const struct cpu_device *c = cpu_of_const(d);
-    int64_t qkv = (s->n_head + 2 * s->n_kv_head) * s->head_dim;
-    int64_t n_in = max_i64(max_i64(s->n_embd, s->n_ff), max_i64(qkv, 2 * s->n_ff));
     int64_t bytes = d->ops->workspace_bytes(d, s);
-    bytes = max_i64(bytes, cpu_matmul_backward_workspace(c, s->max_rows, n_in));
+    bytes = max_i64(bytes, cpu_matmul_backward_workspace(c, s));
     bytes = max_i64(bytes, cpu_attention_backward_workspace(c, s));
     bytes = max_i64(bytes, cpu_loss_workspace(c, s->vocab_size));
     bytes = max_i64(bytes, s->max_rows * 2 * (int64_t)sizeof(float)); /* norm's statistics */

@@ -10,8 +10,8 @@ extern const struct device_train_ops cpu_train_ops;
 void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                            const struct matrix *w);
 void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                           struct tensor x);
-int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in);
+                           struct tensor x, uint64_t rounding_key);
+int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct workspace_shape *s);
 
 /* cpu_train_rows.c */
 void cpu_dropout(struct device *d, struct tensor out, struct tensor in, struct dropout drop);
@@ -45,7 +45,7 @@ void cpu_cross_entropy(struct device *d, struct tensor dlogits, struct tensor lo
 int64_t cpu_loss_workspace(const struct cpu_device *c, int64_t vocab_size);
 
 /* cpu_optimizer.c */
-double cpu_sum_squares(struct device *d, const float *x, int64_t n);
+double cpu_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n);
 void cpu_master_init(struct device *d, const struct adamw_tensor *t);
 int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int64_t n);
 void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);

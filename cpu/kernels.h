@@ -62,6 +62,17 @@ struct attend_block {
     int64_t acc_stride;
 };
 
+/* A tile of a weight's gradient, to be added to a bf16 packed matrix. Rounding draws on (key, part, place in the
+ * matrix) alone. */
+struct bf16_tile {
+    uint32_t *panel;   /* [pairs of k][PANEL] */
+    const float *tile; /* [rows][PANEL] f32: rows are k0, k0 + 1, ... of the panel */
+    int64_t k0, rows;
+    int64_t pair0;     /* pairs of k in the panels before this one */
+    uint32_t part;     /* of the sum: which rows of the micro-batch */
+    uint64_t key;
+};
+
 /* A step's constants for one tensor: w = w keep - rate m / (sqrt(v) v_correction + eps). */
 struct adamw_row {
     float grad_scale, beta1, beta2, eps;
@@ -134,6 +145,7 @@ struct cpu_kernels {
     double (*sum_squares)(const float *x, int64_t n);
     /* keep[i] = 1 / (1 - p), or 0 where word i % 4 of block i / 4 is below p 2^32. */
     void (*dropout_row)(float *keep, const struct dropout_row *d, int64_t n);
+    void (*bf16_add)(const struct bf16_tile *t);
 };
 
 /* The best that the processor has, up to `isa`. */

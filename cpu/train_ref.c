@@ -114,6 +114,13 @@ static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
     }
 }
 
+static void random_words(uint32_t counter[4], const uint32_t key[2], uint32_t words[PANEL])
+{
+    for (int i = 0; i < PANEL; i += 4, counter[0]++) philox4x32(counter, key, words + i);
+}
+
+#include "cpu/bf16_add.h"
+
 void cpu_train_kernels_reference(struct cpu_kernels *k)
 {
     k->norm_backward_row = norm_backward_row;
@@ -123,4 +130,5 @@ void cpu_train_kernels_reference(struct cpu_kernels *k)
     k->adamw_row = adamw_row;
     k->sum_squares = sum_squares;
     k->dropout_row = dropout_row;
+    k->bf16_add = bf16_add;
 }

@@ -138,7 +138,8 @@ static inline void philox_round(vi c[4], vi k0, vi k1)
 }
 
 /* The words of LANES / 2 counters from c0 on, in order. */
-static inline void philox_words(const struct dropout_row *d, uint32_t c0, vi out[2])
+static inline void philox_words(const uint32_t counter[4], const uint32_t key[2], uint32_t c0,
+                                vi out[2])
 {
     /* Joining pairs of words takes even lanes, then odd ones: so the second half of the counters is there. */
     uint64_t at[LANES / 2];
@@ -146,8 +147,8 @@ static inline void philox_words(const struct dropout_row *d, uint32_t c0, vi out
         at[2 * i] = c0 + (uint32_t)i;
         at[2 * i + 1] = c0 + (uint32_t)i + LANES / 4;
     }
-    vi c[4] = {vi_load(at), vi_set(d->counter[1]), vi_set(d->counter[2]), vi_set(d->counter[3])};
-    uint32_t k0 = d->key[0], k1 = d->key[1];
+    vi c[4] = {vi_load(at), vi_set(counter[1]), vi_set(counter[2]), vi_set(counter[3])};
+    uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
         philox_round(c, vi_set(k0), vi_set(k1));
     vi first = vi_pairs(c[0], c[1]), second = vi_pairs(c[2], c[3]);
@@ -160,13 +161,21 @@ static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
     vi threshold = vi_set((uint32_t)((double)d->p * 4294967296.0)), words[2];
     vf scale = vf_set(1 / (1 - d->p));
     for (int64_t i = 0; i < n; i += 2 * LANES) {
-        philox_words(d, d->counter[0] + (uint32_t)(i / 4), words);
+        philox_words(d->counter, d->key, d->counter[0] + (uint32_t)(i / 4), words);
         vf_store_n(keep + i, vf_if_at_least(words[0], threshold, scale), lanes_left(n, i));
         if (i + LANES >= n) break;
         vf_store_n(keep + i + LANES, vf_if_at_least(words[1], threshold, scale),
                    lanes_left(n, i + LANES));
     }
 }
+
+static void random_words(const uint32_t counter[4], const uint32_t key[2], uint32_t words[PANEL])
+{
+    for (int i = 0; i < PANEL; i += 2 * LANES)
+        philox_words(counter, key, counter[0] + (uint32_t)i / 4, (vi *)(words + i));
+}
+
+#include "cpu/bf16_add.h"
 
 static void train_simd(struct cpu_kernels *k)
 {
@@ -178,4 +187,5 @@ static void train_simd(struct cpu_kernels *k)
     k->adamw_row = adamw_row;
     k->sum_squares = sum_squares_f64;
     k->dropout_row = dropout_row;
+    k->bf16_add = bf16_add;
 }

@@ -114,6 +114,7 @@ struct workspace_shape {
     int64_t max_rows;    /* R */
     int64_t max_logit_rows;
     int64_t n_embd, n_ff, n_head, n_kv_head, head_dim, vocab_size, block_size;
+    enum dtype gradients; /* of training: device_train.h; DTYPE_F32 (0) or DTYPE_BF16 */
 };
 
 struct device;

@@ -4,7 +4,8 @@
  * row index, so that two runs give the same bits.
  *
  * Gradients of weights are f32: vectors as plain arrays, matrices in the layout of an f32 packed
- * matrix (device_ops.matrix_bytes of DTYPE_F32), padding zero. "act" is the activation type: f32 with
+ * matrix (device_ops.matrix_bytes of DTYPE_F32), padding zero. Those of the blocks' matrices may be bf16
+ * packed matrices instead: matmul_backward_w sums in f32 and rounds stochastically as it adds. "act" is the activation type: f32 with
  * f32 weights, bf16 with bf16 weights. Gradients of activations are f32 in the residual stream and
  * where a kernel reads them once; operands of matrix products are act. */
 #pragma once
@@ -43,14 +44,15 @@ enum master_format {
     MASTER_REMAINDER, /* int16 beside bf16 weights: master bits = weight << 16 + remainder, exact */
 };
 
-/* One weight and all that AdamW keeps for it. All arrays are in the order of `grad` (an f32 packed
- * matrix, or a plain vector). */
+/* One weight and all that AdamW keeps for it. Master and moments are in the order of an f32 packed
+ * matrix, or of a plain vector. */
 struct adamw_tensor {
     void *weight;          /* f32, or bf16 in the layout of a bf16 packed matrix */
     enum dtype dtype;
     int64_t n_out, n_in;   /* of the matrix; a vector is n_out = 1 and is never packed */
     bool packed;           /* a matrix in the device's layout; else a plain f32 vector */
-    const float *grad;
+    const void *grad;      /* f32, or (packed) bf16 */
+    enum dtype grad_dtype;
     enum master_format master_format;
     void *master;
     enum moment_format m_format, v_format;
@@ -82,9 +84,12 @@ struct device_train_ops {
     /* dx = dy W. dy [R, n_out] act, dx [R, n_in] f32. */
     void (*matmul_backward_x)(struct device *d, struct tensor dx, struct tensor dy,
                               const struct matrix *w);
-    /* dw += dy^T x; dbias += column sums of dy unless NULL. x [R, n_in] and dy [R, n_out] act; dw f32. */
+    /* dw += dy^T x; dbias += column sums of dy unless NULL. x [R, n_in] and dy [R, n_out] act; dw f32 or bf16.
+     * Into bf16 the f32 sum over all rows (or over each 2,048 of them or more) is added with stochastic
+     * rounding: up with the odds that keep the mean, by random bits that depend on rounding_key and
+     * the element's place alone (and on which of those parts). What bf16 holds exactly stays as it is. */
     void (*matmul_backward_w)(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                              struct tensor x);
+                              struct tensor x, uint64_t rounding_key);
     /* dx += d norm(x) / dx applied to dy; dweight +=, dbias += (NULL: none). dx, dy, x f32 [R, C]. */
     void (*norm_backward)(struct device *d, struct tensor dx, float *dweight, float *dbias,
                           struct tensor dy, struct tensor x, const struct norm *n);
@@ -114,8 +119,8 @@ struct device_train_ops {
                           const int32_t *targets, const struct loss_options *o,
                           struct loss_row *rows);
 
-    /* The sum of squares of n floats, to a double on the host (synchronizes). */
-    double (*sum_squares)(struct device *d, const float *x, int64_t n);
+    /* The sum of squares of n elements, f32 or bf16, to a double on the host (synchronizes). */
+    double (*sum_squares)(struct device *d, const void *x, enum dtype dtype, int64_t n);
     /* The master copy of a weight as it stands: widened (F32), or a remainder of zero. */
     void (*master_init)(struct device *d, const struct adamw_tensor *t);
     int64_t (*moment_bytes)(const struct device *d, enum moment_format format, int64_t n);

@@ -25,12 +25,13 @@ struct layout {
     const struct gpt *g;
     const struct device *d;
     enum memory_component component;
+    enum dtype blocks; /* of the layers' matrices */
     struct plan *plan;
 };
 
 static struct matrix take_matrix(const struct layout *at, enum weight_role role)
 {
-    struct matrix m = {.dtype = at->g->dtype};
+    struct matrix m = {.dtype = weight_role_is_layer(role) ? at->blocks : at->g->dtype};
     bool exists = weight_role_shape(&at->g->config, role, &m.n_out, &m.n_in);
     ASSERT(exists);
     int64_t bytes = at->d->ops->matrix_bytes(at->d, m.dtype, m.n_out, m.n_in);
@@ -73,11 +74,11 @@ static void layer_layout(struct gpt_layer *l, const struct layout *at)
     l->mlp_down_bias = take_vector(at, WEIGHT_MLP_DOWN_BIAS);
 }
 
-void gpt_layout(struct gpt *g, const struct device *d, enum memory_component component,
-                struct plan *plan)
+static void layout_all(struct gpt *g, enum dtype blocks, const struct device *d,
+                       enum memory_component component, struct plan *plan)
 {
     const struct gpt_config *c = &g->config;
-    struct layout at = {g, d, component, plan};
+    struct layout at = {g, d, component, blocks, plan};
     ASSERT(g->max_context > 0 && g->max_context <= c->block_size);
     g->wte = take_matrix(&at, WEIGHT_TOKEN_EMBEDDING);
     g->wpe = take_vector(&at, WEIGHT_POSITION_EMBEDDING);
@@ -92,6 +93,19 @@ void gpt_layout(struct gpt *g, const struct device *d, enum memory_component com
     g->final_norm = take_norm(&at, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
     g->lm_head = c->tie_weights ? g->wte : take_matrix(&at, WEIGHT_LM_HEAD);
     g->lm_head_bias = take_vector(&at, WEIGHT_LM_HEAD_BIAS);
+}
+
+void gpt_layout(struct gpt *g, const struct device *d, enum memory_component component,
+                struct plan *plan)
+{
+    layout_all(g, g->dtype, d, component, plan);
+}
+
+void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct device *d,
+                          struct plan *plan)
+{
+    ASSERT(grads->dtype == DTYPE_F32);
+    layout_all(grads, blocks, d, MEMORY_GRADIENTS, plan);
 }
 
 static struct tensor take_tensor(struct plan *plan, const char *name, enum dtype dtype,
@@ -298,11 +312,11 @@ struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct 
         .qk_norm_eps = c->norm_eps,
         .lse = t->lse,
         .dropout = t->dropout,
-        .dropout_key = gpt_dropout_key(t->dropout_key, DROPOUT_ATTENTION),
+        .dropout_key = gpt_random_key(t->random_key, DROPOUT_ATTENTION),
     };
 }
 
-uint64_t gpt_dropout_key(uint64_t block_key, enum gpt_dropout_place place)
+uint64_t gpt_random_key(uint64_t block_key, enum gpt_random_place place)
 {
     return block_key ^ ((uint64_t)place + 1) << 60;
 }
@@ -311,7 +325,7 @@ uint64_t gpt_dropout_key(uint64_t block_key, enum gpt_dropout_place place)
  * the product's own epilogue; training with dropout goes through `scratch` [R, C] f32. */
 static void add_branch(const struct gpt_block *t, struct device *d, struct tensor x_out,
                        struct tensor x_in, struct tensor h, const struct matrix *w,
-                       const float *bias, enum gpt_dropout_place place)
+                       const float *bias, enum gpt_random_place place)
 {
     if (x_out.data != x_in.data)
         d->train->dropout(d, x_out, x_in, (struct dropout){0}); /* a copy */
@@ -319,7 +333,7 @@ static void add_branch(const struct gpt_block *t, struct device *d, struct tenso
         d->ops->matmul(d, x_out, h, w, bias, EPILOGUE_ADD);
         return;
     }
-    struct dropout drop = {t->dropout, gpt_dropout_key(t->dropout_key, place)};
+    struct dropout drop = {t->dropout, gpt_random_key(t->random_key, place)};
     d->ops->matmul(d, t->branch, h, w, bias, EPILOGUE_NONE);
     d->train->add_dropout(d, x_out, t->branch, drop);
 }

@@ -43,9 +43,11 @@ struct gpt_state {
     struct tensor logits;  /* [M, V] f32 */
 };
 
-/* Lays out the weights (as component c: weights, or gradients for their twins) for the config: all pointers of `g` that live on the
- * device. g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */
+/* Lays out the weights (as component c) for the config: all pointers of `g` that live on the device. g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */
 void gpt_layout(struct gpt *g, const struct device *d, enum memory_component c, struct plan *plan);
+/* Lays out gradients, f32 twins of the weights; the layers' matrices have the type `blocks`, f32 or bf16. */
+void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct device *d,
+                          struct plan *plan);
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
@@ -83,7 +85,7 @@ struct gpt_block {
     struct tensor qkv_pre;            /* [R, (H + 2G) K] act: before q_norm and k_norm */
     float *lse;                       /* [R, H] */
     float dropout;                    /* of attention weights and both branches; 0: off */
-    uint64_t dropout_key;             /* of this layer and step; three keys are derived from it */
+    uint64_t random_key;              /* of this layer and step: gpt_random_key */
 };
 
 /* Block `layer` of the forward pass, through layer kv_layer of the cache. */
@@ -94,8 +96,12 @@ void gpt_block_forward(const struct gpt *g, int32_t layer, const struct gpt_bloc
 void gpt_mlp_activation(const struct gpt *g, const struct gpt_block *t, struct device *d);
 /* What attention of this block needs to know. */
 struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct gpt_block *t);
-enum gpt_dropout_place { DROPOUT_ATTENTION, DROPOUT_ATTN_OUT, DROPOUT_MLP_OUT };
-uint64_t gpt_dropout_key(uint64_t block_key, enum gpt_dropout_place place);
+/* What is drawn at random in a block: dropout, and the rounding of bf16 gradients. Each has its key. */
+enum gpt_random_place {
+    DROPOUT_ATTENTION, DROPOUT_ATTN_OUT, DROPOUT_MLP_OUT,
+    ROUND_QKV, ROUND_ATTN_OUT, ROUND_MLP_UP, ROUND_MLP_DOWN,
+};
+uint64_t gpt_random_key(uint64_t block_key, enum gpt_random_place place);
 
 /* The weights one by one, in a fixed order: whole-model roles, then layer by layer. */
 struct gpt_param {

@@ -138,7 +138,7 @@ void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *
     ASSERT(gpt_train_pages(&t->options) < INT32_MAX / KV_PAGE_TOKENS);
     t->grads = (struct gpt){.config = *c, .dtype = DTYPE_F32, .layers = layers,
                             .max_context = t->gpt->max_context};
-    gpt_layout(&t->grads, d, MEMORY_GRADIENTS, plan);
+    gpt_gradients_layout(&t->grads, t->options.gradients, d, plan);
     plan->life = LIFE_STEP;
     for (int64_t i = 0; i < c->n_layer; i++) {
         struct gpt_block *b = &t->blocks[i];
@@ -263,7 +263,7 @@ static void forward(struct gpt_train *t, struct device *d, const struct batch *b
     for (int64_t i = 0; i < L; i++) {
         struct gpt_block block = block_at(t, i, n);
         block.dropout = dropout;
-        block.dropout_key = layer_key(key, i);
+        block.random_key = layer_key(key, i);
         gpt_block_forward(g, (int32_t)i, &block, d, b, &t->kv, 0, NULL);
     }
     d->ops->norm(d, rows_of(t->h_final, 0, n), rows_of(t->shared.x_out, 0, n), &g->final_norm);
@@ -287,7 +287,7 @@ static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_b
         d->ops->matmul(d, logits, h, &g->lm_head, g->lm_head_bias, EPILOGUE_NONE);
         d->train->cross_entropy(d, dlogits, logits, m->targets + row, o, t->losses + row);
         if (!backward) continue;
-        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h);
+        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h, 0);
         d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head);
     }
 }
@@ -321,14 +321,16 @@ static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt
     int64_t n = b->x_in.rows;
     struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
     struct tensor dmlp = rows_of(t->dmlp, 0, n), dup = rows_of(t->dup, 0, n);
-    struct dropout drop = {b->dropout, gpt_dropout_key(b->dropout_key, DROPOUT_MLP_OUT)};
+    struct dropout drop = {b->dropout, gpt_random_key(b->random_key, DROPOUT_MLP_OUT)};
 
     ops->dropout(d, dy, dx, drop);
-    ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp);
+    ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp,
+                           gpt_random_key(b->random_key, ROUND_MLP_DOWN));
     ops->matmul_backward_x(d, dmlp, dy, &l->mlp_down);
     if (type == MLP_SWIGLU) ops->swiglu_backward(d, dup, dmlp, b->up);
     else ops->gelu_backward(d, dup, dmlp, b->up, type == MLP_GELU_EXACT);
-    ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp);
+    ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp,
+                           gpt_random_key(b->random_key, ROUND_MLP_UP));
     ops->matmul_backward_x(d, dh, dup, &l->mlp_up);
     ops->norm_backward(d, dx, (float *)dl->mlp_norm.weight, (float *)dl->mlp_norm.bias, dh,
                        b->x_mid, &l->mlp_norm);
@@ -346,15 +348,17 @@ static void backward_attention(struct gpt_train *t, struct device *d, const stru
     struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
     struct tensor dattn = rows_of(t->dattn, 0, n), dqkv = rows_of(t->dqkv, 0, n);
     struct tensor dqkv_act = rows_of(t->dqkv_act, 0, n);
-    struct dropout drop = {b->dropout, gpt_dropout_key(b->dropout_key, DROPOUT_ATTN_OUT)};
+    struct dropout drop = {b->dropout, gpt_random_key(b->random_key, DROPOUT_ATTN_OUT)};
 
     ops->dropout(d, dy, dx, drop);
-    ops->matmul_backward_w(d, &dl->attn_out, dl->attn_out_bias, dy, b->attn);
+    ops->matmul_backward_w(d, &dl->attn_out, dl->attn_out_bias, dy, b->attn,
+                           gpt_random_key(b->random_key, ROUND_ATTN_OUT));
     ops->matmul_backward_x(d, dattn, dy, &l->attn_out);
     ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, batch, &a);
     ops->rope_backward(d, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
     if (dqkv_act.data != dqkv.data) ops->dropout(d, dqkv_act, dqkv, (struct dropout){0});
-    ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn);
+    ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn,
+                           gpt_random_key(b->random_key, ROUND_QKV));
     ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv);
     ops->norm_backward(d, dx, (float *)dl->attn_norm.weight, (float *)dl->attn_norm.bias, dh,
                        b->x_in, &l->attn_norm);
@@ -373,7 +377,7 @@ static void backward(struct gpt_train *t, struct device *d, const struct batch *
     for (int64_t i = g->config.n_layer - 1; i >= 0; i--) {
         struct gpt_block block = block_at(t, i, n);
         block.dropout = dropout;
-        block.dropout_key = layer_key(key, i);
+        block.random_key = layer_key(key, i);
         recompute_block(t, d, b, i, &block);
         backward_mlp(t, d, &block, i);
         backward_attention(t, d, b, &block, i);
@@ -395,9 +399,9 @@ void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gp
 {
     check_micro_batch(t, m);
     struct loss_options o = {grad_scale, t->options.label_smoothing, t->options.z_loss};
-    forward(t, d, &m->batch, t->options.dropout, m->dropout_key);
+    forward(t, d, &m->batch, t->options.dropout, m->random_key);
     loss(t, d, m, &o, true);
-    backward(t, d, &m->batch, m->dropout_key);
+    backward(t, d, &m->batch, m->random_key);
 }
 
 void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
@@ -411,7 +415,7 @@ void gpt_train_zero_grads(struct gpt_train *t, struct device *d)
 {
     for (int64_t i = 0; i < gpt_n_params(&t->grads); i++) {
         struct gpt_param p = gpt_param(&t->grads, i);
-        int64_t bytes = p.matrix ? d->ops->matrix_bytes(d, DTYPE_F32, p.n_out, p.n_in)
+        int64_t bytes = p.matrix ? d->ops->matrix_bytes(d, p.matrix->dtype, p.n_out, p.n_in)
                                  : p.n_out * p.n_in * (int64_t)sizeof(float);
         d->train->zero(d, p.matrix ? p.matrix->data : p.vector, bytes);
     }

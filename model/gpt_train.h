@@ -1,6 +1,6 @@
 /* Training the GPT: the same forward pass as serving (gpt_block_forward), keeping what the backward pass
- * needs, and the backward pass itself. One micro-batch at a time; gradients add up in f32 until
- * the optimizer takes them. Nothing is allocated here: all buffers come from the plan.
+ * needs, and the backward pass itself. One micro-batch at a time; gradients add up until the
+ * optimizer takes them, in f32 or, those of the blocks' matrices, in bf16 with stochastic rounding. Nothing is allocated here: all buffers come from the plan.
  *
  * What is kept of a layer, per token (bf16 | f32 activations, bytes; C width, F feed-forward):
  *   none       x_in, x_mid f32; normed twice, q k v, attention, log-sums, before and after the
@@ -27,12 +27,13 @@ struct gpt_train_options {
     enum recompute recompute;
     float dropout;        /* of embeddings, attention weights and both branches */
     float label_smoothing, z_loss;
+    enum dtype gradients; /* of the blocks' matrices: f32 or bf16 */
 };
 
 struct gpt_train {
     struct gpt *gpt;
     struct gpt_train_options options;
-    struct gpt grads;           /* f32 twins of the weights; layers given by the caller */
+    struct gpt grads;           /* twins of the weights; layers given by the caller */
     struct gpt_block *blocks;   /* [L], given by the caller: what is kept; the rest is shared */
     struct gpt_block shared;    /* of whichever block is at work */
     struct kv_cache kv;         /* one layer's worth: attention reads keys through pages */
@@ -73,7 +74,7 @@ bool gpt_rows_add(struct gpt_rows *r, const struct gpt_train_options *o, const i
 struct gpt_micro_batch {
     struct batch batch;
     const int32_t *targets;
-    uint64_t dropout_key;     /* set by the caller; differs per step and micro-batch */
+    uint64_t random_key;      /* set by the caller; differs per step and micro-batch */
 };
 struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *host, const struct gpt_rows *device,
                                        struct device *d);

@@ -20,11 +20,17 @@ static bool is_frozen(const struct optimizer_options *o, const struct gpt_param 
     return weight_role_is_layer(p->role) && p->layer < o->freeze_layers;
 }
 
-/* Elements of the gradient, and so of all that lies beside it. */
-static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
+/* Elements of a packed matrix of the type, padding and all; or of a vector. */
+static int64_t n_elements_as(const struct device *d, const struct adamw_tensor *t, enum dtype dtype)
 {
     if (!t->packed) return t->n_out * t->n_in;
-    return d->ops->matrix_bytes(d, DTYPE_F32, t->n_out, t->n_in) / (int64_t)sizeof(float);
+    return d->ops->matrix_bytes(d, dtype, t->n_out, t->n_in) / dtype_bytes(dtype, 1);
+}
+
+/* Of all that lies beside a weight. */
+static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
+{
+    return n_elements_as(d, t, DTYPE_F32);
 }
 
 static enum moment_format moments_of(const struct optimizer_options *o, const struct gpt_param *p)
@@ -62,6 +68,7 @@ static void tensor_layout(struct adamw_tensor *t, const struct optimizer_options
         .n_in = p->matrix ? p->n_in : p->n_out * p->n_in,
         .packed = p->matrix != NULL,
         .grad = grad->matrix ? grad->matrix->data : grad->vector,
+        .grad_dtype = grad->matrix ? grad->matrix->dtype : DTYPE_F32,
         .master_format = dtype == DTYPE_F32 ? MASTER_NONE : o->master,
         .m_format = moments_of(o, p),
         .v_format = moments_of(o, p),
@@ -102,9 +109,12 @@ void optimizer_start(struct optimizer *o, struct device *d)
 double optimizer_grad_norm(const struct optimizer *o, struct device *d, double grad_scale)
 {
     double sum = 0;
-    for (int64_t i = 0; i < o->n; i++)
+    for (int64_t i = 0; i < o->n; i++) {
+        const struct adamw_tensor *t = &o->tensors[i];
         if (!o->frozen[i])
-            sum += d->train->sum_squares(d, o->tensors[i].grad, n_elements(d, &o->tensors[i]));
+            sum += d->train->sum_squares(d, t->grad, t->grad_dtype,
+                                         n_elements_as(d, t, t->grad_dtype));
+    }
     return sqrt(sum) * grad_scale;
 }
 

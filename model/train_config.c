@@ -76,6 +76,8 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
      "How AdamW keeps its averages."},
     {"master", TRAIN_WORD, AT(master), 0, 0, master_words, true, "f32|remainder",
      "What bf16 weights lack of f32 ones: a copy, or the 16 missing bits."},
+    {"gradients", TRAIN_WORD, AT(gradients), 0, 0, dtype_words, true, "f32|bf16",
+     "How the blocks' matrices add up their gradients: bf16 is rounded stochastically."},
     {"seed", TRAIN_INT, AT(seed), 0, MAX_EXACT, NULL, true, "N",
      "Of first weights, data order, dropout and samples."},
     {"val_fraction", TRAIN_DOUBLE, AT(val_fraction), 0, 0.9, NULL, true, "P",
@@ -109,7 +111,7 @@ void train_config_init(struct train_config *c)
         .warmup_iters = 0.02, .decay_iters = 0.2, .lr_schedule = LR_COSINE,
         .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_clip = 1,
         .dtype = DTYPE_F32, .recompute = RECOMPUTE_NONE, .moments = MOMENT_F32,
-        .master = MASTER_REMAINDER, .seed = 1337, .val_fraction = 0.1,
+        .master = MASTER_REMAINDER, .gradients = DTYPE_F32, .seed = 1337, .val_fraction = 0.1,
         .eval_interval = 250, .eval_iters = 50, .spike_patience = 5, .sample_tokens = 100,
         .save_interval = 1000, .keep_checkpoints = 2, .log_interval = 10,
     };

@@ -19,6 +19,7 @@ static struct workspace_shape workspace_shape(const struct trainer *t)
         .head_dim = c->head_dim,
         .vocab_size = c->vocab_size,
         .block_size = t->options.config.sequence_length,
+        .gradients = t->train.options.gradients,
     };
 }
 
@@ -112,6 +113,7 @@ static bool resolve(struct trainer *t, struct error *err)
         .dropout = (float)c->dropout,
         .label_smoothing = (float)c->label_smoothing,
         .z_loss = (float)c->z_loss,
+        .gradients = c->gradients,
     };
     t->optimizer.options = (struct optimizer_options){
         .beta1 = (float)c->beta1,

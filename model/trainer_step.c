@@ -59,9 +59,9 @@ static int64_t count_targets(struct trainer *t, int64_t step, struct error *err)
     return targets;
 }
 
-/* Four words of Philox at (step, micro-batch) under the seed; its counter's last words keep this
- * stream apart from others of the same seed. */
-static uint64_t dropout_key(uint64_t seed, int64_t step, int64_t micro)
+/* Of dropout and of rounding gradients: Philox at (step, micro-batch) under the seed; its counter's
+ * last words keep this stream apart from others of the same seed. */
+static uint64_t random_key(uint64_t seed, int64_t step, int64_t micro)
 {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t counter[4] = {(uint32_t)step, (uint32_t)(step >> 32), (uint32_t)micro, 0x64726F70};
@@ -93,7 +93,7 @@ static bool accumulate(struct trainer *t, int64_t step, int64_t targets, double 
     for (int64_t i = 0; i < n; i++) {
         if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
         struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
-        m.dropout_key = dropout_key((uint64_t)t->options.config.seed, step, i);
+        m.random_key = random_key((uint64_t)t->options.config.seed, step, i);
         gpt_train_micro_step(&t->train, t->device, &m, (float)(1.0 / (double)targets));
         if (!trainer_sum_losses(t, m.batch.n_rows, &sum, err)) return false;
         *rows += m.batch.n_rows;

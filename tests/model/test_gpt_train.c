@@ -63,6 +63,7 @@ static void layout(struct fixture *f)
         .dtype = f->gpt.dtype, .max_rows = o->max_rows, .max_logit_rows = o->loss_rows,
         .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
         .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = c->block_size,
+        .gradients = o->gradients,
     };
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
     f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
@@ -130,7 +131,7 @@ static void run_spans(struct fixture *f, const int32_t *tokens, const int32_t *l
         tokens += lengths[i];
     }
     struct gpt_micro_batch m = gpt_rows_upload(&f->host, &f->rows, f->device);
-    m.dropout_key = 12345;
+    m.random_key = 12345;
     gpt_train_micro_step(&f->train, f->device, &m, scale);
 }
 
@@ -282,10 +283,11 @@ static void test_recompute_levels_change_no_bit(void **state)
 {
     static const char *const paths[] = {"tests/golden/gpt2", "tests/golden/qwen3"};
     for (int p = 0; p < 2; p++)
-        for (int dtype = 0; dtype < 2; dtype++)
+        for (int dtype = 0; dtype < 3; dtype++)
             for (int level = RECOMPUTE_SELECTIVE; level <= RECOMPUTE_BLOCK; level++) {
                 struct settings a = {dtype ? DTYPE_BF16 : DTYPE_F32, CPU_ISA_BEST, 2, plain};
                 a.train.dropout = 0.2f;
+                a.train.gradients = dtype == 2 ? DTYPE_BF16 : DTYPE_F32;
                 struct settings b = a;
                 b.train.recompute = (enum recompute)level;
                 compare_settings(paths[p], &a, &b);
@@ -297,6 +299,39 @@ static void test_threads_change_no_bit(void **state)
     struct settings a = {DTYPE_BF16, CPU_ISA_BEST, 1, plain}, b = a;
     b.n_threads = 3;
     compare_settings("tests/golden/llama", &a, &b);
+    a.train.gradients = b.train.gradients = DTYPE_BF16;
+    compare_settings("tests/golden/llama", &a, &b);
+}
+
+/* bf16 gradients differ from f32 ones in the blocks' matrices alone, by their rounding; and they take half
+ * the bytes. */
+static void test_bf16_accumulators_round_the_same_sums(void **state)
+{
+    static const int32_t lengths[] = {17, 1, 30};
+    int32_t tokens[MAX_ROWS + 1];
+    struct settings s = {DTYPE_F32, CPU_ISA_BEST, 2, plain};
+    struct fixture exact, small;
+    fixture_open_at(&exact, "tests/golden/gpt2", &s);
+    s.train.gradients = DTYPE_BF16;
+    fixture_open_at(&small, "tests/golden/gpt2", &s);
+    some_tokens(tokens, exact.gpt.config.vocab_size);
+    for (int i = 0; i < 2; i++) {
+        run_spans(&exact, tokens, lengths, 3, 1.0f / 48);
+        run_spans(&small, tokens, lengths, 3, 1.0f / 48);
+    }
+    for (int64_t i = 0; i < gpt_n_params(&exact.gpt); i++) {
+        struct gpt_param p = gpt_param(&small.train.grads, i);
+        int64_t n;
+        float *want = read_gradient(&exact, i, &n), *got = read_gradient(&small, i, &n);
+        double error = relative_error(got, want, n);
+        bool rounds = p.matrix && weight_role_is_layer(p.role);
+        if (rounds ? !(error > 1e-4 && error < 5e-3) : error != 0)
+            fail_msg("%s: relative error %g", weight_role_name(p.role), error);
+        free(want);
+        free(got);
+    }
+    fixture_close_all(&exact);
+    fixture_close_all(&small);
 }
 
 /* Adding gradients of two documents in one micro-batch equals one after the other, up to rounding; and a document's
@@ -444,6 +479,7 @@ int main(void)
         cmocka_unit_test(test_bf16_gradients_are_near),
         cmocka_unit_test(test_recompute_levels_change_no_bit),
         cmocka_unit_test(test_threads_change_no_bit),
+        cmocka_unit_test(test_bf16_accumulators_round_the_same_sums),
         cmocka_unit_test(test_documents_do_not_see_each_other),
         cmocka_unit_test(test_serving_and_training_agree_to_the_bit),
         cmocka_unit_test(test_loss_options_are_differentiated),

@@ -19,6 +19,7 @@ enum { MAX_PARAMS = 64, MAX_ELEMENTS = 8192 };
 struct fixture {
     struct device *device;
     struct gpt gpt, grads;
+    enum dtype gradients; /* of the layers' matrices */
     struct gpt_layer layers[2], grad_layers[2];
     struct optimizer o;
     struct adamw_tensor tensors[MAX_PARAMS];
@@ -36,7 +37,7 @@ static void must(bool ok, const struct error *err)
 static void layout(struct fixture *f)
 {
     gpt_layout(&f->gpt, f->device, MEMORY_WEIGHTS, &f->plan);
-    gpt_layout(&f->grads, f->device, MEMORY_GRADIENTS, &f->plan);
+    gpt_gradients_layout(&f->grads, f->gradients, f->device, &f->plan);
     optimizer_layout(&f->o, &f->gpt, &f->grads, f->device, &f->plan);
     struct workspace_shape shape = {.dtype = f->gpt.dtype, .max_rows = 1, .max_logit_rows = 1,
                                     .n_embd = 32, .n_ff = 128, .n_head = 2, .n_kv_head = 2,
@@ -45,14 +46,15 @@ static void layout(struct fixture *f)
     f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
 
-static void fixture_open(struct fixture *f, enum dtype dtype, const struct optimizer_options *o)
+static void fixture_open_with(struct fixture *f, enum dtype dtype, enum dtype gradients,
+                              const struct optimizer_options *o)
 {
     static const char model[] = "{\"n_layer\":2,\"n_head\":2,\"n_embd\":32,\"block_size\":12,"
                                 "\"vocab_size\":70,\"bias\":true,\"tie_weights\":false}";
     struct error err;
     struct gpt_config c;
     must(gpt_config_from_preset(model, strlen(model), "test", &c, &err), &err);
-    *f = (struct fixture){0};
+    *f = (struct fixture){.gradients = gradients};
     f->gpt = (struct gpt){.config = c, .dtype = dtype, .max_context = 12, .layers = f->layers};
     f->grads = f->gpt;
     f->grads.dtype = DTYPE_F32;
@@ -70,6 +72,11 @@ static void fixture_open(struct fixture *f, enum dtype dtype, const struct optim
     f->device->ops->set_workspace(f->device, f->workspace, f->workspace_bytes);
     must(gpt_init(&f->gpt, f->device, 1, &err), &err);
     optimizer_start(&f->o, f->device);
+}
+
+static void fixture_open(struct fixture *f, enum dtype dtype, const struct optimizer_options *o)
+{
+    fixture_open_with(f, dtype, DTYPE_F32, o);
 }
 
 static void fixture_close(struct fixture *f)
@@ -95,15 +102,19 @@ static float gradient(int64_t i, int64_t k, int64_t step)
     return (float)(0.3 * sin(0.37 * (double)k + 1.7 * (double)i) + 0.05 * cos((double)(k * step)));
 }
 
+static void write_grad(struct fixture *f, const struct gpt_param *p, const float *rows)
+{
+    if (p->matrix) f->device->ops->matrix_write(f->device, p->matrix, 0, p->n_out, rows);
+    else f->device->ops->upload(f->device, p->vector, rows, (size_t)(p->n_out * p->n_in) * 4);
+}
+
 static void write_grads(struct fixture *f, int64_t step)
 {
     static float rows[MAX_ELEMENTS];
     for (int64_t i = 0; i < f->o.n; i++) {
         struct gpt_param p = gpt_param(&f->grads, i);
-        int64_t n = p.n_out * p.n_in;
-        for (int64_t k = 0; k < n; k++) rows[k] = gradient(i, k, step);
-        if (p.matrix) f->device->ops->matrix_write(f->device, p.matrix, 0, p.n_out, rows);
-        else f->device->ops->upload(f->device, p.vector, rows, (size_t)n * sizeof *rows);
+        for (int64_t k = 0; k < p.n_out * p.n_in; k++) rows[k] = gradient(i, k, step);
+        write_grad(f, &p, rows);
     }
 }
 
@@ -241,6 +252,42 @@ static void test_masters_agree(void **state)
     fixture_close(&f[1]);
 }
 
+/* bf16 gradients give the weights that f32 gradients of the very same values give, and their norm. */
+static void test_bf16_gradients(void **state)
+{
+    static float w[2][MAX_ELEMENTS], rows[MAX_ELEMENTS];
+    static struct fixture f[2];
+    struct optimizer_options o = plain;
+    o.master = MASTER_REMAINDER;
+    for (int dtype = 0; dtype < 2; dtype++) {
+        double norm[2];
+        for (int way = 0; way < 2; way++) {
+            fixture_open_with(&f[way], dtype ? DTYPE_BF16 : DTYPE_F32,
+                              way ? DTYPE_BF16 : DTYPE_F32, &o);
+            for (int64_t step = 1; step <= 5; step++) {
+                for (int64_t i = 0; i < f[way].o.n; i++) {
+                    struct gpt_param p = gpt_param(&f[way].grads, i);
+                    for (int64_t k = 0; k < p.n_out * p.n_in; k++)
+                        rows[k] = bf16_to_f32(f32_to_bf16(gradient(i, k, step)));
+                    write_grad(&f[way], &p, rows);
+                }
+                norm[way] = optimizer_grad_norm(&f[way].o, f[way].device, 1);
+                optimizer_step(&f[way].o, f[way].device, 1e-3f, step, 1, 1);
+            }
+        }
+        if (!(fabs(norm[0] - norm[1]) <= 1e-6 * norm[0]))
+            fail_msg("norm is %.9g, not %.9g", norm[1], norm[0]);
+        assert_true(f[1].plan.component[MEMORY_GRADIENTS] < f[0].plan.component[MEMORY_GRADIENTS]);
+        for (int64_t i = 0; i < f[0].o.n; i++) {
+            int64_t n = read_param(&f[0], i, w[0]);
+            read_param(&f[1], i, w[1]);
+            assert_memory_equal(w[0], w[1], (size_t)n * sizeof(float));
+        }
+        fixture_close(&f[0]);
+        fixture_close(&f[1]);
+    }
+}
+
 static void test_small_moments(void **state)
 {
     struct optimizer_options o = plain;
@@ -303,6 +350,7 @@ int main(void)
         cmocka_unit_test(test_f32),           cmocka_unit_test(test_clipping),
         cmocka_unit_test(test_no_decay),      cmocka_unit_test(test_bf16_with_masters),
         cmocka_unit_test(test_masters_agree), cmocka_unit_test(test_small_moments),
+        cmocka_unit_test(test_bf16_gradients),
         cmocka_unit_test(test_frozen),        cmocka_unit_test(test_arrays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

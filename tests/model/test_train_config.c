@@ -44,6 +44,7 @@ static void test_defaults_are_valid(void **state)
     assert_int_equal(c.batch_size, 16);
     assert_true(c.learning_rate == 1e-3 && c.lr_schedule == LR_COSINE && c.dtype == DTYPE_F32);
     assert_true(c.master == MASTER_REMAINDER && c.moments == MOMENT_F32);
+    assert_true(c.gradients == DTYPE_F32);
 }
 
 static void test_keys_are_read(void **state)
@@ -51,13 +52,14 @@ static void test_keys_are_read(void **state)
     struct train_config c = read_good(
         "{\"batch_size\":3,\"grad_accum_steps\":5,\"max_iters\":70,\"learning_rate\":0.5,"
         "\"min_lr\":0.25,\"warmup_iters\":0.1,\"lr_schedule\":\"wsd\",\"decay_iters\":7,"
-        "\"dtype\":\"bf16\",\"recompute\":\"block\",\"moments\":\"q8\",\"master\":\"f32\","
+        "\"dtype\":\"bf16\",\"gradients\":\"bf16\",\"recompute\":\"block\",\"moments\":\"q8\",\"master\":\"f32\","
         "\"freeze_embeddings\":true,\"seed\":9007199254740992,\"dropout\":0.25,"
         "\"sequence_length\":31}");
     assert_true(c.batch_size == 3 && c.grad_accum_steps == 5 && c.max_iters == 70);
     assert_true(c.learning_rate == 0.5 && c.min_lr == 0.25 && c.warmup_iters == 0.1);
     assert_true(c.lr_schedule == LR_WSD && c.decay_iters == 7 && c.dtype == DTYPE_BF16);
     assert_true(c.recompute == RECOMPUTE_BLOCK && c.moments == MOMENT_Q8);
+    assert_int_equal(c.gradients, DTYPE_BF16);
     assert_true(c.master == MASTER_F32 && c.freeze_embeddings && c.seed == 9007199254740992);
     assert_true(c.dropout == 0.25 && c.sequence_length == 31);
     struct schedule s = train_config_schedule(&c);

@@ -194,12 +194,13 @@ static void test_resume_f32(void **state)
     check_resume(breaks, 3);
 }
 
-static void test_resume_bf16_with_8_bit_moments(void **state)
+static void test_resume_bf16_with_small_state(void **state)
 {
     static const int64_t breaks[] = {5, 14};
     f.options.config.dtype = DTYPE_BF16;
     f.options.config.moments = MOMENT_Q8;
     f.options.config.master = MASTER_REMAINDER;
+    f.options.config.gradients = DTYPE_BF16;
     each_way(&f.options.config);
     check_resume(breaks, 2);
 }
@@ -526,7 +527,7 @@ int main(void)
         TEST(test_over_the_budget),
         TEST(test_steps_allocate_nothing),
         TEST(test_resume_f32),
-        TEST(test_resume_bf16_with_8_bit_moments),
+        TEST(test_resume_bf16_with_small_state),
         TEST(test_resume_bf16_with_masters),
         TEST(test_metrics_after_a_resume),
         TEST(test_ways_to_save_memory_change_nothing),
