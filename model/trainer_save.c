@@ -55,7 +55,10 @@ static bool link_file(const char *source, const char *target, struct error *err)
     snprintf(temporary, sizeof temporary, "%s.link", target);
     unlink(temporary); /* of a run that was killed here */
     if (link(source, temporary) == 0) {
-        return rename(temporary, target) == 0 || error_errno(err, "cannot rename %s", temporary);
+        if (rename(temporary, target) != 0)
+            return error_errno(err, "cannot rename %s", temporary);
+        unlink(temporary); /* which rename leaves where the two were one file already */
+        return true;
     }
     return copy_file(source, target, err); /* a file system without links */
 }

@@ -151,6 +151,7 @@ def test_init_from(tmp_path, config, text):
     assert reply.returncode == 0, reply.stderr
     tuned = tmp_path / "models" / "tuned"
     resolved = json.loads((tuned / "train_config.json").read_text())
+    assert not list(base.glob("*.link"))  # the last checkpoint's weights, linked twice
     assert resolved["learning_rate"] == 1e-4 and resolved["min_lr"] == pytest.approx(1e-5)
     assert metrics(tuned)[0]["loss"] < metrics(base)[0]["loss"] - 0.3
     assert filecmp.cmp(base / "tokenizer.json", tuned / "tokenizer.json", shallow=False)
