@@ -223,8 +223,8 @@ static bool read_key(const struct param_reader *r, const char *name, const struc
 
 static const struct param rows[] = {
     {.name = "model", .routes = ROUTE_FINE_TUNING, .required = true, TEXT(model),
-     .help = "What to begin with: a served or fine-tuned model's id, or configs/NAME for a new "
-             "model of that preset."},
+     .help = "What to begin with: a served or fine-tuned model's id, or a checkpoint's; or "
+             "configs/NAME for a new model of that preset."},
     {.name = "training_file", .routes = ROUTE_FINE_TUNING, .required = true, TEXT(training_file),
      .help = "The id of an uploaded file: text, or JSON lines with text, prompt and completion, "
              "or messages."},

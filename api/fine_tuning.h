@@ -101,9 +101,19 @@ struct ft_event {
 };
 void ft_event_render(const struct ft_event *e, struct buf *out);
 
+/* The name of the model that the job makes: its suffix, or "ft:" and a part of its id. */
+void ft_model_name(const struct ft_job *job, char out[FT_NAME_MAX]);
+/* The name by which a checkpoint is a model: "SUFFIX:ID:ckpt-step-N", or "ft:ID:ckpt-step-N"; ID,
+ * a part of the job's, since a job that failed leaves its suffix to others. */
+enum { FT_CHECKPOINT_NAME_MAX = 128 };
+void ft_checkpoint_name(const struct ft_job *job, int64_t step, char out[FT_CHECKPOINT_NAME_MAX]);
+/* Is `name` one of the job's checkpoints', there or not? Then its step. */
+bool ft_checkpoint_step(const struct ft_job *job, const char *name, int64_t *step);
+
 struct ft_checkpoint {
-    const char *job_id, *path; /* path: of the checkpoint's folder */
+    const char *path; /* of its folder */
     int64_t step, created_at;
     double train_loss, valid_loss; /* NaN: not known */
 };
-void ft_checkpoint_render(const struct ft_checkpoint *c, struct buf *out);
+void ft_checkpoint_render(const struct ft_job *job, const struct ft_checkpoint *c,
+                          struct buf *out);

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/fine_tuning.h"
@@ -117,13 +118,39 @@ static void metric(struct buf *out, const char *key, double value)
     json_out_double(out, value);
 }
 
-void ft_checkpoint_render(const struct ft_checkpoint *c, struct buf *out)
+void ft_model_name(const struct ft_job *job, char out[FT_NAME_MAX])
 {
+    if (job->suffix[0]) snprintf(out, FT_NAME_MAX, "%s", job->suffix);
+    else snprintf(out, FT_NAME_MAX, "ft:%.12s", job->id + strlen("ftjob-"));
+}
+
+void ft_checkpoint_name(const struct ft_job *job, int64_t step, char out[FT_CHECKPOINT_NAME_MAX])
+{
+    snprintf(out, FT_CHECKPOINT_NAME_MAX, "%.64s:%.12s:ckpt-step-%" PRId64,
+             job->suffix[0] ? job->suffix : "ft", job->id + strlen("ftjob-"), step);
+}
+
+bool ft_checkpoint_step(const struct ft_job *job, const char *name, int64_t *step)
+{
+    char own[FT_CHECKPOINT_NAME_MAX];
+    const char *dash = strrchr(name, '-');
+    if (!dash || dash[1] < '0' || dash[1] > '9') return false;
+    *step = strtoll(dash + 1, NULL, 10);
+    ft_checkpoint_name(job, *step, own);
+    return strcmp(name, own) == 0;
+}
+
+void ft_checkpoint_render(const struct ft_job *job, const struct ft_checkpoint *c,
+                          struct buf *out)
+{
+    char name[FT_CHECKPOINT_NAME_MAX];
+    ft_checkpoint_name(job, c->step, name);
     buf_printf(out, "{\"id\":\"ftckpt-%.32s-%" PRId64 "\",\"object\":\"fine_tuning.job.checkpoint\""
                ",\"created_at\":%" PRId64 ",\"fine_tuning_job_id\":",
-               c->job_id, c->step, c->created_at);
-    json_out_text(out, c->job_id);
-    text(out, "fine_tuned_model_checkpoint", c->path);
+               job->id, c->step, c->created_at);
+    json_out_text(out, job->id);
+    text(out, "fine_tuned_model_checkpoint", name);
+    text(out, "root", c->path);
     buf_printf(out, ",\"step_number\":%" PRId64 ",\"metrics\":{\"step\":%" PRId64, c->step,
                c->step);
     metric(out, "train_loss", c->train_loss);

@@ -139,8 +139,9 @@ static const struct { const char *name, *schema; } schemas[] = {
     {"FineTuningCheckpoint", OBJECT("\"id\",\"object\",\"created_at\",\"step_number\"",
         "\"id\":" STRING ",\"object\":{\"const\":\"fine_tuning.job.checkpoint\"},"
         "\"created_at\":" INTEGER ",\"fine_tuning_job_id\":" STRING
-        ",\"fine_tuned_model_checkpoint\":{\"type\":\"string\",\"description\":\"Its folder on "
-        "the server.\"},\"step_number\":" INTEGER ",\"metrics\":{\"type\":\"object\"}")},
+        ",\"fine_tuned_model_checkpoint\":{\"type\":\"string\",\"description\":\"Its name as "
+        "a model: to load, or to begin another job with.\"},\"root\":{\"type\":\"string\","
+        "\"description\":\"Its folder on the server.\"},\"step_number\":" INTEGER ",\"metrics\":{\"type\":\"object\"}")},
     {"FineTuningCheckpointList", PAGE("FineTuningCheckpoint")},
     {"Tokens", OBJECT("\"tokens\",\"count\"",
         "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion "

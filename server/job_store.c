@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +52,37 @@ static bool take_data(const struct data_dir *d, const struct ft_job *job, const 
     return error_errno(err, "cannot link %s to %s", from, to);
 }
 
+/* Does `path`, without links, lie in some job's folder? */
+static bool lies_in_jobs(const struct data_dir *d, const char *path)
+{
+    char jobs[DATA_PATH_MAX], real[PATH_MAX];
+    size_t n;
+    if (!data_dir_path(d, jobs, "jobs", NULL, NULL, NULL) || !realpath(jobs, real)) return false;
+    n = strlen(real);
+    return strncmp(path, real, n) == 0 && path[n] == '/';
+}
+
+static bool take_start(const struct data_dir *d, struct ft_job *job, struct error *err)
+{
+    static const char *const names[] = {"config.json", "model.safetensors", "tokenizer.json",
+                                        "tokenizer_config.json", "generation_config.json",
+                                        "train_config.json"};
+    char start[DATA_PATH_MAX], from[DATA_PATH_MAX], to[DATA_PATH_MAX];
+    if (!lies_in_jobs(d, job->init_from)) return true;
+    if (!job_path(d, job, "start", start, err) || !directory_make(start, err)) return false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (!path_join(from, sizeof from, job->init_from, names[i], err)
+            || !path_join(to, sizeof to, start, names[i], err))
+            return false;
+        if (link(from, to) == 0) continue;
+        if (errno != ENOENT) return error_errno(err, "cannot link %s to %s", from, to);
+        if (i < 2) /* without these it is no model */
+            return error_set(err, ERR_NOT_FOUND, "model", "the model was removed meanwhile");
+    }
+    snprintf(job->init_from, sizeof job->init_from, "%s", start);
+    return true;
+}
+
 bool job_store_create(const struct data_dir *d, struct ft_job *job, const char *training,
                       const char *validation, struct error *err)
 {
@@ -63,6 +95,7 @@ bool job_store_create(const struct data_dir *d, struct ft_job *job, const char *
                         sizeof job->training_path, err)
               && (!validation || take_data(d, job, "validation", validation, job->validation_path,
                                            sizeof job->validation_path, err));
+    ok = ok && take_start(d, job, err);
     if (ok && symlink(JOB_MODEL_NAME "/metrics.jsonl", metrics) != 0)
         ok = error_errno(err, "cannot link %s", metrics);
     ok = ok && job_store_save(d, job, err);
@@ -327,7 +360,7 @@ static bool list_checkpoints(const struct data_dir *d, const struct ft_job *job,
         out->at = more;
         struct checkpoint_seen *c = &out->at[out->n];
         *c = (struct checkpoint_seen){
-            .c = {.job_id = job->id, .step = step, .train_loss = NAN, .valid_loss = NAN}};
+            .c = {.step = step, .train_loss = NAN, .valid_loss = NAN}};
         ok = path_join(c->path, sizeof c->path, dir, e->d_name, err);
         if (!ok || stat(c->path, &st) != 0) continue;
         c->c.created_at = st.st_mtime;
@@ -341,6 +374,17 @@ static bool list_checkpoints(const struct data_dir *d, const struct ft_job *job,
     if (out->n) qsort(out->at, out->n, sizeof *out->at, newest_checkpoint_first);
     for (size_t i = 0; i < out->n; i++) out->at[i].c.path = out->at[i].path;
     return true;
+}
+
+bool job_find_checkpoint(const struct data_dir *d, const struct ft_job *job, int64_t step,
+                         char path[DATA_PATH_MAX], int64_t *created_at)
+{
+    char name[80];
+    struct stat st;
+    snprintf(name, sizeof name, JOB_MODEL_NAME "/checkpoints/step-%" PRId64, step);
+    if (!job_path(d, job, name, path, NULL) || stat(path, &st) != 0) return false;
+    *created_at = st.st_mtime;
+    return S_ISDIR(st.st_mode);
 }
 
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job)
@@ -389,7 +433,7 @@ bool job_store_list_checkpoints(const struct data_dir *d, const struct ft_job *j
         more = shown == page->limit;
         if (more) break;
         if (shown++) buf_putc(out, ',');
-        ft_checkpoint_render(&list.at[i].c, out);
+        ft_checkpoint_render(job, &list.at[i].c, out);
     }
     buf_printf(out, "],\"has_more\":%s}", more ? "true" : "false");
     free(list.at);

@@ -4,6 +4,8 @@
  *   events.jsonl           its events, appended
  *   training.*             the data: a second name (hard link) of the uploaded file's content, so
  *   validation.*           that deleting the upload takes nothing from the job
+ *   start/                 the model to begin with, where another job left it: second names of its
+ *                          files, since that job may lose checkpoints, and an operator jobs
  *   stdout.log stderr.log  what the trainer printed, of all its runs
  *   model/                 the trainer's own directory: the model, metrics.jsonl, checkpoints/
  *   metrics.jsonl          a link to model/metrics.jsonl
@@ -21,8 +23,8 @@
 bool job_path(const struct data_dir *d, const struct ft_job *job, const char *rest,
               char out[DATA_PATH_MAX], struct error *err) MUST_CHECK;
 
-/* Makes the folder, takes the data into it (fills job->training_path and validation_path), and
- * writes job.json. validation: NULL for none. Nothing is left of it on failure. */
+/* Makes the folder, takes the data into it (fills job->training_path and validation_path), and the
+ * model of another job to begin with (changes job->init_from), and writes job.json. validation: NULL for none. Nothing is left of it on failure. */
 bool job_store_create(const struct data_dir *d, struct ft_job *job, const char *training,
                       const char *validation, struct error *err) MUST_CHECK;
 bool job_store_save(const struct data_dir *d, const struct ft_job *job, struct error *err)
@@ -50,6 +52,9 @@ int job_store_open_events(const struct data_dir *d, const struct ft_job *job, co
 /* A crash may have cut a line short. */
 bool job_event_is_whole(const char *line, size_t n);
 
+/* A checkpoint's folder, while it is there. */
+bool job_find_checkpoint(const struct data_dir *d, const struct ft_job *job, int64_t step,
+                         char path[DATA_PATH_MAX], int64_t *created_at);
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job);
 bool job_has_model(const struct data_dir *d, const struct ft_job *job);
 /* The last line of one of the trainer's logs, "stdout.log" or "stderr.log"; "" when there is none. */

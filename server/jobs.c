@@ -479,21 +479,36 @@ bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *pag
 
 /* ---- the models that came out ---- */
 
-struct model_search { const char *name; char *path; bool found; };
+struct model_search { const char *name; char *path; int64_t *created_at; bool found; };
 
 static void compare_model(void *ctx, const char *name, const char *path, int64_t created_at)
 {
     struct model_search *s = ctx;
     if (strcmp(name, s->name) != 0) return;
     snprintf(s->path, DATA_PATH_MAX, "%s", path);
+    *s->created_at = created_at;
     s->found = true;
 }
 
-bool jobs_find_model(struct jobs *j, const char *name, char path[DATA_PATH_MAX])
+static bool find_checkpoint(struct jobs *j, const char *name, char path[DATA_PATH_MAX],
+                            int64_t *created_at)
 {
-    struct model_search s = {.name = name, .path = path};
+    bool found = false;
+    int64_t step;
+    pthread_mutex_lock(&j->mutex);
+    for (size_t i = 0; i < j->n && !found; i++)
+        found = ft_checkpoint_step(&j->at[i]->job, name, &step)
+                && job_find_checkpoint(j->dir, &j->at[i]->job, step, path, created_at);
+    pthread_mutex_unlock(&j->mutex);
+    return found;
+}
+
+bool jobs_find_model(struct jobs *j, const char *name, char path[DATA_PATH_MAX],
+                     int64_t *created_at)
+{
+    struct model_search s = {.name = name, .path = path, .created_at = created_at};
     jobs_visit_models(j, compare_model, &s);
-    return s.found;
+    return s.found || find_checkpoint(j, name, path, created_at);
 }
 
 void jobs_visit_models(struct jobs *j, jobs_model_fn visit, void *ctx)

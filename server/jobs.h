@@ -60,8 +60,10 @@ bool jobs_follow(struct jobs *j, const char *id, const char *after, struct job_f
 bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *page, struct buf *out,
                       struct error *err) MUST_CHECK;
 
-/* The model of a job that succeeded, by its name (fine_tuned_model): its folder. */
-bool jobs_find_model(struct jobs *j, const char *name, char path[DATA_PATH_MAX]);
-/* All of them, oldest first. */
+/* The model of a job that succeeded, by its name (fine_tuned_model), or a checkpoint of any job, by
+ * its (ft_checkpoint_name): its folder. */
+bool jobs_find_model(struct jobs *j, const char *name, char path[DATA_PATH_MAX],
+                     int64_t *created_at);
+/* All of the former, oldest first. */
 typedef void (*jobs_model_fn)(void *ctx, const char *name, const char *path, int64_t created_at);
 void jobs_visit_models(struct jobs *j, jobs_model_fn visit, void *ctx);

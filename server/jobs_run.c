@@ -232,9 +232,7 @@ static void note_success(struct jobs *j, struct job *job)
 {
     char message[160];
     struct ft_job *f = &job->job;
-    if (f->suffix[0]) snprintf(f->fine_tuned_model, sizeof f->fine_tuned_model, "%s", f->suffix);
-    else snprintf(f->fine_tuned_model, sizeof f->fine_tuned_model, "ft:%.12s",
-                  f->id + strlen("ftjob-"));
+    ft_model_name(f, f->fine_tuned_model);
     snprintf(message, sizeof message, "New fine-tuned model created: %s", f->fine_tuned_model);
     job_set_state(j, job, JOB_SUCCEEDED, "info", message);
 }

@@ -7,6 +7,8 @@
 #include "base/file.h"
 #include "server/request.h"
 
+_Static_assert(sizeof((struct api_available *)0)->path == DATA_PATH_MAX, "a path of a job's");
+
 enum { LOAD_ARENA = 16 * 1024, MAX_AVAILABLE = 1000 };
 
 /* ---- models that jobs left ---- */
@@ -59,18 +61,23 @@ bool get_models(struct request *r, struct buf *out, struct error *err)
     return true;
 }
 
+/* One that is not loaded: of a job, or a checkpoint. */
+static bool find_available(struct request *r, const char *name, struct api_available *out)
+{
+    if (!r->server->options.jobs
+        || !jobs_find_model(r->server->options.jobs, name, out->path, &out->created))
+        return false;
+    snprintf(out->id, sizeof out->id, "%.127s", name);
+    return true;
+}
+
 bool get_model(struct request *r, struct buf *out, struct error *err)
 {
-    struct available more;
+    struct api_available other;
     if (api_model(r->server->api, r->param, out, err)) return true;
-    if (err->code != ERR_NOT_FOUND || !list_available(r, &more, err)) return false;
-    bool found = false;
-    for (size_t i = 0; i < more.n && !found; i++) {
-        found = strcmp(more.at[i].id, r->param) == 0;
-        if (found) api_render_available(&more.at[i], out);
-    }
-    free(more.at);
-    return found;
+    if (!find_available(r, r->param, &other)) return false;
+    api_render_available(&other, out);
+    return true;
 }
 
 /* ---- loading and removing ---- */
@@ -86,13 +93,16 @@ static bool find_model(struct request *r, struct models *models, const char *nam
                        size_t id_size, char path[DATA_PATH_MAX], struct error *err)
 {
     struct error ignored;
+    struct api_available other;
     const char *end;
     const struct api_context *loaded = api_acquire(r->server->api, name, &ignored);
     bool found = loaded != NULL;
     if (loaded) snprintf(path, DATA_PATH_MAX, "%s", loaded->model_path);
     api_release(loaded);
-    if (!found && r->server->options.jobs)
-        found = jobs_find_model(r->server->options.jobs, name, path);
+    if (!found && find_available(r, name, &other)) {
+        snprintf(path, DATA_PATH_MAX, "%s", other.path);
+        found = true;
+    }
     if (found) {
         snprintf(id, id_size, "%s", name);
         return true;

@@ -142,6 +142,7 @@ static bool find_start(struct request *r, struct jobs *jobs, const char *model,
                        char config[PATH_MAX], char init_from[PATH_MAX], struct error *err)
 {
     struct error ignored;
+    int64_t created;
     config[0] = init_from[0] = 0;
     if (jobs_is_preset(model)) return jobs_preset_path(jobs, model, config, PATH_MAX, err);
     const struct api_context *loaded = api_acquire(r->server->api, model, &ignored);
@@ -150,10 +151,10 @@ static bool find_start(struct request *r, struct jobs *jobs, const char *model,
         api_release(loaded);
         return true;
     }
-    if (jobs_find_model(jobs, model, init_from)) return true;
+    if (jobs_find_model(jobs, model, init_from, &created)) return true;
     return error_set(err, ERR_NOT_FOUND, "model",
-                     "the model '%.64s' does not exist: give a served or fine-tuned model's id, or "
-                     "configs/NAME for a new model", model);
+                     "the model '%.64s' does not exist: give the id of a served or fine-tuned "
+                     "model or of a checkpoint, or configs/NAME for a new model", model);
 }
 
 bool post_job(struct request *r, struct buf *out, struct error *err)

@@ -40,6 +40,7 @@ def save(folder, step):
         return
     temporary = folder / "checkpoints" / f"tmp-{step}"
     temporary.mkdir(parents=True, exist_ok=True)
+    publish(temporary)
     (temporary / "trainer_state.json").write_text(json.dumps({"step": step}))
     temporary.rename(final)
 

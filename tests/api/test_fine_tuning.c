@@ -204,11 +204,12 @@ static void test_a_file_reads_back(void **state)
 
 static void test_checkpoints_without_metrics(void **state)
 {
-    struct ft_checkpoint c = {.job_id = "ftjob-1", .path = "/p", .step = 3, .train_loss = NAN,
+    struct ft_job job = {.id = "ftjob-1"};
+    struct ft_checkpoint c = {.path = "/p", .step = 3, .train_loss = NAN,
                               .valid_loss = NAN};
     struct buf out;
     buf_init(&out, 4096);
-    ft_checkpoint_render(&c, &out);
+    ft_checkpoint_render(&job, &c, &out);
     assert_non_null(strstr(out.data, "\"metrics\":{\"step\":3}"));
     buf_free(&out);
 }

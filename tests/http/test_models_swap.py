@@ -223,6 +223,37 @@ def test_from_a_job_to_a_model(server, http):
     assert http.get("/v1/models/mine").json()["loaded"] is False
 
 
+def test_from_a_checkpoint_to_a_model(server, http, tmp_path):
+    """While its job still runs; and a job that begins with it needs it no more once created."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    jobs = client.fine_tuning.jobs
+    file = client.files.create(file=("t.txt", b"steps=2000 save=4 pause=0.05\n"),
+                               purpose="fine-tune")
+    job = jobs.create(model="configs/tiny_char", training_file=file.id, suffix="mine")
+    wait_until(lambda: len(jobs.checkpoints.list(job.id).data) >= 2, 30)
+    newest, oldest = [c.fine_tuned_model_checkpoint
+                      for c in list(jobs.checkpoints.list(job.id))[-2:]]
+    number = job.id.removeprefix("ftjob-")[:12]
+    assert (newest, oldest) == (f"mine:{number}:ckpt-step-8", f"mine:{number}:ckpt-step-4")
+    listed = client.models.retrieve(oldest)
+    assert listed.id == oldest and listed.loaded is False
+    assert load(http, oldest)["id"] == oldest
+    assert text_of(http, model=oldest, **ASKED) == text_of(http, **ASKED)
+    for name in (oldest + "0", oldest.replace("-4", "-04"), f"mine:{number}:ckpt-step-",
+                 f"mine:{number}:ckpt-step-99999999999999999999", "mine"):
+        assert refused(http, {"model": name}, 404, LOAD)["param"] == "model"
+    again = jobs.create(model=newest, training_file=client.files.create(
+        file=("t.txt", b"steps=2\n"), purpose="fine-tune").id)
+    assert jobs.retrieve(again.id).status == "queued"
+    shutil.rmtree(tmp_path / "data" / "jobs" / job.id / "model" / "checkpoints" / "step-8")
+    assert refused(http, {"model": newest}, 404, LOAD)["param"] == "model"
+    jobs.cancel(job.id)
+    wait_until(lambda: jobs.retrieve(again.id).status == "succeeded", 30)
+    start = tmp_path / "data" / "jobs" / again.id / "start"
+    assert f"--init-from={start}" in (start.parent / "stdout.log").read_text()
+    assert load(http, jobs.retrieve(again.id).fine_tuned_model)["loaded"]
+
+
 def test_shutdown_while_loading(folder, tmp_path):
     server = gptd.Server("--models-dir", folder, "--data-dir", tmp_path / "data")
     with server.client() as http:

@@ -128,13 +128,19 @@ static void give_order(struct fixture *f, const char *id, enum job_order order, 
 static void test_to_success(void **state)
 {
     struct fixture *f = *state;
-    char path[DATA_PATH_MAX];
+    char path[DATA_PATH_MAX], name[FT_CHECKPOINT_NAME_MAX];
+    int64_t created;
     fixture_open(f);
     struct ft_job job = create(f, "steps=6 save=3\n");
-    assert_false(jobs_find_model(f->jobs, "ft:none", path));
+    assert_false(jobs_find_model(f->jobs, "ft:none", path, &created));
     job = wait_for(f, job.id, JOB_SUCCEEDED, 6);
-    assert_true(jobs_find_model(f->jobs, job.fine_tuned_model, path));
-    assert_true(file_is_dir(path));
+    assert_true(jobs_find_model(f->jobs, job.fine_tuned_model, path, &created));
+    assert_true(file_is_dir(path) && created == job.finished_at);
+    for (int64_t step = 1; step <= 6; step++) {
+        ft_checkpoint_name(&job, step, name);
+        assert_int_equal(jobs_find_model(f->jobs, name, path, &created), step % 3 == 0);
+    }
+    assert_true(file_is_dir(path) && created >= job.started_at);
     give_order(f, job.id, JOB_CANCEL, false);
     give_order(f, job.id, JOB_PAUSE, false);
     give_order(f, job.id, JOB_RESUME, false);
