@@ -82,5 +82,9 @@ struct api_process_memory {
 /* GET /v1/memory: per device, planned, allocated, in_use and peak bytes by component; KV pages; RSS
  * and what no component explains (rss - baseline - allocated host memory). */
 void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out);
+/* Who may use a route, of a server that has keys. 0 is the strictest. */
+enum api_access { API_ACCESS_ADMIN = 0, API_ACCESS_USER, API_ACCESS_OPEN };
+/* Asked of each operation, by method (in any case) and path. */
+typedef enum api_access (*api_access_fn)(const char *method, const char *path);
 /* GET /openapi.json: OpenAPI 3.1. */
-void api_openapi(const struct api_context *c, struct buf *out);
+void api_openapi(const struct api_context *c, api_access_fn access, struct buf *out);

@@ -251,6 +251,7 @@ static bool make_requests(struct completion *c, struct error *err)
         .stop_ids = c->stop_ids,
         .n_stop_ids = c->n_stop_ids,
         .deadline_ns = deadline_ms > 0 ? clock_ns() + deadline_ms * 1000000 : 0,
+        .cache_salt = c->caller.cache_salt,
         .notify = c->notify,
         .ctx = c->notify_ctx,
     };
@@ -259,6 +260,32 @@ static bool make_requests(struct completion *c, struct error *err)
     for (int32_t k = 0; k < c->n_choices; k++)
         reply_cursor_init(&c->choices[k].cursor, &c->sources[k / p->n], k % p->n);
     return true;
+}
+
+/* ---- whom it is for -------------------------------------------------------------------------- */
+
+/* Before anything is submitted: no token has been taken then. */
+static bool charge(struct completion *c, struct error *err)
+{
+    int64_t tokens = 0;
+    if (!c->caller.charge) return true;
+    for (int32_t i = 0; i < c->params.n_prompts; i++) {
+        const struct engine_params *p = &c->requests[i]->params;
+        tokens += p->n_prompt + (int64_t)p->n * p->max_tokens; /* check_reply_bytes bounds it */
+    }
+    if (!c->caller.charge(c->caller.ctx, tokens, err)) return false;
+    c->charged = tokens;
+    return true;
+}
+
+void completion_settle(struct completion *c)
+{
+    struct completion_summary used;
+    if (c->charged == 0) return;
+    completion_summary(c, &used);
+    int64_t tokens = c->submitted ? used.prompt_tokens + (int64_t)used.completion_tokens : 0;
+    c->caller.refund(c->caller.ctx, max_i64(0, c->charged - tokens));
+    c->charged = 0;
 }
 
 /* ---- open and end ---------------------------------------------------------------------------- */
@@ -290,6 +317,7 @@ static bool make_id(struct completion *c, struct error *err)
 /* Everything but the requests' end. */
 static void release(struct completion *c)
 {
+    completion_settle(c);
     for (int32_t i = 0; c->requests && i < c->params.n_prompts; i++)
         engine_request_free(c->requests[i]);
     for (int32_t i = 0; c->ids && i < c->params.n_prompts; i++) token_ids_free(&c->ids[i]);
@@ -300,8 +328,8 @@ static void release(struct completion *c)
 }
 
 bool completion_open(const struct api_context *api, enum completion_kind kind, const char *body,
-                     size_t n, void (*notify)(void *ctx), void *ctx, struct completion **out,
-                     struct error *err)
+                     size_t n, const struct completion_caller *caller, void (*notify)(void *ctx),
+                     void *ctx, struct completion **out, struct error *err)
 {
     const struct api_limits *l = &api->limits;
     struct completion *c = calloc(1, sizeof *c);
@@ -309,6 +337,7 @@ bool completion_open(const struct api_context *api, enum completion_kind kind, c
     c->kind = kind;
     c->notify = notify;
     c->notify_ctx = ctx;
+    if (caller) c->caller = *caller;
     size_t per_prompt = 512 + (size_t)l->max_n * sizeof(struct reply_choice);
     arena_init(&c->arena, completion_parse_arena(n) + (size_t)l->max_prompts * per_prompt);
     reply_part_init(&c->part, SIZE_MAX / 4); /* check_reply_bytes bounds it */
@@ -318,8 +347,9 @@ bool completion_open(const struct api_context *api, enum completion_kind kind, c
     if (!add_family_stop(c, err) || !check_model(c, err)) goto fail;
     if (!make_arrays(c, err) || !make_id(c, err)) goto fail;
     collect_stop_ids(c);
-    if (!make_requests(c, err)) goto fail;
+    if (!make_requests(c, err) || !charge(c, err)) goto fail;
     if (!engine_submit_all(c->api->engine, c->requests, c->params.n_prompts, err)) goto fail;
+    c->submitted = true;
     *out = c;
     return true;
 fail:

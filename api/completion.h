@@ -17,10 +17,22 @@ enum completion_kind { COMPLETION_TEXT, COMPLETION_CHAT };
 
 struct completion;
 
-/* On failure nothing is left behind and *err says what to answer. */
+/* Whom a completion is for. */
+struct completion_caller {
+    uint64_t cache_salt; /* prefixes are shared within one salt only */
+    /* Is told before submission how many tokens the completion may take in all, prompts and new
+     * ones; may refuse. NULL: anything goes. */
+    bool (*charge)(void *ctx, int64_t tokens, struct error *err);
+    /* After a charge, once, when the completion ends or fails: what it did not take. From the
+     * thread of completion_open, completion_read or completion_free. */
+    void (*refund)(void *ctx, int64_t tokens);
+    void *ctx;
+};
+
+/* On failure nothing is left behind and *err says what to answer. caller: copied; NULL: anyone. */
 bool completion_open(const struct api_context *c, enum completion_kind kind, const char *body,
-                     size_t n, void (*notify)(void *ctx), void *ctx, struct completion **out,
-                     struct error *err) MUST_CHECK;
+                     size_t n, const struct completion_caller *caller, void (*notify)(void *ctx),
+                     void *ctx, struct completion **out, struct error *err) MUST_CHECK;
 
 /* text/event-stream, or one application/json? */
 bool completion_is_stream(const struct completion *c);

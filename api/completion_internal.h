@@ -20,6 +20,9 @@ struct completion {
     enum completion_kind kind;
     void (*notify)(void *ctx);
     void *notify_ctx;
+    struct completion_caller caller;
+    int64_t charged; /* tokens that the caller was charged for and that are not settled yet */
+    bool submitted;
     struct arena arena;
     struct completion_params params;
     struct token_ids *ids;            /* [N] of text prompts; empty for prompts given as ids */
@@ -38,3 +41,6 @@ struct completion {
     bool begun;   /* not a stream: the head is out, the best are picked */
     bool ended;
 };
+
+/* All has been said, or nothing ever will be: the caller gets back what was not used. */
+void completion_settle(struct completion *c);

@@ -229,6 +229,7 @@ static enum completion_status stream_end(struct completion *c, const struct erro
     }
     buf_puts(out, "data: [DONE]\n\n");
     c->ended = true;
+    completion_settle(c);
     return COMPLETION_ENDED;
 }
 
@@ -315,6 +316,7 @@ static enum completion_status whole_fail(struct completion *c, struct buf *out, 
 {
     buf_clear(out);
     c->ended = true;
+    completion_settle(c);
     error_set(err, why->code, why->param, "%s", why->text);
     return COMPLETION_ENDED;
 }
@@ -347,6 +349,7 @@ static enum completion_status whole_read(struct completion *c, struct buf *out, 
     render_usage(c, out);
     buf_putc(out, '}');
     c->ended = true;
+    completion_settle(c);
     if (out->failed) {
         error_set(&why, ERR_MEMORY, NULL, "no memory for the reply");
         return whole_fail(c, out, err, &why);

@@ -14,6 +14,8 @@ static const struct error_shape {
     {ERR_FORMAT, 400, "invalid_request_error", "invalid_json"},
     {ERR_UNSUPPORTED, 400, "invalid_request_error", "unsupported_parameter"},
     {ERR_NO_FIT, 400, "invalid_request_error", "does_not_fit"},
+    {ERR_UNAUTHENTICATED, 401, "invalid_request_error", "invalid_api_key"},
+    {ERR_FORBIDDEN, 403, "invalid_request_error", "insufficient_permissions"},
     {ERR_NOT_FOUND, 404, "invalid_request_error", "not_found"},
     {ERR_TOO_LARGE, 413, "invalid_request_error", "request_too_large"},
     {ERR_BUSY, 429, "rate_limit_error", "rate_limit_exceeded"},
@@ -30,6 +32,7 @@ static const struct error_shape {
 static const char *client_code(const struct error *err, const struct error_shape *shape)
 {
     if (err->code == ERR_NOT_FOUND && strcmp(err->param, "model") == 0) return "model_not_found";
+    if (err->code == ERR_FORBIDDEN && err->param[0]) return "not_allowed";
     bool of_prompt = strncmp(err->param, "prompt", 6) == 0 || strcmp(err->param, "messages") == 0;
     if (err->code == ERR_NO_FIT && of_prompt) return "context_length_exceeded";
     if (err->code == ERR_UNSUPPORTED && !err->param[0]) return "unsupported";

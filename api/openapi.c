@@ -309,11 +309,34 @@ static void render_parameters(const struct operation *op, struct buf *out)
     buf_putc(out, ']');
 }
 
+/* The key may come in either header; the role is a name that OpenAPI 3.1 leaves to us. */
+static void render_security(enum api_access access, struct buf *out)
+{
+    const char *role = access == API_ACCESS_ADMIN ? "admin" : "user";
+    if (access == API_ACCESS_OPEN) buf_puts(out, ",\"security\":[]");
+    else
+        buf_printf(out, ",\"security\":[{\"bearer\":[\"%s\"]},{\"apiKey\":[\"%s\"]}]", role, role);
+}
+
+static void render_security_errors(const struct operation *op, enum api_access access,
+                                   struct buf *out)
+{
+    if (access == API_ACCESS_OPEN) return;
+    render_error_response("401", "No key, or one that the server does not know", out);
+    if (access == API_ACCESS_ADMIN) render_error_response("403", "Not an admin's key", out);
+    render_error_response("429", op->errors & ERRORS_QUEUE
+                                     ? "The queue is full, or the key is at a limit: retry after "
+                                       "the Retry-After header"
+                                     : "The key is at a limit: retry after the Retry-After header",
+                          out);
+}
+
 static void render_operation(const struct api_context *c, const struct operation *op,
-                             struct buf *out)
+                             enum api_access access, struct buf *out)
 {
     buf_printf(out, "\"%s\":{\"operationId\":\"%s\",\"summary\":\"%s\"", op->method, op->id,
                op->summary);
+    render_security(access, out);
     render_parameters(op, out);
     if (op->route) render_body(c, op->route, out);
     if (op->errors & TAKES_UPLOAD)
@@ -332,17 +355,16 @@ static void render_operation(const struct api_context *c, const struct operation
     }
     if (op->errors & (ERRORS_BODY | ERRORS_ID))
         render_error_response("404", "Nothing by that id", out);
-    if (op->errors & ERRORS_QUEUE) {
-        render_error_response("429", "The queue is full: retry after the Retry-After header", out);
+    render_security_errors(op, access, out);
+    if (op->errors & ERRORS_QUEUE)
         render_error_response("504", "The request passed its deadline", out);
-    }
     if (op->errors & (ERRORS_QUEUE | ERRORS_READY))
         render_error_response("503", "Not ready, or shutting down", out);
     render_error_response("default", "Any other error", out);
     buf_puts(out, "}}");
 }
 
-void api_openapi(const struct api_context *c, struct buf *out)
+void api_openapi(const struct api_context *c, api_access_fn access, struct buf *out)
 {
     buf_puts(out, "{\"openapi\":\"3.1.0\",\"info\":{\"title\":\"gptd\",\"version\":\"1\","
                   "\"description\":"
@@ -354,9 +376,13 @@ void api_openapi(const struct api_context *c, struct buf *out)
         bool same_path = i > 0 && strcmp(operations[i].path, operations[i - 1].path) == 0;
         if (i) buf_puts(out, same_path ? "," : "},");
         if (!same_path) buf_printf(out, "\"%s\":{", operations[i].path);
-        render_operation(c, &operations[i], out);
+        const struct operation *op = &operations[i];
+        render_operation(c, op, access(op->method, op->path), out);
     }
-    buf_puts(out, "}},\"components\":{\"schemas\":{");
+    buf_puts(out, "}},\"components\":{\"securitySchemes\":{"
+                  "\"bearer\":{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":\"Of a server "
+                  "that was given keys; an admin's is a user's, too.\"},\"apiKey\":{\"type\":"
+                  "\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},\"schemas\":{");
     for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)
         buf_printf(out, "%s\"%s\":%s", i ? "," : "", schemas[i].name, schemas[i].schema);
     buf_puts(out, "}}}");

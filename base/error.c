@@ -11,6 +11,7 @@ bool error_setv(struct error *err, enum error_code code, const char *param, cons
 {
     if (!err) return false;
     err->code = code;
+    err->retry_after_s = 0;
     snprintf(err->param, sizeof err->param, "%s", param ? param : "");
     /* Format apart: an argument may be err->text itself. */
     char text[sizeof err->text];
@@ -62,6 +63,8 @@ const char *error_code_name(enum error_code code)
     case ERR_TIMEOUT: return "timeout";
     case ERR_CANCELED: return "canceled";
     case ERR_UNAVAILABLE: return "unavailable";
+    case ERR_UNAUTHENTICATED: return "unauthenticated";
+    case ERR_FORBIDDEN: return "forbidden";
     case ERR_IO: return "io";
     case ERR_MEMORY: return "memory";
     case ERR_INTERNAL: return "internal";

@@ -27,6 +27,8 @@ enum error_code {
     ERR_TIMEOUT,     /* the deadline passed */
     ERR_CANCELED,    /* the caller went away or asked to stop */
     ERR_UNAVAILABLE, /* draining, or not ready */
+    ERR_UNAUTHENTICATED, /* who asks is not known: no key, or a wrong one */
+    ERR_FORBIDDEN,   /* who asks is known, and may not */
     ERR_IO,          /* the system refused: open, read, write, map */
     ERR_MEMORY,      /* the allocator refused */
     ERR_INTERNAL,    /* a bug; the text is for the log */
@@ -35,6 +37,7 @@ enum error_code {
 struct error {
     enum error_code code;
     char param[64];  /* the parameter or key at fault; "" when there is none */
+    int retry_after_s; /* ERR_BUSY: when there may be room; 0: soon */
     char text[512];  /* one sentence; control bytes become '?'; truncated with "..." if longer */
 };
 

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "server/auth.h"
 #include "server/command.h"
 #include "server/http.h"
 #include "server/jobs.h"
@@ -23,13 +24,14 @@ struct serve_options {
     struct http_options http;
     struct api_limits limits;
     struct jobs_options jobs;
+    struct auth_options keys;
     const char *data_dir, *models_dir;
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
     const char *log_level;
     bool auth, hint;
 };
 
-enum { N_SERVE_OPTIONS = 26, MAX_BODY = 1 << 30 };
+enum { N_SERVE_OPTIONS = 34, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
 static const int64_t DEFAULT_MAX_UPLOAD = (int64_t)512 << 20, MAX_UPLOAD = (int64_t)1 << 42;
 
 static void options_init(struct serve_options *o)
@@ -64,6 +66,25 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"port", OPTION_INT, &o->http.port, 0, 65535, "N", "0: any free one, which is printed."},
         {"auth", OPTION_FLAG, &o->auth, 0, 0, NULL,
          "Listen on addresses that other machines reach, with no keys: anyone may use the model."},
+        {"api-key-file", OPTION_STRING, &o->keys.user_file, 0, 0, "PATH",
+         "Users' keys, one a line (KEY or KEY NAME), as gptd key new prints them; read again on "
+         "SIGHUP."},
+        {"admin-key-file", OPTION_STRING, &o->keys.admin_file, 0, 0, "PATH",
+         "The same for admins, who may also upload, train, and load models."},
+        {"requests-per-minute", OPTION_INT, &o->keys.limits.requests_per_minute, 0, MAX_RATE, "N",
+         "Of each user's key; more get 429. 0: no limit."},
+        {"tokens-per-minute", OPTION_INT, &o->keys.limits.tokens_per_minute, 0, MAX_RATE, "N",
+         "Of each user's key, prompts and new ones; more get 429. 0: no limit."},
+        {"requests-at-once", OPTION_INT, &o->keys.limits.concurrent, 0, 65536, "N",
+         "Of each user's key; more get 429. 0: no limit."},
+        {"share-prefix-cache", OPTION_FLAG, &o->http.share_prefix_cache, 0, 0, NULL,
+         "Let one key's prompts be reused for another's: faster, and the time to a first token tells "
+         "what others have asked."},
+        {"allowed-host", OPTION_LIST, &o->http.allowed_hosts, 0, 0, "NAME",
+         "A name besides localhost in the Host header of requests, when only this machine is "
+         "listened to."},
+        {"cors-origin", OPTION_LIST, &o->http.cors_origins, 0, 0, "ORIGIN",
+         "Whose pages a browser lets read replies: https://example.org, or * for any."},
     };
     const struct option after[] = {
         {"max-body", OPTION_BYTES, &o->http.max_body, 1, MAX_BODY, "SIZE",
@@ -113,6 +134,29 @@ static size_t options_table(struct serve_options *o, struct option *table)
     return N_BEFORE + N_MODEL_OPTIONS + N_AFTER;
 }
 
+static bool has_keys(const struct serve_options *o)
+{
+    return o->keys.user_file || o->keys.admin_file;
+}
+
+/* Who is let in. */
+static bool keys_check(const struct serve_options *o, struct error *err)
+{
+    if (has_keys(o) && !o->auth)
+        return error_set(err, ERR_INVALID, "auth",
+                         "--no-auth lets anyone in, and a key file says who may: give one of them");
+    if (o->auth && !has_keys(o) && !listen_is_local(o->http.host))
+        return error_set(err, ERR_INVALID, "host",
+                         "--host %s can be reached by other machines, and there are no keys: give "
+                         "--api-key-file, listen on 127.0.0.1, or say --no-auth to let anyone in",
+                         o->http.host);
+    if (limits_any(&o->keys.limits) && !o->keys.user_file)
+        return error_set(err, ERR_INVALID, "api-key-file",
+                         "--requests-per-minute, --tokens-per-minute and --requests-at-once limit "
+                         "users' keys: give --api-key-file");
+    return true;
+}
+
 /* What single options cannot check on their own. */
 static bool options_check(struct serve_options *o, struct error *err)
 {
@@ -126,10 +170,7 @@ static bool options_check(struct serve_options *o, struct error *err)
     if (o->models.n > 1)
         return error_set(err, ERR_UNSUPPORTED, "model", "--model is given %d times; one process "
                          "serves one model", o->models.n);
-    if (o->auth && !listen_is_local(o->http.host))
-        return error_set(err, ERR_INVALID, "host",
-                         "--host %s can be reached by other machines, and there are no keys: "
-                         "listen on 127.0.0.1, or say --no-auth to let anyone in", o->http.host);
+    if (!keys_check(o, err)) return false;
     char id[sizeof((struct model *)0)->id];
     const char *path;
     if (!model_options_check(&o->model, err)
@@ -240,12 +281,23 @@ static bool training_open(const struct serve_options *o, struct training *t, str
     return false;
 }
 
+/* The keys, if there are any; and what follows from what was given, for the log. */
+static bool keys_open(const struct serve_options *o, struct auth **out, struct error *err)
+{
+    *out = NULL;
+    if (!o->auth && !listen_is_local(o->http.host))
+        log_warn("--no-auth: anyone who reaches %s can use this server", o->http.host);
+    if (!has_keys(o)) return true;
+    if (!o->keys.admin_file)
+        log_info("no --admin-key-file: uploads, training and loading models are closed to everyone");
+    if (!o->keys.user_file) log_info("no --api-key-file: only admins' keys open anything");
+    return auth_open(&o->keys, out, err);
+}
+
 /* While `http` serves: until a signal, and what it lets finish. */
 static void serve_until_signal(const struct serve_options *o, struct http_server *http,
                                struct models *models, struct jobs *jobs, struct shutdown *shutdown)
 {
-    if (!listen_is_local(o->http.host))
-        log_warn("--no-auth: anyone who reaches %s can use this server", o->http.host);
     const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
     print_ready(o, first, http_port(http));
     api_release(first);
@@ -253,8 +305,8 @@ static void serve_until_signal(const struct serve_options *o, struct http_server
     drain(http, models, jobs, o->drain_timeout_s);
 }
 
-static bool serve(const struct serve_options *o, struct models *models, int64_t baseline,
-                  struct shutdown *shutdown, struct error *err)
+static bool serve(const struct serve_options *o, struct auth *auth, struct models *models,
+                  int64_t baseline, struct shutdown *shutdown, struct error *err)
 {
     char id[128];
     struct metrics *metrics = malloc(sizeof *metrics); /* 100 kB: not on the stack */
@@ -273,6 +325,8 @@ static bool serve(const struct serve_options *o, struct models *models, int64_t 
     http_options.files = training.files;
     http_options.jobs = training.jobs;
     http_options.models = models;
+    http_options.auth = auth;
+    http_options.check_host = listen_is_local(o->http.host) && !listen_unix_path(o->http.host);
     bool ok = http_start(&http_options, models_api(models), metrics, baseline, &http, err);
     if (ok) serve_until_signal(o, http, models, training.jobs, shutdown);
     http_stop(http);
@@ -293,11 +347,14 @@ static int run(const struct serve_options *o)
         return command_fail("serve", &err);
     int64_t baseline = process_rss_bytes();
     struct models *models = NULL;
+    struct auth *auth = NULL;
     int code = EXIT_DONE;
-    if (!models_start(o->models.at[0], &o->model, &o->limits, o->models_dir, &models, &err)
-        || !serve(o, models, baseline, &shutdown, &err))
+    if (!keys_open(o, &auth, &err)
+        || !models_start(o->models.at[0], &o->model, &o->limits, o->models_dir, &models, &err)
+        || !serve(o, auth, models, baseline, &shutdown, &err))
         code = command_fail("serve", &err);
     models_stop(models);
+    auth_close(auth);
     signals_stop(signals);
     pthread_cond_destroy(&shutdown.cond);
     pthread_mutex_destroy(&shutdown.mutex);

@@ -19,6 +19,7 @@ int cmd_eval(int argc, char **argv);
 int cmd_convert(int argc, char **argv);
 int cmd_data(int argc, char **argv);
 int cmd_tokenizer(int argc, char **argv);
+int cmd_key(int argc, char **argv);
 
 /* "gptd serve: TEXT" on stderr; returns the exit code that the error's kind calls for. */
 int command_fail(const char *command, const struct error *err);

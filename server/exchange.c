@@ -20,6 +20,7 @@ struct exchange {
     struct MHD_Connection *connection;
     struct completion *completion; /* what the reply is read from: this, or */
     struct job_feed *feed;
+    struct key_limits *limits;     /* a reference; NULL: none */
     struct exchange *next, *prev;  /* of all->open */
     struct exchange *next_to_reap; /* of all->to_reap */
 
@@ -270,6 +271,7 @@ static void free_exchange(struct exchange *e)
 {
     completion_free(e->completion);
     job_feed_close(e->feed);
+    key_limits_unref(e->limits);
     buf_free(&e->out);
     pthread_cond_destroy(&e->news_cond);
     pthread_mutex_destroy(&e->mutex);
@@ -328,13 +330,33 @@ static bool begin_exchange(struct exchange *e, struct error *err)
     return true;
 }
 
+/* completion_caller.charge and .refund */
+static bool charge(void *ctx, int64_t tokens, struct error *err)
+{
+    struct exchange *e = ctx;
+    if (!e->limits || key_limits_charge(e->limits, tokens, clock_ns(), err) == LIMITS_OK)
+        return true;
+    metrics_refused(e->all->metrics, REFUSED_TOKEN_RATE);
+    return false;
+}
+
+static void refund(void *ctx, int64_t tokens)
+{
+    struct exchange *e = ctx;
+    if (e->limits) key_limits_refund(e->limits, tokens, clock_ns());
+}
+
 bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
-                   struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
-                   struct error *err)
+                   const struct exchange_caller *from, struct MHD_Connection *connection,
+                   int64_t begin_ns, struct exchange **out, struct error *err)
 {
     struct exchange *e = new_exchange(all, connection, begin_ns, err);
     if (!e) return false;
-    if (!completion_open(all->api, kind, body, n, on_news, e, &e->completion, err)) goto fail;
+    e->limits = key_limits_ref(from->limits);
+    struct completion_caller caller = {.cache_salt = from->cache_salt, .charge = charge,
+                                       .refund = refund, .ctx = e};
+    if (!completion_open(all->api, kind, body, n, &caller, on_news, e, &e->completion, err))
+        goto fail;
     e->is_stream = completion_is_stream(e->completion);
     if (!begin_exchange(e, err)) goto fail;
     *out = e;

@@ -24,6 +24,7 @@
 
 #include "api/completion.h"
 #include "server/job_feed.h"
+#include "server/limits.h"
 #include "server/metrics.h"
 
 struct exchanges; /* all of a server's, with their watcher and reaper */
@@ -43,11 +44,17 @@ void exchanges_cut(struct exchanges *all);
 /* Waits for the reaper; every exchange must be closed. NULL-safe. */
 void exchanges_stop(struct exchanges *all);
 
+/* Whom an exchange is for. */
+struct exchange_caller {
+    uint64_t cache_salt;
+    struct key_limits *limits; /* tokens are charged here, of a reference of its own; or NULL */
+};
+
 /* Parses and submits. On failure *err says what to answer. The body may be freed after. begin_ns:
  * when the request began to arrive. */
 bool exchange_open(struct exchanges *all, enum completion_kind kind, const char *body, size_t n,
-                   struct MHD_Connection *connection, int64_t begin_ns, struct exchange **out,
-                   struct error *err) MUST_CHECK;
+                   const struct exchange_caller *caller, struct MHD_Connection *connection,
+                   int64_t begin_ns, struct exchange **out, struct error *err) MUST_CHECK;
 
 /* The same for a job's events, which are there already. Takes `feed`, on failure too. */
 bool exchange_follow(struct exchanges *all, struct job_feed *feed,

@@ -38,6 +38,7 @@ static enum MHD_Result respond(struct request *r, int status, struct MHD_Respons
 {
     if (!response) return MHD_NO;
     MHD_add_response_header(response, "X-Request-Id", r->id);
+    guard_add_headers(r, status, response);
     if (status == 503 || atomic_load(&r->server->draining)) /* make room */
         MHD_add_response_header(response, "Connection", "close");
     r->status = status;
@@ -68,7 +69,11 @@ static enum MHD_Result respond_error(struct request *r, int status, const struct
     api_render_error(&out, err);
     struct MHD_Response *response = response_from(&out, "application/json");
     if (!response) return MHD_NO;
-    if (status == 429 || status == 503) MHD_add_response_header(response, "Retry-After", "1");
+    if (status == 429 || status == 503) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%d", err->retry_after_s > 0 ? err->retry_after_s : 1);
+        MHD_add_response_header(response, "Retry-After", seconds);
+    }
     if (status == 405) {
         char allow[64];
         route_allow(r->route, allow, sizeof allow);
@@ -79,11 +84,18 @@ static enum MHD_Result respond_error(struct request *r, int status, const struct
 
 /* ---- Headers ---- */
 
-static void refuse(struct request *r, int status, enum error_code code, const char *text)
+static void refuse_with(struct request *r, int status, const struct error *why)
 {
     if (r->refusal) return; /* the first reason stands */
     r->refusal = status;
-    error_set(&r->refusal_error, code, NULL, "%s", text);
+    r->refusal_error = *why;
+}
+
+static void refuse(struct request *r, int status, enum error_code code, const char *text)
+{
+    struct error why;
+    error_set(&why, code, NULL, "%s", text);
+    refuse_with(r, status, &why);
 }
 
 /* The most that the request's body may have. A file comes in an envelope. */
@@ -148,8 +160,8 @@ static int64_t declared_length(const struct request *r)
 static void check_headers(struct request *r, const char *method, const char *path)
 {
     struct http_server *s = r->server;
-    struct error missing;
-    int status;
+    struct error missing, closed;
+    int status, closed_status;
     bool found = route_find(method, path, r, &status, &missing);
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(r->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
@@ -162,7 +174,12 @@ static void check_headers(struct request *r, const char *method, const char *pat
         refuse(r, 503, ERR_BUSY, "too many connections; retry later");
     if (size && size->header_size > (size_t)s->options.max_header)
         refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
-    if (!found) refuse(r, status, missing.code, missing.text);
+    /* A request that is refused already is not worth a look at its key. */
+    if (!r->refusal && !guard_admit(r, method, &closed_status, &closed))
+        refuse_with(r, closed_status, &closed);
+    r->preflight = !r->refusal && guard_is_preflight(r, method);
+    if (r->preflight) return;
+    if (!found) refuse_with(r, status, &missing);
     if (body == BODY_JSON && type && !is_json_type(type))
         refuse(r, 415, ERR_UNSUPPORTED,
                "the body must be JSON and say so: send the header 'Content-Type: application/json' "
@@ -178,8 +195,7 @@ static void begin_upload(struct request *r)
     if (!r->server->options.files)
         refuse(r, 503, ERR_UNAVAILABLE, "this server keeps no files");
     else if (!upload_begin(r->server->options.files, r->connection, &r->upload, &err))
-        refuse(r, err.code == ERR_UNSUPPORTED ? 415 : api_error_status(err.code), err.code,
-               err.text);
+        refuse_with(r, err.code == ERR_UNSUPPORTED ? 415 : api_error_status(err.code), &err);
 }
 
 /* Is there no sense, or danger, in reading the body of a request that is refused? */
@@ -207,7 +223,7 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     r->reply_fd = -1;
     r->head = strcmp(method, "HEAD") == 0;
     check_headers(r, method, url);
-    if (!r->refusal && route_body(r->route) == BODY_UPLOAD) begin_upload(r);
+    if (!r->refusal && !r->preflight && route_body(r->route) == BODY_UPLOAD) begin_upload(r);
     return body_is_unwanted(r) ? respond_error(r, r->refusal, &r->refusal_error) : MHD_YES;
 }
 
@@ -222,8 +238,7 @@ static enum MHD_Result collect_body(struct request *r, const char *data, size_t 
     if (r->upload) {
         if (!r->refusal && !upload_feed(r->upload, data, n)) {
             const struct error *why = upload_error(r->upload);
-            refuse(r, api_error_status(why->code), why->code, why->text);
-            r->refusal_error = *why; /* its parameter, too */
+            refuse_with(r, api_error_status(why->code), why);
         }
         return MHD_YES;
     }
@@ -267,8 +282,12 @@ static enum MHD_Result answer_completion(struct request *r, enum completion_kind
 {
     struct error err;
     const char *body = r->body.data ? r->body.data : "";
-    bool opened = exchange_open(r->server->exchanges, kind, body, r->body.len, r->connection,
-                                r->begin_ns, &r->exchange, &err);
+    struct exchange_caller caller = {
+        .cache_salt = r->server->options.share_prefix_cache ? 0 : r->caller.cache_salt,
+        .limits = r->caller.limits,
+    };
+    bool opened = exchange_open(r->server->exchanges, kind, body, r->body.len, &caller,
+                                r->connection, r->begin_ns, &r->exchange, &err);
     buf_free(&r->body);
     if (!opened) return respond_error(r, 0, &err);
     keep_alive(r->connection);
@@ -324,6 +343,8 @@ static enum MHD_Result answer_slowly(struct request *r)
 
 static enum MHD_Result answer(struct request *r)
 {
+    if (r->preflight)
+        return respond(r, 204, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
     if (r->exchange) return answer_exchange(r); /* resumed */
     if (!r->refusal && route_is_slow(r->route)) return answer_slowly(r);
     if (r->refusal) return respond_error(r, r->refusal, &r->refusal_error);
@@ -359,12 +380,14 @@ static void log_request(const struct request *r, int status, int64_t ns,
                         const struct completion_summary *s)
 {
     if (!r->server->options.log_requests) return;
+    const char *key = r->caller.name[0] ? r->caller.name : "none";
     if (s->id[0])
-        log_info("%s %s %d %.1f ms, %s: %d prompt tokens (%d cached), %d completion tokens, %s",
-                 r->id, route_label(r->route), status, (double)ns / 1e6, s->id, s->prompt_tokens,
+        log_info("%s %s %d %.1f ms, key %s, %s: %d prompt tokens (%d cached), %d completion tokens, %s",
+                 r->id, route_label(r->route), status, (double)ns / 1e6, key, s->id, s->prompt_tokens,
                  s->cached_tokens, s->completion_tokens, s->finish ? s->finish : "canceled");
     else
-        log_info("%s %s %d %.1f ms", r->id, route_label(r->route), status, (double)ns / 1e6);
+        log_info("%s %s %d %.1f ms, key %s", r->id, route_label(r->route), status,
+                 (double)ns / 1e6, key);
 }
 
 /* libmicrohttpd 0.9.75 may never notice the end of a client's bytes that came while it was not
@@ -393,6 +416,7 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     metrics_request(r->server->metrics, route_counted(r->route), status);
     log_request(r, status, ns, &summary);
     if (delivered) hasten_end(connection);
+    guard_end(r);
     upload_free(r->upload);
     job_feed_close(r->feed);
     if (r->reply_fd >= 0) close(r->reply_fd);
@@ -503,7 +527,13 @@ fail:
     return false;
 }
 
-void http_reload(struct http_server *s) { log_info("SIGHUP: nothing to reload"); }
+void http_reload(struct http_server *s)
+{
+    struct error err;
+    if (!s->options.auth) log_info("SIGHUP: nothing to reload");
+    else if (auth_reload(s->options.auth, &err)) log_info("SIGHUP: the keys have been read again");
+    else log_error("SIGHUP: the keys stay as they were: %s", err.text);
+}
 
 int http_port(const struct http_server *s) { return s->listener.port; }
 

@@ -10,8 +10,10 @@
 #include <stdint.h>
 
 #include "api/api.h"
+#include "base/options.h"
 #include "server/metrics.h"
 
+struct auth;       /* server/auth.h */
 struct file_store; /* server/files.h */
 struct jobs;       /* server/jobs.h */
 struct models;     /* server/models.h */
@@ -25,6 +27,12 @@ struct http_options {
     int64_t max_connections_per_address; /* 0: no limit; more are closed at once */
     int64_t idle_timeout_s; /* without a byte in either direction, unless waiting for the engine */
     bool log_requests;
+    /* Who may ask. Without keys (NULL) anyone may do anything. */
+    struct auth *auth;
+    bool check_host;        /* only names of this machine, and these, in the Host header */
+    struct option_list allowed_hosts;
+    struct option_list cors_origins; /* "https://example.org" or "*"; of browsers' pages */
+    bool share_prefix_cache; /* among keys */
     /* Training over HTTP; without these its routes answer 503. They must outlive the server. */
     struct file_store *files;
     struct jobs *jobs;

@@ -19,6 +19,7 @@ static const struct subcommand subcommands[] = {
     {"convert", "write a model in another format or element type", cmd_convert},
     {"data", "turn text into token shards for training", cmd_data},
     {"tokenizer", "make a tokenizer from text", cmd_tokenizer},
+    {"key", "make a key for a server's key file", cmd_key},
 };
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands, OPTIONS_LIMIT = 8 << 20 };
 

@@ -50,6 +50,11 @@ void metrics_request(struct metrics *m, int32_t route, int status)
     count(&m->requests[route][status - 100], 1);
 }
 
+void metrics_refused(struct metrics *m, enum metrics_refusal reason)
+{
+    count(&m->refused[reason], 1);
+}
+
 void metrics_completion(struct metrics *m, const struct completion_summary *s, int64_t request_ns)
 {
     count(&m->prompt_tokens, s->prompt_tokens);
@@ -124,9 +129,25 @@ static void render_requests(struct buf *out, const struct metrics *m)
         }
 }
 
+static void render_refused(struct buf *out, const struct metrics *m)
+{
+    static const char *const reasons[N_REFUSALS] = {
+        [REFUSED_NO_KEY] = "no_key", [REFUSED_WRONG_KEY] = "wrong_key",
+        [REFUSED_NOT_ADMIN] = "not_admin", [REFUSED_REQUEST_RATE] = "request_rate",
+        [REFUSED_TOKEN_RATE] = "token_rate", [REFUSED_CONCURRENT] = "concurrent",
+        [REFUSED_HOST] = "host", [REFUSED_ORIGIN] = "origin",
+    };
+    family(out, "gptd_requests_refused_total", "counter",
+           "Requests turned away for their key, its limits, their Host or their Origin.");
+    for (int i = 0; i < N_REFUSALS; i++)
+        buf_printf(out, "gptd_requests_refused_total{reason=\"%s\"} %llu\n", reasons[i],
+                   (unsigned long long)counted(&m->refused[i]));
+}
+
 static void render_traffic(struct buf *out, const struct metrics *m)
 {
     render_requests(out, m);
+    render_refused(out, m);
     single(out, "gptd_http_connections", "gauge", "Open connections.",
            (double)atomic_load_explicit(&m->connections, memory_order_relaxed));
     single(out, "gptd_clients_gone_total", "counter",

@@ -15,6 +15,13 @@ enum {
     METRICS_BUCKETS = 20,
 };
 
+/* Why a request was turned away at the door. */
+enum metrics_refusal {
+    REFUSED_NO_KEY, REFUSED_WRONG_KEY, REFUSED_NOT_ADMIN, REFUSED_REQUEST_RATE, REFUSED_TOKEN_RATE,
+    REFUSED_CONCURRENT, REFUSED_HOST, REFUSED_ORIGIN,
+    N_REFUSALS,
+};
+
 /* Seconds, from 50 µs: upper bounds in metrics.c. */
 struct histogram {
     _Atomic uint64_t buckets[METRICS_BUCKETS + 1]; /* the last one: above all bounds */
@@ -35,6 +42,7 @@ struct metrics {
     _Atomic uint64_t requests[METRICS_MAX_ROUTES][METRICS_STATUSES];
     _Atomic uint64_t prompt_tokens, cached_tokens, completion_tokens;
     _Atomic uint64_t clients_gone; /* completions whose client left before the end */
+    _Atomic uint64_t refused[N_REFUSALS];
     _Atomic int64_t connections;   /* open now */
     struct histogram queue, first_token, inter_token, request;
 };
@@ -44,6 +52,7 @@ void metrics_init(struct metrics *m, const char *model_id, const char *device,
                   metrics_route_label route_label, int32_t n_routes);
 void histogram_observe(struct histogram *h, int64_t ns, uint64_t times);
 void metrics_request(struct metrics *m, int32_t route, int status);
+void metrics_refused(struct metrics *m, enum metrics_refusal reason);
 /* One ended completion; request_ns: from its first byte in to its last byte ready. The
  * interval between two tokens is the request's mean, counted once for each. */
 void metrics_completion(struct metrics *m, const struct completion_summary *s, int64_t request_ns);

@@ -6,7 +6,9 @@
 #include <stdatomic.h>
 
 #include "base/buf.h"
+#include "server/auth.h"
 #include "server/exchange.h"
+#include "server/guard.h"
 #include "server/http.h"
 #include "server/job_feed.h"
 #include "server/jobs.h"
@@ -43,6 +45,9 @@ struct request {
     struct MHD_Connection *connection;
     int64_t begin_ns;
     char id[32];
+    struct auth_caller caller; /* the key's; all zero without one */
+    bool counted;             /* by the key's limits, until the request ends */
+    bool preflight;           /* answered with headers alone */
     int32_t route;            /* index into the table; N_ROUTES when none fits */
     char param[256];          /* what stands for {id} */
     bool head;                /* HEAD: a reply's headers alone */
@@ -70,6 +75,8 @@ const char *route_label(int32_t route); /* its path; "other" for N_ROUTES */
  * is. On failure *status is 404 (r->route is N_ROUTES then) or 405. */
 bool route_find(const char *method, const char *path, struct request *r, int *status,
                 struct error *err) MUST_CHECK;
+/* Who may: the path's, for a method that it does not take; a user for what is not there. */
+enum api_access route_access(int32_t route);
 /* The kind of completion that the route makes; false for routes that answer at once. */
 bool route_is_completion(int32_t route, enum completion_kind *kind);
 enum route_body { BODY_NONE, BODY_JSON, BODY_UPLOAD };

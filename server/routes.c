@@ -1,6 +1,7 @@
 /* The table of routes: path, method, and who answers. */
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "api/registry.h"
 #include "base/clock.h"
@@ -60,15 +61,21 @@ static bool get_metrics(struct request *r, struct buf *out, struct error *err)
     return true;
 }
 
+/* api_access_fn: the description says of each operation what this table says. */
+static enum api_access access_of(const char *method, const char *path);
+
 static bool get_openapi(struct request *r, struct buf *out, struct error *err)
 {
-    api_openapi(r->server->api, out);
+    api_openapi(r->server->api, access_of, out);
     return true;
 }
 
 /* ---- The table ---- */
 
+/* One row is all that there is to a route: a path that is not here does not exist, and a row that
+ * says nothing of who may is an admin's. */
 struct route {
+    enum api_access access;
     /* "{id}" at the end takes the rest of the path; before the end, all up to the next slash. */
     const char *method, *path;
     bool (*answer)(struct request *r, struct buf *out, struct error *err); /* NULL: a completion */
@@ -78,41 +85,58 @@ struct route {
     bool slow;
 };
 
+#define OPEN API_ACCESS_OPEN
+#define USER API_ACCESS_USER
+#define ADMIN API_ACCESS_ADMIN
 #define JSON_BODY .body = BODY_JSON
 #define QUICK .slow = false
 #define SLOW .slow = true
 
 static const struct route routes[N_ROUTES] = {
-    {"POST", "/v1/completions", NULL, COMPLETION_TEXT, JSON_BODY},
-    {"POST", "/v1/chat/completions", NULL, COMPLETION_CHAT, JSON_BODY},
-    {"POST", "/v1/tokenize", post_tokenize, JSON_BODY},
-    {"POST", "/v1/detokenize", post_detokenize, JSON_BODY},
-    {"GET", "/v1/models", get_models, SLOW},
-    {"POST", "/v1/models/load", post_model_load, JSON_BODY, SLOW},
-    {"GET", "/v1/models/{id}", get_model, SLOW},
-    {"DELETE", "/v1/models/{id}", delete_model, SLOW},
-    {"GET", "/v1/memory", get_memory, QUICK},
-    {"GET", "/health", get_health, QUICK},
-    {"GET", "/ready", get_ready, QUICK},
-    {"GET", "/metrics", get_metrics, .content_type = "text/plain; version=0.0.4; charset=utf-8"},
-    {"GET", "/openapi.json", get_openapi, QUICK},
-    {"POST", "/v1/files", post_file, .body = BODY_UPLOAD, SLOW},
-    {"GET", "/v1/files", get_files, SLOW},
-    {"GET", "/v1/files/{id}/content", get_file_content, SLOW,
+    {USER, "POST", "/v1/completions", NULL, COMPLETION_TEXT, JSON_BODY},
+    {USER, "POST", "/v1/chat/completions", NULL, COMPLETION_CHAT, JSON_BODY},
+    {USER, "POST", "/v1/tokenize", post_tokenize, JSON_BODY},
+    {USER, "POST", "/v1/detokenize", post_detokenize, JSON_BODY},
+    {USER, "GET", "/v1/models", get_models, SLOW},
+    {ADMIN, "POST", "/v1/models/load", post_model_load, JSON_BODY, SLOW},
+    {USER, "GET", "/v1/models/{id}", get_model, SLOW},
+    {ADMIN, "DELETE", "/v1/models/{id}", delete_model, SLOW},
+    {USER, "GET", "/v1/memory", get_memory, QUICK},
+    {OPEN, "GET", "/health", get_health, QUICK},
+    {OPEN, "GET", "/ready", get_ready, QUICK},
+    {USER, "GET", "/metrics", get_metrics,
+     .content_type = "text/plain; version=0.0.4; charset=utf-8"},
+    {OPEN, "GET", "/openapi.json", get_openapi, QUICK},
+    {ADMIN, "POST", "/v1/files", post_file, .body = BODY_UPLOAD, SLOW},
+    {ADMIN, "GET", "/v1/files", get_files, SLOW},
+    {ADMIN, "GET", "/v1/files/{id}/content", get_file_content, SLOW,
      .content_type = "application/octet-stream"},
-    {"GET", "/v1/files/{id}", get_file, SLOW},
-    {"DELETE", "/v1/files/{id}", delete_file, SLOW},
-    {"POST", "/v1/fine_tuning/jobs", post_job, JSON_BODY, SLOW},
-    {"GET", "/v1/fine_tuning/jobs", get_jobs, SLOW},
-    {"POST", "/v1/fine_tuning/jobs/{id}/cancel", post_job_cancel, JSON_BODY, SLOW},
-    {"POST", "/v1/fine_tuning/jobs/{id}/pause", post_job_pause, JSON_BODY, SLOW},
-    {"POST", "/v1/fine_tuning/jobs/{id}/resume", post_job_resume, JSON_BODY, SLOW},
-    {"GET", "/v1/fine_tuning/jobs/{id}/events", get_job_events, SLOW},
-    {"GET", "/v1/fine_tuning/jobs/{id}/checkpoints", get_job_checkpoints, SLOW},
-    {"GET", "/v1/fine_tuning/jobs/{id}", get_job, SLOW},
+    {ADMIN, "GET", "/v1/files/{id}", get_file, SLOW},
+    {ADMIN, "DELETE", "/v1/files/{id}", delete_file, SLOW},
+    {ADMIN, "POST", "/v1/fine_tuning/jobs", post_job, JSON_BODY, SLOW},
+    {ADMIN, "GET", "/v1/fine_tuning/jobs", get_jobs, SLOW},
+    {ADMIN, "POST", "/v1/fine_tuning/jobs/{id}/cancel", post_job_cancel, JSON_BODY, SLOW},
+    {ADMIN, "POST", "/v1/fine_tuning/jobs/{id}/pause", post_job_pause, JSON_BODY, SLOW},
+    {ADMIN, "POST", "/v1/fine_tuning/jobs/{id}/resume", post_job_resume, JSON_BODY, SLOW},
+    {ADMIN, "GET", "/v1/fine_tuning/jobs/{id}/events", get_job_events, SLOW},
+    {ADMIN, "GET", "/v1/fine_tuning/jobs/{id}/checkpoints", get_job_checkpoints, SLOW},
+    {ADMIN, "GET", "/v1/fine_tuning/jobs/{id}", get_job, SLOW},
 };
 
 const char *route_label(int32_t route) { return route < N_ROUTES ? routes[route].path : "other"; }
+
+enum api_access route_access(int32_t route)
+{
+    return route < N_ROUTES ? routes[route].access : API_ACCESS_USER;
+}
+
+static enum api_access access_of(const char *method, const char *path)
+{
+    for (int32_t i = 0; i < N_ROUTES; i++)
+        if (strcasecmp(routes[i].method, method) == 0 && strcmp(routes[i].path, path) == 0)
+            return routes[i].access;
+    return API_ACCESS_ADMIN;
+}
 
 int32_t route_counted(int32_t route)
 {

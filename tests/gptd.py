@@ -49,12 +49,13 @@ def run(*arguments, timeout=60, **kwargs):
 
 
 class Server:
-    """`gptd serve` on a free port of 127.0.0.1."""
+    """`gptd serve` on a free port of 127.0.0.1. Requests that tests write by hand say `Host: x`."""
 
     def __init__(self, *arguments, model=MODEL, wait=True):
         self.log = tempfile.NamedTemporaryFile("w+", prefix="gptd-", suffix=".log", delete=False)
         self.process = subprocess.Popen(
-            command("serve", "--model", model, "--host", "127.0.0.1", "--port", 0, *arguments),
+            command("serve", "--model", model, "--host", "127.0.0.1", "--port", 0,
+                    "--allowed-host", "x", *arguments),
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
         self.pid = self.process.pid
         self.url = None

@@ -195,7 +195,8 @@ static char *run(struct api_fixture *f, enum completion_kind kind, const char *b
     struct completion *c = NULL;
     struct error err = {0};
     f->n_news = 0;
-    must(completion_open(&f->api, kind, body, strlen(body), api_fixture_notify, f, &c, &err), &err);
+    must(completion_open(&f->api, kind, body, strlen(body), NULL, api_fixture_notify, f, &c,
+                         &err), &err);
     assert_int_equal(completion_is_stream(c), stream);
     char *reply = api_read_all(f, c, &err);
     must(reply != NULL, &err);
@@ -242,7 +243,8 @@ struct error api_refused(struct api_fixture *f, enum completion_kind kind, const
 {
     struct completion *c = NULL;
     struct error err = {0};
-    if (completion_open(&f->api, kind, body, strlen(body), api_fixture_notify, f, &c, &err))
+    if (completion_open(&f->api, kind, body, strlen(body), NULL, api_fixture_notify, f, &c,
+                         &err))
         fail_msg("not refused: %s", body);
     assert_null(c);
     assert_int_not_equal(err.code, ERR_NONE);

@@ -243,7 +243,7 @@ static void test_chunks_do_not_depend_on_the_reader(void **state)
                            "\"stream\":true,\"logprobs\":0}";
         struct completion *c = NULL;
         fixture.n_news = 0;
-        assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body),
+        assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body), NULL,
                                     api_fixture_notify, &fixture, &c, &err));
         while (slow && !engine_idle(fixture.api.engine)) usleep(1000);
         char *events = api_read_all(&fixture, c, &err);
@@ -267,7 +267,7 @@ static void test_notified_reader_misses_nothing(void **state)
     const char *body = "{\"prompt\":[\"a\",\"b\"],\"n\":2,\"seed\":4,\"max_tokens\":90,"
                        "\"ignore_eos\":true,\"stream\":true}";
     fixture.n_news = 0;
-    assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body),
+    assert_true(completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body), NULL,
                                 api_fixture_notify, &fixture, &c, &err));
     while (!engine_idle(fixture.api.engine)) usleep(1000);
     bool ended = false;
@@ -661,8 +661,8 @@ static struct completion *open_held(const char *body)
     struct error err;
     fixture.n_news = 0;
     fixture_hold(&fixture.engine);
-    if (!completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body), api_fixture_notify,
-                         &fixture, &c, &err))
+    if (!completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body), NULL,
+                         api_fixture_notify, &fixture, &c, &err))
         fail_msg("%s", err.text);
     fixture_wait_step(&fixture.engine, 1);
     return c;
@@ -737,6 +737,89 @@ static void test_summary(void **state)
     completion_free(c);
 }
 
+/* ---- callers --------------------------------------------------------------------------------- */
+
+struct purse { int64_t charged, refunded; int n_charges, n_refunds; bool empty; };
+
+static bool charge(void *ctx, int64_t tokens, struct error *err)
+{
+    struct purse *p = ctx;
+    p->n_charges++;
+    if (p->empty) return error_set(err, ERR_BUSY, NULL, "nothing is left");
+    p->charged += tokens;
+    return true;
+}
+
+static void refund(void *ctx, int64_t tokens)
+{
+    struct purse *p = ctx;
+    p->n_refunds++;
+    p->refunded += tokens;
+}
+
+static struct completion *open_for(struct purse *p, const char *body, struct error *err)
+{
+    struct completion_caller caller = {.charge = charge, .refund = refund, .ctx = p};
+    struct completion *c = NULL;
+    fixture.n_news = 0;
+    if (completion_open(&fixture.api, COMPLETION_TEXT, body, strlen(body), &caller,
+                        api_fixture_notify, &fixture, &c, err))
+        return c;
+    assert_null(c);
+    return NULL;
+}
+
+static void test_callers_pay_for_what_they_take(void **state)
+{
+    static const char *const bodies[] = {
+        "{\"prompt\":[\"abc\",\"de\"],\"n\":2,\"max_tokens\":7,\"stop\":[\"e\",\" \",\"a\"]}",
+        "{\"prompt\":[\"abc\",\"de\"],\"n\":2,\"max_tokens\":7,\"stream\":true,\"stop\":\"e\"}",
+    };
+    for (int i = 0; i < 2; i++) {
+        struct purse purse = {0};
+        struct error err;
+        struct completion *c = open_for(&purse, bodies[i], &err);
+        assert_non_null(c);
+        assert_int_equal(purse.charged, 5 + 4 * 7);
+        free(api_read_all(&fixture, c, &err));
+        struct completion_summary s;
+        completion_summary(c, &s);
+        assert_int_equal(purse.charged - purse.refunded, s.prompt_tokens + s.completion_tokens);
+        completion_free(c);
+        assert_int_equal(purse.n_charges, 1);
+        assert_int_equal(purse.n_refunds, 1);
+    }
+}
+
+static void test_who_leaves_pays_for_what_was_made(void **state)
+{
+    struct purse purse = {0};
+    struct error err;
+    fixture_hold(&fixture.engine);
+    struct completion *c = open_for(&purse, "{\"prompt\":\"abc\",\"max_tokens\":90,"
+                                            "\"ignore_eos\":true}", &err);
+    assert_non_null(c);
+    completion_cancel(c);
+    fixture_unhold(&fixture.engine);
+    completion_free(c);
+    assert_int_equal(purse.n_refunds, 1);
+    assert_in_range(purse.refunded, 1, 90);
+    fixture_assert_clean(&fixture.engine);
+}
+
+static void test_who_cannot_pay_starts_nothing(void **state)
+{
+    struct purse purse = {.empty = true};
+    struct error err;
+    assert_null(open_for(&purse, "{\"prompt\":\"a\",\"max_tokens\":5}", &err));
+    assert_string_equal(err.text, "nothing is left");
+    assert_int_equal(purse.n_refunds, 0);
+    purse.empty = false;
+    assert_null(open_for(&purse, "{\"prompt\":\"a\",\"max_tokens\":5,\"nonsense\":1}", &err));
+    assert_int_equal(purse.n_charges, 1); /* only of what would have run */
+    fixture_assert_clean(&fixture.engine);
+}
+
 /* ---- a model without a tokenizer --------------------------------------------------------------
  */
 
@@ -805,6 +888,9 @@ int main(void)
         cmocka_unit_test(test_free_while_running),
         cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_summary),
+        cmocka_unit_test(test_callers_pay_for_what_they_take),
+        cmocka_unit_test(test_who_leaves_pays_for_what_was_made),
+        cmocka_unit_test(test_who_cannot_pay_starts_nothing),
     };
     const struct CMUnitTest bare[] = {cmocka_unit_test(test_token_ids_only)};
     int failed = cmocka_run_group_tests(tests, open_fixture, close_fixture);

@@ -56,6 +56,20 @@ static void test_requests_by_route_and_status(void **state)
     free(m);
 }
 
+static void test_refusals_by_reason(void **state)
+{
+    struct metrics *m = metrics_new("m");
+    metrics_refused(m, REFUSED_NO_KEY);
+    metrics_refused(m, REFUSED_ORIGIN);
+    metrics_refused(m, REFUSED_ORIGIN);
+    char *text = render(m);
+    assert_line(text, "gptd_requests_refused_total{reason=\"no_key\"} 1");
+    assert_line(text, "gptd_requests_refused_total{reason=\"wrong_key\"} 0");
+    assert_line(text, "gptd_requests_refused_total{reason=\"origin\"} 2");
+    free(text);
+    free(m);
+}
+
 static void test_buckets_are_cumulative_and_bounds_inclusive(void **state)
 {
     struct metrics *m = metrics_new("m");
@@ -155,6 +169,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_requests_by_route_and_status),
+        cmocka_unit_test(test_refusals_by_reason),
         cmocka_unit_test(test_buckets_are_cumulative_and_bounds_inclusive),
         cmocka_unit_test(test_a_completion_is_counted_everywhere),
         cmocka_unit_test(test_gauges),

@@ -1,0 +1,60 @@
+/* Tests of server/guard.c: which Host and Origin are this machine's own. What requests meet is
+ * tested over HTTP. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "server/guard.h"
+
+static void test_hosts(void **state)
+{
+    const struct option_list allowed = {2, {"gpt.example", "box"}};
+    static const struct { const char *host; bool local; } cases[] = {
+        {"localhost", true}, {"LOCALHOST", true}, {"localhost:8080", true}, {"127.0.0.1", true},
+        {"127.0.0.1:65535", true}, {"[::1]", true}, {"[::1]:8080", true}, {"box", true},
+        {"Gpt.Example:443", true}, {"localhost:", true},
+        {"", false}, {":", false}, {":8080", false}, {"localhost.", false}, {"localhostx", false},
+        {"localhost.evil.example", false}, {"evil.example", false}, {"xgpt.example", false},
+        {"gpt.example.evil", false}, {"localhost:80:80", false}, {"localhost:80x", false},
+        {"localhost:-1", false}, {"localhost, evil.example", false}, {"evil@localhost", false},
+        {"[::1", false}, {"[::1]x", false}, {"[::1]]", false}, {"[", false}, {"[]", false},
+        {"::1", false}, {"[::1]:8080:1", false}, {"127.0.0.1.evil.example", false},
+        {"127.0.0.2", false}, {"0.0.0.0", false}, {"10.0.0.1", false}, {"localhost ", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (guard_host_is_local(cases[i].host, &allowed) != cases[i].local)
+            fail_msg("%s", cases[i].host);
+    char *endless = calloc(1, 100001);
+    assert_non_null(endless);
+    memset(endless, 'a', 100000);
+    assert_false(guard_host_is_local(endless, &allowed));
+    endless[0] = '[';
+    assert_false(guard_host_is_local(endless, &allowed));
+    free(endless);
+}
+
+static void test_origins(void **state)
+{
+    assert_true(guard_origin_is_host("http://localhost:8080", "localhost:8080"));
+    assert_true(guard_origin_is_host("https://Box", "box"));
+    assert_false(guard_origin_is_host("http://localhost:8081", "localhost:8080"));
+    assert_false(guard_origin_is_host("http://localhost:8080.evil.example", "localhost:8080"));
+    assert_false(guard_origin_is_host("http://evil.example", "localhost:8080"));
+    assert_false(guard_origin_is_host("null", "localhost:8080"));
+    assert_false(guard_origin_is_host("", "localhost:8080"));
+    assert_false(guard_origin_is_host("http://localhost", NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_hosts),
+        cmocka_unit_test(test_origins),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
