@@ -60,7 +60,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
 {
     const struct option before[] = {
         {"model", OPTION_LIST, &o->models, 0, 0, "[NAME=]PATH",
-         "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in."},
+         "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in. Given "
+         "several times, the first is who answers requests that name none."},
         {"host", OPTION_STRING, &o->http.host, 0, 0, "ADDRESS",
          "Where to listen; unix:PATH for a Unix socket."},
         {"port", OPTION_INT, &o->http.port, 0, 65535, "N", "0: any free one, which is printed."},
@@ -157,6 +158,22 @@ static bool keys_check(const struct serve_options *o, struct error *err)
     return true;
 }
 
+/* Usable, and different. */
+static bool check_names(const struct option_list *models, struct error *err)
+{
+    char ids[sizeof models->at / sizeof *models->at][sizeof((struct model *)0)->id];
+    const char *path;
+    for (int32_t i = 0; i < models->n; i++) {
+        if (!model_name(models->at[i], ids[i], sizeof *ids, &path, err)) return false;
+        for (int32_t k = 0; k < i; k++)
+            if (strcmp(ids[i], ids[k]) == 0)
+                return error_set(err, ERR_INVALID, "model", "--model %s: another model is called "
+                                 "'%s' too; give them different names, with --model NAME=PATH",
+                                 models->at[i], ids[i]);
+    }
+    return true;
+}
+
 /* What single options cannot check on their own. */
 static bool options_check(struct serve_options *o, struct error *err)
 {
@@ -167,15 +184,8 @@ static bool options_check(struct serve_options *o, struct error *err)
     log_set_level(level);
     if (o->models.n == 0)
         return error_set(err, ERR_INVALID, "model", "say what to serve: --model PATH");
-    if (o->models.n > 1)
-        return error_set(err, ERR_UNSUPPORTED, "model", "--model is given %d times; one process "
-                         "serves one model", o->models.n);
     if (!keys_check(o, err)) return false;
-    char id[sizeof((struct model *)0)->id];
-    const char *path;
-    if (!model_options_check(&o->model, err)
-        || !model_name(o->models.at[0], id, sizeof id, &path, err))
-        return false;
+    if (!model_options_check(&o->model, err) || !check_names(&o->models, err)) return false;
     o->limits.body_bytes = (size_t)o->http.max_body;
     o->limits.max_n = (int32_t)o->max_n;
     o->limits.max_prompt_tokens = (int32_t)o->max_prompt_tokens;
@@ -350,7 +360,8 @@ static int run(const struct serve_options *o)
     struct auth *auth = NULL;
     int code = EXIT_DONE;
     if (!keys_open(o, &auth, &err)
-        || !models_start(o->models.at[0], &o->model, &o->limits, o->models_dir, &models, &err)
+        || !models_start(o->models.at, o->models.n, &o->model, &o->limits, o->models_dir, &models,
+                         &err)
         || !serve(o, auth, models, baseline, &shutdown, &err))
         code = command_fail("serve", &err);
     models_stop(models);
@@ -372,8 +383,8 @@ int cmd_serve(int argc, char **argv)
     if (!options_parse(table, n, argc, argv, 2, NULL, 0, NULL, &help, &err))
         return command_usage("serve", &err);
     if (help) {
-        options_print_help(stdout, "gptd serve --model [NAME=]PATH [OPTIONS]",
-                           "Serves a model over HTTP with OpenAI's API. SIGTERM or Ctrl-C ends it "
+        options_print_help(stdout, "gptd serve --model [NAME=]PATH [--model [NAME=]PATH ...] [OPTIONS]",
+                           "Serves models over HTTP with OpenAI's API. SIGTERM or Ctrl-C ends it "
                            "gracefully.", table, n);
         return EXIT_DONE;
     }

@@ -44,8 +44,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16",
          "Element type of weights, matrix products and KV cache."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
-         "The most that the model may take; what cannot fit is refused at start. 0: 80 % of what the "
-         "machine and the cgroup leave."},
+         "The most that the model may take, or a server's models together; what cannot fit is refused. "
+         "0: 80 % of what the machine and the cgroup leave at start."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens a sequence may hold; 0: as many as the model was trained for."},
         {"max-seqs", OPTION_INT, &o->max_seqs, 1, 4096, "N", "Sequences that run at once."},
@@ -79,13 +79,16 @@ bool model_options_check(const struct model_options *o, struct error *err)
     return device_options_check(&o->device, err);
 }
 
+int64_t model_budget_default(void)
+{
+    return process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT;
+}
+
 static void engine_options_from(const struct model_options *o, struct engine_options *e)
 {
     engine_options_init(e);
     ASSERT(parse_dtype(o->dtype, &e->dtype));
-    e->memory_budget = o->memory_budget > 0
-                           ? o->memory_budget
-                           : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT;
+    e->memory_budget = o->memory_budget > 0 ? o->memory_budget : model_budget_default();
     e->max_context = o->max_context;
     e->max_seqs = (int32_t)o->max_seqs;
     e->max_batch_tokens = (int32_t)o->max_batch_tokens;

@@ -3,12 +3,14 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "api/chat.h"
+#include "base/checked.h"
 #include "base/log.h"
 
 /* A model with what it needs to answer. */
@@ -17,6 +19,7 @@ struct resident {
     struct model model;
     struct chat_template chat;
     char spec[PATH_MAX + 160]; /* "ID=PATH"; model.path points into it */
+    int64_t bytes;             /* of the budget */
 };
 
 struct models {
@@ -25,19 +28,44 @@ struct models {
     struct model_options options;
     const char *models_dir;
     char device[160];
+    int64_t budget;         /* of all together */
+    _Atomic int64_t taken;  /* of it */
     pthread_t closer;
     pthread_mutex_t load_mutex; /* one at a time: each takes memory and all cores */
 };
 
 /* ---- opening and closing one ---- */
 
-static void free_resident(struct resident *r)
+static void close_resident(struct models *m, struct resident *r)
 {
     model_close(&r->model);
-    free(r);
+    atomic_fetch_sub(&m->taken, r->bytes);
 }
 
-static bool open_resident(const struct models *m, const char *spec, struct resident **out,
+/* Opens it within what is left of the budget. */
+static bool open_in_budget(struct models *m, struct resident *r, struct error *err)
+{
+    struct model_options o = m->options;
+    struct engine_stats stats;
+    int64_t taken = atomic_load(&m->taken);
+    o.memory_budget = m->budget - taken;
+    if (m->options.memory_budget == 0)
+        o.memory_budget = min_i64(o.memory_budget, model_budget_default());
+    o.memory_budget = max_i64(1, o.memory_budget); /* 0 would say: as much as there is */
+    if (!model_open(r->spec, &o, &r->model, err)) {
+        struct error why = *err;
+        if (why.code != ERR_NO_FIT || taken == 0) return false;
+        return error_set(err, ERR_NO_FIT, why.param, "%s: %s; %lld bytes of the budget of %lld are "
+                         "taken by other models", r->spec, why.text, (long long)taken,
+                         (long long)m->budget);
+    }
+    engine_stats(r->model.engine, &stats);
+    r->bytes = stats.memory.planned_bytes;
+    atomic_fetch_add(&m->taken, r->bytes);
+    return true;
+}
+
+static bool open_resident(struct models *m, const char *spec, struct resident **out,
                           struct error *err)
 {
     struct resident *r = calloc(1, sizeof *r);
@@ -47,7 +75,7 @@ static bool open_resident(const struct models *m, const char *spec, struct resid
         free(r);
         return error_set(err, ERR_TOO_LARGE, "model", "the model's path is too long");
     }
-    if (!model_open(r->spec, &m->options, &r->model, err)) {
+    if (!open_in_budget(m, r, err)) {
         free(r);
         return false;
     }
@@ -76,7 +104,7 @@ static void *close_retired(void *arg)
         engine_stats(r->model.engine, &stats);
         api_registry_count_gone(&m->registry, &stats);
         log_info("model %s: closing, its last request has ended", r->model.id);
-        model_close(&r->model);
+        close_resident(m, r);
         api_registry_closed(&m->registry, shared);
         free(r);
     }
@@ -85,33 +113,37 @@ static void *close_retired(void *arg)
 
 /* ---- all ---- */
 
-bool models_start(const char *spec, const struct model_options *o, const struct api_limits *limits,
-                  const char *models_dir, struct models **out, struct error *err)
+bool models_start(const char *const *specs, int n, const struct model_options *o,
+                  const struct api_limits *limits, const char *models_dir, struct models **out,
+                  struct error *err)
 {
-    struct resident *first;
     struct models *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
     m->options = *o;
+    m->budget = o->memory_budget > 0 ? o->memory_budget : model_budget_default();
     m->models_dir = models_dir;
     m->api = (struct api_context){.limits = *limits, .registry = &m->registry};
-    if (!open_resident(m, spec, &first, err)) {
-        free(m);
-        return false;
-    }
-    snprintf(m->device, sizeof m->device, "%s",
-             first->model.device->ops->description(first->model.device));
     api_registry_init(&m->registry);
     pthread_mutex_init(&m->load_mutex, NULL);
     int failed = pthread_create(&m->closer, NULL, close_retired, m);
     if (failed) {
-        free_resident(first);
         api_registry_free(&m->registry);
         pthread_mutex_destroy(&m->load_mutex);
         free(m);
         errno = failed;
         return error_errno(err, "cannot start the models' thread");
     }
-    api_registry_add(&m->registry, &first->shared);
+    for (int i = 0; i < n; i++) {
+        struct resident *r;
+        if (!open_resident(m, specs[i], &r, err)) {
+            models_stop(m);
+            return false;
+        }
+        if (i == 0)
+            snprintf(m->device, sizeof m->device, "%s",
+                     r->model.device->ops->description(r->model.device));
+        api_registry_add(&m->registry, &r->shared);
+    }
     *out = m;
     return true;
 }

@@ -8,17 +8,19 @@
 
 struct models;
 
-/* Opens the first model, the default one. `models_dir`: where clients may load others from. The
- * options' strings are borrowed. */
-bool models_start(const char *spec, const struct model_options *o, const struct api_limits *limits,
-                  const char *models_dir, struct models **out, struct error *err) MUST_CHECK;
+/* Opens the models, n at least 1, of different names; the first is the default one. They share the
+ * memory budget, with each other and with what is loaded later: first come, and what is left for the
+ * next. `models_dir`: where clients may load others from. The options' strings are borrowed. */
+bool models_start(const char *const *specs, int n, const struct model_options *o,
+                  const struct api_limits *limits, const char *models_dir, struct models **out,
+                  struct error *err) MUST_CHECK;
 /* The context to serve with: its registry has the models. */
 const struct api_context *models_api(const struct models *m);
 /* What the first model's device says of itself. */
 const char *models_device(const struct models *m);
 
-/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did. Takes as
- * long as reading it takes; one at a time (ERR_BUSY). */
+/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did; for a time
+ * both are in memory, and count. Takes as long as reading it takes; one at a time (ERR_BUSY). */
 bool models_load(struct models *m, const char *id, const char *path, struct error *err) MUST_CHECK;
 /* A path that a client gave: within the folder of models, links resolved. ERR_NOT_FOUND. */
 bool models_find_path(const struct models *m, const char *name, char *path, size_t size,

@@ -65,7 +65,9 @@ def test_unknown_subcommand_names_the_nearest():
                                        [*GENERATE, "--max-new-tokens", "1.5"],
                                        [*GENERATE, "--memory-budget", "6 apples"],
                                        [*GENERATE, "--dtype", "f12"],
-                                       ["serve", "--model", MODEL, "--port", "70000"]])
+                                       ["serve", "--model", MODEL, "--port", "70000"],
+                                       ["serve", "--model", MODEL, "--model", f"{MODEL}/"],
+                                       ["serve", "--model", MODEL, "--model", "=x"]])
 def test_wrong_usage_is_exit_2(arguments):
     reply = run(*arguments)
     assert reply.returncode == 2, reply.stderr
@@ -177,6 +179,27 @@ def test_a_budget_large_enough_is_kept():
         with server.client() as http:
             planned = http.get("/v1/memory").json()["devices"][0]["planned_bytes"]
             assert planned <= 64 << 20
+    finally:
+        server.stop()
+
+
+def test_models_share_the_budget():
+    """What is left by the first is not enough for the second."""
+    reply = run("serve", "--port", 0, "--model", MODEL, "--model", f"b={MODEL}", "--memory-budget",
+                "20MB")
+    assert reply.returncode == 3, reply.stderr
+    last = reply.stderr.splitlines()[-1]
+    assert f"b={MODEL}" in last and "of the budget of 20000000 are taken by other models" in last
+    server = Server("--model", f"b={MODEL}", "--memory-budget", "30MB")
+    try:
+        with server.client() as http:
+            assert http.get("/v1/memory").json()["devices"][0]["planned_bytes"] <= 30e6
+            load = {"model": "b", "id": "c"}
+            reply = http.post("/v1/models/load", json=load)
+            assert reply.status_code == 400 and "taken by other" in reply.text, reply.text
+            assert http.delete("/v1/models/b").status_code == 200
+            assert http.post("/v1/models/load", json={**load, "model": "shakespeare"}
+                             ).status_code == 200
     finally:
         server.stop()
 

@@ -77,6 +77,19 @@ def test_load_beside(http, folder):
     assert "gptd_sequences_running 0" in http.get("/metrics").text
 
 
+def test_several_from_the_start(folder):
+    server = gptd.Server("--model", f"second={folder}/b", "--model", folder / "a")
+    with server.client() as own:
+        assert ids(own) == ["shakespeare", "second", "a"]
+        assert own.get("/v1/memory").json()["model"] == "shakespeare"
+        default = text_of(own, **ASKED)
+        assert text_of(own, model="a", **ASKED) == default  # the same weights
+        assert text_of(own, model="second", **ASKED) != default
+    server.stop()
+    broken = gptd.run("serve", "--port", 0, "--model", MODEL, "--model", folder / "broken")
+    assert broken.returncode == 1 and "broken" in broken.stderr and "listening" not in broken.stdout
+
+
 def test_remove_frees(http):
     load(http, "a", id="second")
     resident = memory(http)["process"]["rss_bytes"]
