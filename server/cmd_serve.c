@@ -31,14 +31,15 @@ struct serve_options {
     bool auth, hint;
 };
 
-enum { N_SERVE_OPTIONS = 34, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
+enum { N_SERVE_OPTIONS = 40, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
 static const int64_t DEFAULT_MAX_UPLOAD = (int64_t)512 << 20, MAX_UPLOAD = (int64_t)1 << 42;
 
 static void options_init(struct serve_options *o)
 {
     *o = (struct serve_options){
         .http = {.host = "127.0.0.1", .port = 8080, .threads = 2, .max_header = 16 << 10,
-                 .max_connections = 1024, .max_connections_per_address = 512, .idle_timeout_s = 60},
+                 .max_connections = 1024, .max_connections_per_address = 512,
+                 .times = {.idle_s = 60, .header_s = 30, .body_s = 60, .send_s = 60}},
         .request_timeout_s = 600,
         .drain_timeout_s = 30,
         .log_level = "info",
@@ -93,7 +94,7 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"max-header", OPTION_BYTES, &o->http.max_header, 1024, 1 << 20, "SIZE",
          "Of a request's headers; more gets 431."},
         {"max-connections", OPTION_INT, &o->http.max_connections, 1, 65536, "N",
-         "Open at once; more get 503."},
+         "Open at once; beyond, the longest idle is closed, and where none is idle 503 is said."},
         {"max-connections-per-address", OPTION_INT, &o->http.max_connections_per_address, 0, 65536,
          "N", "Open at once from one address; more are closed. 0: no limit."},
         {"max-n", OPTION_INT, &o->max_n, 1, 4096, "N", "Choices of one request, and best_of."},
@@ -101,9 +102,16 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "Of one prompt; 0: what the context holds."},
         {"request-timeout", OPTION_INT, &o->request_timeout_s, 0, 1 << 24, "SECONDS",
          "After which a request is abandoned; 0: never."},
-        {"idle-timeout", OPTION_INT, &o->http.idle_timeout_s, 1, 86400, "SECONDS",
+        {"idle-timeout", OPTION_INT, &o->http.times.idle_s, 1, 86400, "SECONDS",
          "After which a connection on which nothing moves is closed; a quiet stream of a job's events "
          "gets a comment twice as often, or every 15 seconds."},
+        {"header-timeout", OPTION_INT, &o->http.times.header_s, 1, 86400, "SECONDS",
+         "For all headers of a request to arrive."},
+        {"body-timeout", OPTION_INT, &o->http.times.body_s, 1, 86400, "SECONDS",
+         "For a request's body to arrive; a second more for every 8 KiB that have."},
+        {"send-timeout", OPTION_INT, &o->http.times.send_s, 1, 86400, "SECONDS",
+         "For a client to read what was sent, up to 16 KiB of a stream; a second more for every "
+         "8 KiB."},
         {"drain-timeout", OPTION_INT, &o->drain_timeout_s, 0, 86400, "SECONDS",
          "How long requests may go on after SIGTERM or SIGINT."},
         {"http-threads", OPTION_INT, &o->http.threads, 1, 64, "N", "Threads for connections."},

@@ -10,6 +10,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/connection.h"
 #include "server/watcher.h"
 
 enum { REPLY_LIMIT = 1 << 28, RESPONSE_BLOCK = 16 * 1024 };
@@ -42,6 +43,7 @@ struct exchange {
     int64_t begin_ns;
     struct buf out;   /* bytes to send */
     size_t n_sent;    /* of out */
+    size_t n_whole;   /* of a reply that is sent as a whole */
 };
 
 struct exchanges {
@@ -129,6 +131,7 @@ static enum wait_outcome wait_for_something(struct exchange *e)
         outcome = WAIT_PROBE;
     } else {
         e->suspended = true;
+        connection_work(connection_of(e->connection));
         MHD_suspend_connection(e->connection);
         outcome = WAIT_SUSPENDED;
     }
@@ -172,6 +175,7 @@ static ssize_t send_out(struct exchange *e, char *to, size_t max)
     if (n > max) n = max;
     memcpy(to, e->out.data + e->n_sent, n);
     e->n_sent += n;
+    connection_expect_reading(connection_of(e->connection), n);
     if (e->n_sent == e->out.len) {
         buf_clear(&e->out);
         e->n_sent = 0;
@@ -238,6 +242,7 @@ static enum exchange_step respond_whole(struct exchange *e, struct MHD_Response 
 {
     size_t n;
     char *data = buf_take(&e->out, &n);
+    e->n_whole = n;
     *response = data ? MHD_create_response_from_buffer(n, data, MHD_RESPMEM_MUST_FREE) : NULL;
     if (!*response) {
         free(data);
@@ -264,6 +269,8 @@ enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **respo
         }
     }
 }
+
+uint64_t exchange_reply_bytes(const struct exchange *e) { return e->n_whole; }
 
 /* ---- Open and close ---- */
 

@@ -71,6 +71,9 @@ enum exchange_step {
 enum exchange_step exchange_next(struct exchange *e, struct MHD_Response **response,
                                  struct error *err);
 
+/* Of the reply that exchange_next made: its length, or 0 for one that comes in pieces. */
+uint64_t exchange_reply_bytes(const struct exchange *e);
+
 /* From NOTIFY_COMPLETED only. `delivered`: the client got everything. `summary` gets what is known
  * by then, for the log. Never waits for the engine. */
 void exchange_close(struct exchange *e, bool delivered, struct completion_summary *summary);

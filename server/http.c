@@ -20,6 +20,7 @@
 #include "base/checked.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/header_guard.h"
 #include "server/request.h"
 
 enum {
@@ -42,16 +43,19 @@ static enum MHD_Result respond(struct request *r, int status, struct MHD_Respons
     if (status == 503 || atomic_load(&r->server->draining)) /* make room */
         MHD_add_response_header(response, "Connection", "close");
     r->status = status;
+    connection_expect_reading(connection_of(r->connection), r->n_reply);
     enum MHD_Result result = MHD_queue_response(r->connection, (unsigned)status, response);
     MHD_destroy_response(response);
     return result;
 }
 
 /* A response of the buffer's bytes; NULL when there is no memory. */
-static struct MHD_Response *response_from(struct buf *out, const char *content_type)
+static struct MHD_Response *response_from(struct request *r, struct buf *out,
+                                          const char *content_type)
 {
     size_t n;
     char *data = buf_take(out, &n);
+    r->n_reply = n;
     struct MHD_Response *response =
         data ? MHD_create_response_from_buffer(n, data, MHD_RESPMEM_MUST_FREE) : NULL;
     if (response) MHD_add_response_header(response, "Content-Type", content_type);
@@ -67,7 +71,7 @@ static enum MHD_Result respond_error(struct request *r, int status, const struct
     struct buf out;
     buf_init(&out, REPLY_LIMIT);
     api_render_error(&out, err);
-    struct MHD_Response *response = response_from(&out, "application/json");
+    struct MHD_Response *response = response_from(r, &out, "application/json");
     if (!response) return MHD_NO;
     if (status == 429 || status == 503) {
         char seconds[16];
@@ -126,30 +130,6 @@ static bool is_json_type(const char *type)
     return strncasecmp(type, json, n) == 0 && (type[n] == 0 || strchr("; \t", type[n]));
 }
 
-struct framing { int content_lengths, transfer_encodings; bool chunked; };
-
-static enum MHD_Result count_framing(void *cls, enum MHD_ValueKind kind, const char *name,
-                                     const char *value)
-{
-    struct framing *f = cls;
-    if (strcasecmp(name, "Content-Length") == 0) f->content_lengths++;
-    if (strcasecmp(name, "Transfer-Encoding") == 0) {
-        f->transfer_encodings++;
-        f->chunked = value && strcasecmp(value, "chunked") == 0;
-    }
-    return MHD_YES;
-}
-
-/* Where a body ends must have one answer, or a proxy in front and this server could disagree on
- * where the next request begins. */
-static bool framing_is_plain(struct request *r)
-{
-    struct framing f = {0};
-    MHD_get_connection_values(r->connection, MHD_HEADER_KIND, count_framing, &f);
-    return f.content_lengths + f.transfer_encodings <= 1
-           && (f.transfer_encodings == 0 || f.chunked);
-}
-
 static int64_t declared_length(const struct request *r)
 {
     const char *value = header(r, "Content-Length");
@@ -157,20 +137,20 @@ static int64_t declared_length(const struct request *r)
 }
 
 /* Everything that the headers alone decide; the first reason to refuse stands. */
-static void check_headers(struct request *r, const char *method, const char *path)
+static void check_headers(struct request *r, const char *method, const char *path,
+                          const char *version)
 {
     struct http_server *s = r->server;
-    struct error missing, closed;
-    int status, closed_status;
+    struct error missing, odd, closed;
+    int status, odd_status, closed_status;
     bool found = route_find(method, path, r, &status, &missing);
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(r->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     const char *type = header(r, "Content-Type");
     enum route_body body = route_body(r->route);
-    if (!framing_is_plain(r))
-        refuse(r, 400, ERR_INVALID,
-               "give one Content-Length or Transfer-Encoding: chunked, not both, not twice");
-    if (atomic_load(&s->metrics->connections) > s->options.max_connections)
+    if (!headers_are_plain(r->connection, version, &odd_status, &odd))
+        refuse(r, odd_status, odd.code, odd.text);
+    if (connections_are_too_many(s->connections))
         refuse(r, 503, ERR_BUSY, "too many connections; retry later");
     if (size && size->header_size > (size_t)s->options.max_header)
         refuse(r, 431, ERR_TOO_LARGE, "the request's headers are over the limit");
@@ -209,7 +189,8 @@ static bool body_is_unwanted(const struct request *r)
 
 /* The call that brings the headers. */
 static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connection *connection,
-                                     const char *url, const char *method, struct request **out)
+                                     const char *url, const char *method, const char *version,
+                                     struct request **out)
 {
     struct request *r = calloc(1, sizeof *r);
     if (!r) return MHD_NO;
@@ -222,7 +203,8 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     buf_init(&r->body, (size_t)s->options.max_body);
     r->reply_fd = -1;
     r->head = strcmp(method, "HEAD") == 0;
-    check_headers(r, method, url);
+    connection_expect_body(connection_of(connection), 0);
+    check_headers(r, method, url, version);
     if (!r->refusal && !r->preflight && route_body(r->route) == BODY_UPLOAD) begin_upload(r);
     return body_is_unwanted(r) ? respond_error(r, r->refusal, &r->refusal_error) : MHD_YES;
 }
@@ -233,6 +215,7 @@ static enum MHD_Result collect_body(struct request *r, const char *data, size_t 
 {
     size_t max = (size_t)max_body(r);
     r->n_received += n;
+    connection_expect_body(connection_of(r->connection), r->n_received);
     if (r->n_received > max + DISCARD_LIMIT) return MHD_NO; /* it does not want to hear it */
     if (r->n_received > max) refuse_body(r);
     if (r->upload) {
@@ -259,7 +242,9 @@ static enum MHD_Result answer_exchange(struct request *r)
     struct error err = {0};
     switch (exchange_next(r->exchange, &response, &err)) {
     case EXCHANGE_WAIT: return MHD_YES;
-    case EXCHANGE_RESPOND: return respond(r, 200, response);
+    case EXCHANGE_RESPOND:
+        r->n_reply = exchange_reply_bytes(r->exchange);
+        return respond(r, 200, response);
     case EXCHANGE_FAILED: return respond_error(r, 0, &err);
     case EXCHANGE_GONE: return MHD_NO;
     }
@@ -302,7 +287,7 @@ static enum MHD_Result answer_feed(struct request *r)
 {
     struct error err;
     /* libmicrohttpd (0.9.75) ends a chunked reply to HEAD with a chunk. */
-    if (r->head) return respond(r, 200, response_from(&r->reply, "text/event-stream"));
+    if (r->head) return respond(r, 200, response_from(r, &r->reply, "text/event-stream"));
     struct job_feed *feed = r->feed;
     r->feed = NULL;
     if (!exchange_follow(r->server->exchanges, feed, r->connection, r->begin_ns, &r->exchange,
@@ -318,10 +303,11 @@ static enum MHD_Result respond_work(struct request *r)
     if (!r->work_ok) return respond_error(r, 0, &r->work_error);
     if (r->feed) return answer_feed(r);
     if (r->reply_fd < 0)
-        return respond(r, 200, response_from(&r->reply, route_content_type(r->route)));
+        return respond(r, 200, response_from(r, &r->reply, route_content_type(r->route)));
     response = MHD_create_response_from_fd64((uint64_t)r->reply_bytes, r->reply_fd);
     if (!response) return MHD_NO;
     r->reply_fd = -1; /* the response closes it */
+    r->n_reply = (uint64_t)r->reply_bytes;
     MHD_add_response_header(response, "Content-Type", route_content_type(r->route));
     return respond(r, 200, response);
 }
@@ -357,7 +343,7 @@ static enum MHD_Result answer(struct request *r)
         buf_free(&out);
         return respond_error(r, 0, &err);
     }
-    return respond(r, 200, response_from(&out, route_content_type(r->route)));
+    return respond(r, 200, response_from(r, &out, route_content_type(r->route)));
 }
 
 static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, const char *url,
@@ -365,13 +351,25 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, cons
                               size_t *data_size, void **con_cls)
 {
     struct request *r = *con_cls;
-    if (!r) return request_begin(cls, connection, url, method, (struct request **)con_cls);
+    if (!r) return request_begin(cls, connection, url, method, version,
+                                 (struct request **)con_cls);
     if (*data_size > 0) {
         size_t n = *data_size;
         *data_size = 0;
         return collect_body(r, data, n);
     }
+    connection_work(connection_of(connection));
     return answer(r);
+}
+
+/* The request line, as it came; before the rest is read. */
+static void *look_at_line(void *cls, const char *uri, struct MHD_Connection *mhd)
+{
+    struct connection *c = connection_of(mhd);
+    /* libmicrohttpd (0.9.75) does not get over arguments that its memory cannot hold. */
+    if (uri_is_plain(uri)) connection_expect_rest(c);
+    else connection_shut(c);
+    return NULL; /* no request yet */
 }
 
 /* ---- The end of a request ---- */
@@ -415,6 +413,7 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     if (r->exchange) exchange_close(r->exchange, delivered, &summary);
     metrics_request(r->server->metrics, route_counted(r->route), status);
     log_request(r, status, ns, &summary);
+    connection_expect_headers(connection_of(connection));
     if (delivered) hasten_end(connection);
     guard_end(r);
     upload_free(r->upload);
@@ -430,6 +429,7 @@ static void count_connection(void *cls, struct MHD_Connection *connection, void 
 {
     struct http_server *s = cls;
     atomic_fetch_add(&s->metrics->connections, what == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1);
+    connection_notify(s->connections, connection, socket_context, what);
 }
 
 static void log_daemon(void *cls, const char *fmt, va_list args)
@@ -456,6 +456,20 @@ static bool raise_descriptor_limit(int64_t n_connections, struct error *err)
                      (unsigned long long)limit.rlim_max);
 }
 
+/* Before 1.0 the library reads malformed requests leniently; what is known of that is guarded against
+ * (header_guard.h, connection.h, docs/http.md). */
+static void tell_library_version(const char *host)
+{
+    const char *version = MHD_get_version();
+    if (atoi(version) >= 1)
+        log_info("libmicrohttpd %s", version);
+    else if (listen_is_local(host))
+        log_info("libmicrohttpd %s (older than 1.0: see docs/http.md)", version);
+    else
+        log_warn("libmicrohttpd %s is older than 1.0, and lenient with malformed requests: where "
+                 "strangers can reach this server, use a newer one (see docs/http.md)", version);
+}
+
 static bool start_daemon(struct http_server *s, struct error *err)
 {
     const struct http_options *o = &s->options;
@@ -463,10 +477,11 @@ static bool start_daemon(struct http_server *s, struct error *err)
         {MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)log_daemon, NULL},
         {MHD_OPTION_LISTEN_SOCKET, s->listener.fd, NULL},
         {MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)request_end, s},
+        {MHD_OPTION_URI_LOG_CALLBACK, (intptr_t)look_at_line, s},
         {MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)count_connection, s},
         {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)(o->max_connections + SPARE_CONNECTIONS), NULL},
         {MHD_OPTION_PER_IP_CONNECTION_LIMIT, (intptr_t)o->max_connections_per_address, NULL},
-        {MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)o->idle_timeout_s, NULL},
+        {MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)o->times.idle_s, NULL},
         /* Headers live here, beside the buffers that bodies and replies pass through. */
         {MHD_OPTION_CONNECTION_MEMORY_LIMIT, (intptr_t)(2 * o->max_header + 32 * 1024), NULL},
         /* A pool of one is no pool: the option stays out then. */
@@ -490,7 +505,7 @@ void http_metrics_init(struct metrics *m, const char *model_id, const char *devi
 /* Often enough for whoever closes idle connections as this server does; proxies wait for a minute. */
 static int64_t keep_alive_s(const struct http_options *o)
 {
-    return max_i64(1, min_i64(KEEP_ALIVE_S, o->idle_timeout_s / 2));
+    return max_i64(1, min_i64(KEEP_ALIVE_S, o->times.idle_s / 2));
 }
 
 static void free_server(struct http_server *s)
@@ -516,12 +531,15 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
+    if (!connections_start(&o->times, o->max_connections, NULL, &s->connections, err)) goto fail;
     if (!exchanges_start(api, metrics, keep_alive_s(o), &s->exchanges, err)) goto fail;
     if (!start_daemon(s, err)) goto fail;
+    tell_library_version(o->host);
     *out = s;
     return true;
 fail:
     exchanges_stop(s->exchanges);
+    connections_stop(s->connections);
     listener_close(&s->listener);
     free_server(s);
     return false;
@@ -558,5 +576,6 @@ void http_stop(struct http_server *s)
     MHD_stop_daemon(s->daemon);
     listener_close(&s->listener);
     exchanges_stop(s->exchanges);
+    connections_stop(s->connections);
     free_server(s);
 }

@@ -11,6 +11,7 @@
 
 #include "api/api.h"
 #include "base/options.h"
+#include "server/connection.h"
 #include "server/metrics.h"
 
 struct auth;       /* server/auth.h */
@@ -23,9 +24,10 @@ struct http_options {
     int64_t port;           /* 0: any free one */
     int64_t threads;
     int64_t max_body, max_header;
-    int64_t max_connections; /* more are answered with 503 */
+    int64_t max_connections; /* beyond, the longest idle is closed; are none idle: 503 */
     int64_t max_connections_per_address; /* 0: no limit; more are closed at once */
-    int64_t idle_timeout_s; /* without a byte in either direction, unless waiting for the engine */
+    /* idle_s also: without a byte in either direction, unless waiting for the engine */
+    struct connection_times times;
     bool log_requests;
     /* Who may ask. Without keys (NULL) anyone may do anything. */
     struct auth *auth;

@@ -1,4 +1,5 @@
 /* gptd: one program, one subcommand a task. Each subcommand is a file of its own, cmd_NAME.c. */
+#include <microhttpd.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -68,7 +69,7 @@ int main(int argc, char **argv)
         return EXIT_DONE;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("gptd %s\n", GPTD_VERSION);
+        printf("gptd %s\nlibmicrohttpd %s\n", GPTD_VERSION, MHD_get_version());
         return EXIT_DONE;
     }
     for (int i = 0; i < N_SUBCOMMANDS; i++)

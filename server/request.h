@@ -26,6 +26,7 @@ struct http_server {
     struct listener listener;
     struct MHD_Daemon *daemon;
     struct exchanges *exchanges;
+    struct connections *connections;
     _Atomic bool draining;
     uint32_t id_prefix; /* random, of this process */
     _Atomic uint64_t n_requests;
@@ -65,6 +66,7 @@ struct request {
     int reply_fd;             /* the reply is this file, instead of `reply`; -1: none */
     int64_t reply_bytes;
     struct job_feed *feed;    /* the reply is this stream of events, until an exchange has it */
+    uint64_t n_reply;         /* bytes of the reply's body, as far as they are known */
     int status;               /* answered; 0: not yet */
 };
 

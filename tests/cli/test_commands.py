@@ -25,7 +25,7 @@ def test_help():
 
 
 def test_version():
-    assert re.fullmatch(r"gptd \d+\.\d+\.\d+\n", run("--version").stdout)
+    assert re.fullmatch(r"gptd \d+\.\d+\.\d+\nlibmicrohttpd \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)

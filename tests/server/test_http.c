@@ -424,19 +424,41 @@ static void test_too_many_connections_are_told(void **state)
     o.max_connections = 3;
     o.threads = 1; /* and a pool of one works */
     http_fixture_open(&f, &o);
-    int idle[3];
+    int busy[3];
     static const char get[] = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) { /* each is answered "continue", and owes a body */
+        static const char post[] = "POST /v1/tokenize HTTP/1.1\r\nHost: x\r\n"
+                                   "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n";
         char some[300];
-        idle[i] = http_connect(&f);
-        http_send(idle[i], get, sizeof get - 1);
-        assert_true(recv(idle[i], some, sizeof some, 0) > 0);
+        busy[i] = http_connect(&f);
+        http_send(busy[i], post, sizeof post - 1);
+        assert_true(recv(busy[i], some, sizeof some, 0) > 0);
     }
     char *reply = http_ask(&f, get);
     assert_int_equal(http_status(reply), 503);
     assert_non_null(strstr(reply, "Retry-After: 1\r\n"));
     free(reply);
-    for (int i = 0; i < 3; i++) close(idle[i]);
+    for (int i = 0; i < 3; i++) close(busy[i]);
+    http_fixture_close(&f);
+}
+
+static void test_idle_connections_keep_nobody_out(void **state)
+{
+    struct http_fixture f;
+    struct http_options o;
+    char byte;
+    http_fixture_options(&o);
+    o.max_connections = 3;
+    http_fixture_open(&f, &o);
+    int idle[6];
+    for (int i = 0; i < 6; i++) { /* the first three are closed, one by one */
+        idle[i] = http_connect(&f);
+        if (i >= 3) assert_int_equal(recv(idle[i - 3], &byte, 1, 0), 0);
+    }
+    char *reply = http_ask(&f, "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_int_equal(http_status(reply), 200);
+    free(reply);
+    for (int i = 0; i < 6; i++) close(idle[i]);
     http_fixture_close(&f);
 }
 
@@ -536,6 +558,7 @@ int main(void)
         cmocka_unit_test(test_a_slow_reader_blocks_nobody),
         cmocka_unit_test(test_many_clients_at_once),
         cmocka_unit_test(test_too_many_connections_are_told),
+        cmocka_unit_test(test_idle_connections_keep_nobody_out),
         cmocka_unit_test(test_draining),
         cmocka_unit_test(test_stopping_with_clients_in_every_state),
         cmocka_unit_test(test_starting_where_one_cannot),
