@@ -100,6 +100,11 @@ static void cpu_set_workspace(struct device *d, void *workspace, int64_t bytes)
     cpu_of(d)->workspace_bytes = bytes;
 }
 
+static bool cpu_computes_in(const struct device *d, enum dtype dtype)
+{
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16;
+}
+
 static const struct device_ops ops = {
     .close = cpu_close,
     .description = cpu_description,
@@ -108,6 +113,7 @@ static const struct device_ops ops = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .sync = cpu_sync,
+    .computes_in = cpu_computes_in,
     .matrix_bytes = cpu_matrix_bytes,
     .kv_page_bytes = cpu_kv_page_bytes,
     .workspace_bytes = cpu_workspace_bytes,

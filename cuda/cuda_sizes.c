@@ -100,13 +100,20 @@ static int64_t train_workspace_90(const struct device *d, const struct workspace
     return training_workspace(90, s);
 }
 
+static bool computes_in(const struct device *d, enum dtype dtype)
+{
+    return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16;
+}
+
 static const struct device_ops ops_75 = {
+    .computes_in = computes_in,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
     .workspace_bytes = workspace_75,
 };
 
 static const struct device_ops ops_90 = {
+    .computes_in = computes_in,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
     .workspace_bytes = workspace_90,

@@ -130,6 +130,8 @@ struct device_ops {
     void (*download)(struct device *d, void *dst, const void *src, size_t bytes);
     bool (*sync)(struct device *d, struct error *err);
 
+    /* May weights and activations have this type? */
+    bool (*computes_in)(const struct device *d, enum dtype dtype);
     /* Sizes, known without touching a model. */
     int64_t (*matrix_bytes)(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
     int64_t (*kv_page_bytes)(const struct device *d, enum dtype dtype, int32_t n_kv_head,

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "model/config.h"
 #include "model/config_json.h"
+#include "model/loss_scale.h"
 
 enum {
     CONFIG_DEPTH = 4,
@@ -19,11 +20,12 @@ enum {
 #define MAX_EXACT 9007199254740992.0 /* 2^53: above, doubles skip integers */
 
 static const char *const schedule_words[] = {"cosine", "linear", "constant", "wsd", NULL};
-static const char *const dtype_words[] = {"f32", "", "bf16", NULL}; /* as enum dtype */
+static const char *const dtype_words[] = {"f32", "f16", "bf16", NULL}; /* as enum dtype */
+static const char *const gradient_words[] = {"f32", "", "bf16", NULL};
 static const char *const recompute_words[] = {"none", "selective", "block", NULL};
 static const char *const moment_words[] = {"f32", "bf16", "q8", NULL};
 static const char *const master_words[] = {"", "f32", "remainder", NULL};
-_Static_assert(DTYPE_F32 == 0 && DTYPE_BF16 == 2, "dtype_words");
+_Static_assert(DTYPE_F32 == 0 && DTYPE_F16 == 1 && DTYPE_BF16 == 2, "dtype_words");
 _Static_assert(MASTER_NONE == 0 && MASTER_F32 == 1 && MASTER_REMAINDER == 2, "master_words");
 
 #define AT(member) offsetof(struct train_config, member)
@@ -68,16 +70,19 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
      "The first N layers do not learn."},
     {"freeze_embeddings", TRAIN_BOOL, AT(freeze_embeddings), 0, 0, NULL, true, NULL,
      "The embeddings do not learn."},
-    {"dtype", TRAIN_WORD, AT(dtype), 0, 0, dtype_words, true, "f32|bf16",
-     "Element type of weights and matrix products."},
+    {"dtype", TRAIN_WORD, AT(dtype), 0, 0, dtype_words, true, "f32|f16|bf16",
+     "Element type of weights and matrix products; f16 on CUDA devices."},
     {"recompute", TRAIN_WORD, AT(recompute), 0, 0, recompute_words, false, "NAME",
      "What the backward pass computes again instead of keeping: none, selective or block."},
     {"moments", TRAIN_WORD, AT(moments), 0, 0, moment_words, true, "f32|bf16|q8",
      "How AdamW keeps its averages."},
     {"master", TRAIN_WORD, AT(master), 0, 0, master_words, true, "f32|remainder",
      "What bf16 weights lack of f32 ones: a copy, or the 16 missing bits."},
-    {"gradients", TRAIN_WORD, AT(gradients), 0, 0, dtype_words, true, "f32|bf16",
+    {"gradients", TRAIN_WORD, AT(gradients), 0, 0, gradient_words, true, "f32|bf16",
      "How the blocks' matrices add up their gradients: bf16 is rounded stochastically."},
+    {"loss_scale", TRAIN_DOUBLE, AT(loss_scale), 0, 1e38, NULL, true, "X",
+     "The loss's factor while gradients are computed; it halves, and the step is skipped, when they "
+     "are not finite. 0: adjusted for f16, none otherwise."},
     {"seed", TRAIN_INT, AT(seed), 0, MAX_EXACT, NULL, true, "N",
      "Of first weights, data order, dropout and samples."},
     {"val_fraction", TRAIN_DOUBLE, AT(val_fraction), 0, 0.9, NULL, true, "P",
@@ -221,6 +226,9 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
                          "%s: warmup_iters and decay_iters are %lld and %lld steps, over max_iters "
                          "(%lld)", where, (long long)warmup, (long long)decay,
                          (long long)c->max_iters);
+    if (c->loss_scale != 0 && c->loss_scale < LOSS_SCALE_MIN)
+        return error_set(err, ERR_INVALID, "loss_scale", "%s: loss_scale is %g; it must be 0, or "
+                         "at least %g", where, c->loss_scale, LOSS_SCALE_MIN);
     if (c->micro_batch_size > c->batch_size * c->grad_accum_steps)
         return error_set(err, ERR_INVALID, "micro_batch_size",
                          "%s: micro_batch_size is %lld; a step has %lld sequences", where,

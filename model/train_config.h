@@ -33,6 +33,7 @@ struct train_config {
     enum moment_format moments;
     enum master_format master;
     enum dtype gradients; /* of the blocks' matrices */
+    double loss_scale;    /* model/loss_scale.h */
     int64_t seed;
     double val_fraction;
     bool keep_documents_apart;
@@ -53,7 +54,7 @@ struct train_key {
     const char *arg, *help;   /* for the command line */
 };
 
-enum { N_TRAIN_KEYS = 37 };
+enum { N_TRAIN_KEYS = 38 };
 extern const struct train_key train_keys[N_TRAIN_KEYS];
 
 void train_config_init(struct train_config *c); /* the defaults */

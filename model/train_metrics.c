@@ -127,9 +127,14 @@ bool train_metrics_write(struct train_metrics *m, const struct trainer_step *s,
                          struct error *err)
 {
     struct line l = {.n = 0};
-    put(&l, "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%.9g,\"tokens_per_s\":%.1f,"
-        "\"memory_bytes\":%lld", (long long)s->step, s->loss, s->lr, s->grad_norm, s->tokens_per_s,
+    char norm[32] = "null"; /* JSON has no infinity */
+    if (isfinite(s->grad_norm)) snprintf(norm, sizeof norm, "%.9g", s->grad_norm);
+    put(&l, "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%s,\"tokens_per_s\":%.1f,"
+        "\"memory_bytes\":%lld", (long long)s->step, s->loss, s->lr, norm, s->tokens_per_s,
         (long long)memory_bytes);
+    if (s->loss_scale > 0)
+        put(&l, ",\"loss_scale\":%.9g,\"skipped_steps\":%lld", s->loss_scale,
+            (long long)s->n_skipped);
     if (e) put_evaluation(&l, e);
     put(&l, "}\n");
     ssize_t n = write(m->fd, l.text, l.n);

@@ -62,6 +62,15 @@ static bool add_spikes(struct cJSON *object, const struct spike_watch *w)
     return ok;
 }
 
+/* Nothing when it is off. */
+static bool add_loss_scale(struct cJSON *object, const struct loss_scale *s)
+{
+    return s->scale == 0
+           || (json_add_number(object, "loss_scale", s->scale)
+               && json_add_number(object, "finite_steps_in_a_row", (double)s->finite_in_a_row)
+               && json_add_number(object, "skipped_steps", (double)s->skipped));
+}
+
 static bool write_state(const char *dir, const struct train_state *s, struct error *err)
 {
     struct cJSON *object = cJSON_CreateObject();
@@ -71,7 +80,7 @@ static bool write_state(const char *dir, const struct train_state *s, struct err
               && json_add_number(object, "best_step", (double)s->best_step)
               && json_add_number(object, "best_loss", s->best_loss)
               && json_add_number(object, "evaluations_since_best", (double)s->evals_since_best)
-              && add_spikes(object, &s->spikes);
+              && add_spikes(object, &s->spikes) && add_loss_scale(object, &s->loss_scale);
     if (ok) return write_json(dir, state_name, object, err);
     cJSON_Delete(object);
     return no_memory(err);
@@ -93,6 +102,17 @@ static void read_spikes(struct config_reader *r, struct spike_watch *w)
                     "\"ordinary_losses\" says");
 }
 
+static void read_loss_scale(struct config_reader *r, struct loss_scale *s)
+{
+    s->scale = config_number(r, "loss_scale", 0);
+    s->finite_in_a_row = config_int(r, "finite_steps_in_a_row", 0);
+    s->skipped = config_int(r, "skipped_steps", 0);
+    if (!(s->scale == 0 || s->scale >= LOSS_SCALE_MIN) || s->finite_in_a_row < 0 || s->skipped < 0)
+        config_fail(r, ERR_FORMAT, "loss_scale", "\"loss_scale\" is %g, after %lld and with %lld "
+                    "skipped steps: no run writes this", s->scale, (long long)s->finite_in_a_row,
+                    (long long)s->skipped);
+}
+
 static void read_state(struct config_reader *r, struct train_state *s)
 {
     if (config_int(r, "format", CONFIG_REQUIRED) != STATE_FORMAT)
@@ -104,6 +124,7 @@ static void read_state(struct config_reader *r, struct train_state *s)
     s->evals_since_best = config_int(r, "evaluations_since_best", CONFIG_REQUIRED);
     snprintf(s->fingerprint, sizeof s->fingerprint, "%s", config_string(r, "data", ""));
     read_spikes(r, &s->spikes);
+    read_loss_scale(r, &s->loss_scale);
     if (s->step < 0) config_fail(r, ERR_FORMAT, "step", "\"step\" is negative");
 }
 

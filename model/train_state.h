@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "model/loss_scale.h"
 #include "model/optimizer.h"
 #include "model/spike.h"
 #include "model/train_config.h"
@@ -22,6 +23,7 @@ struct train_state {
     int64_t best_step;         /* 0: none yet */
     int64_t evals_since_best;
     struct spike_watch spikes;
+    struct loss_scale loss_scale; /* `grows` follows from the config: not in the file */
 };
 
 /* Writes the three files into dir (which is there, unsealed). */

@@ -16,7 +16,8 @@ static bool begin_run(struct trainer *t, struct error *err)
                            : gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed, err);
     if (!ok) return false;
     optimizer_start(&t->optimizer, t->device);
-    t->state = (struct train_state){0};
+    t->state = (struct train_state){.loss_scale = loss_scale_begin(o->config.loss_scale,
+                                                                   o->config.dtype)};
     snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s",
              dataset_fingerprint(o->data));
     return t->device->ops->sync(t->device, err);

@@ -38,6 +38,9 @@ struct trainer_step {
     int64_t step;          /* 1, 2, ... */
     double loss;           /* mean over the step's targets */
     double lr, grad_norm;
+    double loss_scale;     /* that its gradients were computed with; 0: none */
+    bool skipped;          /* they were not finite: nothing was updated */
+    int64_t n_skipped;     /* steps of the run so far */
     double seconds;        /* of this step */
     double tokens_per_s;
     double flops;          /* of this step's matrix products and attention */

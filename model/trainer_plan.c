@@ -92,6 +92,11 @@ static bool resolve(struct trainer *t, struct error *err)
     int64_t rows;
     if (!t->device->train)
         return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", t->device->name);
+    if (!t->device->ops->computes_in(t->device, c->dtype))
+        return error_set(err, ERR_UNSUPPORTED, "dtype", "%s does not compute in %s%s",
+                         t->device->name, dtype_info(c->dtype)->name,
+                         c->dtype == DTYPE_F16 ? ": CUDA devices do (--device cuda:0); here bf16 "
+                                                 "takes as little memory" : "");
     ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && c->sequence_length > 0);
     if (!checked_mul(c->micro_batch_size, c->sequence_length, &rows) ||
         rows > INT32_MAX / 2 / KV_PAGE_TOKENS)

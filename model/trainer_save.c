@@ -184,6 +184,8 @@ bool trainer_restore(struct trainer *t, const char *from, struct error *err)
     optimizer_start(&t->optimizer, t->device);
     if (!train_state_load(from, &t->optimizer, t->device, err)) return false;
     t->state = s;
+    t->state.loss_scale.grows = loss_scale_begin(t->options.config.loss_scale,
+                                                 t->options.config.dtype).grows;
     t->saved_step = s.step;
     /* In case it was killed before it did; and this checkpoint will not stay for ever. */
     if (!trainer_publish(t, s.step, err)) return false;

@@ -89,12 +89,13 @@ static bool accumulate(struct trainer *t, int64_t step, int64_t targets, double 
 {
     struct loss_sum sum = {0};
     int64_t n = n_micro_batches(t);
+    float grad_scale = (float)(loss_scale_factor(&t->state.loss_scale) / (double)targets);
     gpt_train_zero_grads(&t->train, t->device);
     for (int64_t i = 0; i < n; i++) {
         if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
         struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
         m.random_key = random_key((uint64_t)t->options.config.seed, step, i);
-        gpt_train_micro_step(&t->train, t->device, &m, (float)(1.0 / (double)targets));
+        gpt_train_micro_step(&t->train, t->device, &m, grad_scale);
         if (!trainer_sum_losses(t, m.batch.n_rows, &sum, err)) return false;
         *rows += m.batch.n_rows;
     }
@@ -116,15 +117,34 @@ static bool bad_step(const struct trainer *t, int64_t step, const char *what, do
                      t->options.dir);
 }
 
-static bool check_step(struct trainer *t, const struct trainer_step *s, struct error *err)
+/* May the weights be updated? With a loss scale, gradients that are not finite make the step one to be
+ * skipped. */
+static bool check_step(struct trainer *t, struct trainer_step *s, struct error *err)
 {
+    struct loss_scale *scale = &t->state.loss_scale;
+    bool finite = isfinite(s->grad_norm);
     if (!isfinite(s->loss)) return bad_step(t, s->step, "the loss", s->loss, err);
-    if (!isfinite(s->grad_norm))
+    if (!finite && scale->scale == 0)
         return bad_step(t, s->step, "the gradients' norm", s->grad_norm, err);
+    s->skipped = !finite;
+    if (scale->scale > 0 && !loss_scale_update(scale, finite, err)) return false;
+    s->n_skipped = scale->skipped;
     if (spike_watch_push(&t->state.spikes, s->loss, t->options.config.spike_patience))
         return bad_step(t, s->step, "the loss, far above the usual for too many steps,", s->loss,
                         err);
     return true;
+}
+
+/* From gradients to weights. The optimizer's own count of steps leaves out those that were skipped. */
+static bool update(struct trainer *t, struct trainer_step *s, struct error *err)
+{
+    double unscale = 1 / loss_scale_factor(&t->state.loss_scale);
+    s->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, unscale);
+    if (!check_step(t, s, err)) return false;
+    if (s->skipped) return true;
+    optimizer_step(&t->optimizer, t->device, (float)s->lr, s->step - s->n_skipped, unscale,
+                   s->grad_norm);
+    return t->device->ops->sync(t->device, err);
 }
 
 /* Of the products that a token's forward and backward pass are made of (Chowdhery et al. 2022,
@@ -144,13 +164,12 @@ bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *er
     int64_t step = t->state.step + 1, begin = clock_ns(), rows = 0;
     int64_t targets = count_targets(t, step, err);
     if (targets < 0) return false;
-    *out = (struct trainer_step){.step = step, .lr = schedule_lr(&t->schedule, step)};
+    *out = (struct trainer_step){.step = step, .lr = schedule_lr(&t->schedule, step),
+                                 .loss_scale = t->state.loss_scale.scale,
+                                 .n_skipped = t->state.loss_scale.skipped};
     if (targets > 0) { /* else there is nothing to learn: prompts alone */
         if (!accumulate(t, step, targets, &out->loss, &rows, err)) return false;
-        out->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, 1);
-        if (!check_step(t, out, err)) return false;
-        optimizer_step(&t->optimizer, t->device, (float)out->lr, step, 1, out->grad_norm);
-        if (!t->device->ops->sync(t->device, err)) return false;
+        if (!update(t, out, err)) return false;
     }
     t->state.step = step;
     out->seconds = (double)(clock_ns() - begin) / 1e9;

@@ -49,13 +49,15 @@ static void format_duration(char *out, size_t size, double seconds)
 static void describe(const struct train_progress *p, const struct trainer_step *s, char *out,
                      size_t size)
 {
-    char eta[32];
+    char eta[32], skipped[48] = "";
     format_duration(eta, sizeof eta, p->seconds_per_step * (double)(p->max_iters - s->step));
+    if (s->n_skipped > 0)
+        snprintf(skipped, sizeof skipped, "  %lld skipped", (long long)s->n_skipped);
     snprintf(out, size, "step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s  %.1f ms/step  "
-             "%.1f GFLOP/s  %.0f MiB  ETA %s", (long long)s->step, (long long)p->max_iters,
+             "%.1f GFLOP/s  %.0f MiB%s  ETA %s", (long long)s->step, (long long)p->max_iters,
              p->loss / (double)p->steps, s->lr, p->tokens / p->seconds,
              1e3 * p->seconds / (double)p->steps, p->flops / p->seconds / 1e9,
-             mib(p->memory_bytes), eta);
+             mib(p->memory_bytes), skipped, eta);
 }
 
 static void begin_anew(struct train_progress *p)

@@ -74,7 +74,7 @@ static void test_what_is_refused(void **state)
     refused("{" BASE ",\"dropout\":1}", "dropout");
     refused("{" BASE ",\"freeze_embeddings\":1}", "freeze_embeddings");
     refused("{" BASE ",\"lr_schedule\":\"\"}", "lr_schedule");
-    refused("{" BASE ",\"dtype\":\"f16\"}", "dtype");
+    refused("{" BASE ",\"dtype\":\"f64\"}", "dtype");
     refused("{" BASE ",\"suffix\":\"\"}", "suffix");
     refused("{" BASE ",\"suffix\":\".a\"}", "suffix");
     refused("{" BASE ",\"suffix\":\"--x y\"}", "suffix");

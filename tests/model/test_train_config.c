@@ -76,8 +76,10 @@ static void test_wrong_values_are_refused(void **state)
     refuse("{\"learning_rate\":1e-4,\"min_lr\":1e-3}", "min_lr", "above learning_rate");
     refuse("{\"min_lr\":-0.5}", "min_lr", "or -1");
     refuse("{\"lr_schedule\":\"cos\"}", "lr_schedule", "cosine, linear, constant, wsd");
-    refuse("{\"dtype\":\"f16\"}", "dtype", "known are f32, bf16");
-    refuse("{\"dtype\":\"\"}", "dtype", "known are f32, bf16");
+    refuse("{\"dtype\":\"f64\"}", "dtype", "known are f32, f16, bf16");
+    refuse("{\"gradients\":\"f16\"}", "gradients", "known are f32, bf16");
+    refuse("{\"gradients\":\"\"}", "gradients", "known are f32, bf16");
+    refuse("{\"loss_scale\":0.5}", "loss_scale", "at least 1");
     refuse("{\"master\":\"none\"}", "master", "known are f32, remainder");
     refuse("{\"recompute\":3}", "recompute", "a number, not a string");
     refuse("{\"freeze_embeddings\":1}", "freeze_embeddings", "true or false");

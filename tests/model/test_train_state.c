@@ -194,6 +194,8 @@ static void test_damaged_state_is_refused(void **state)
     refuse_state(HEAD "\"step\":1,\"ordinary_losses\":2,\"recent_losses\":[1]}", "recent_losses");
     refuse_state(HEAD "\"step\":1,\"ordinary_losses\":1,\"recent_losses\":[\"x\"]}",
                  "recent_losses");
+    refuse_state(HEAD "\"step\":1,\"ordinary_losses\":0,\"recent_losses\":[],\"loss_scale\":-2}",
+                 "no run writes this");
     refuse_state(HEAD "\"step\":1,\"ordinary_losses\":-1,\"recent_losses\":[]}", "recent_losses");
 }
 

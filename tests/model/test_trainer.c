@@ -217,6 +217,75 @@ static void test_resume_bf16_with_masters(void **state)
     check_resume(breaks, 1);
 }
 
+/* The weights of the same run without a scale, byte for byte. */
+static void test_a_power_of_two_changes_no_bit(void **state)
+{
+    static const double scales[] = {0, 1024};
+    for (int dtype = 0; dtype < 2; dtype++) {
+        char names[2][32];
+        for (int i = 0; i < 2; i++) {
+            snprintf(names[i], sizeof names[i], "scaled-%d-%d", dtype, i);
+            f.options.config.dtype = dtype ? DTYPE_BF16 : DTYPE_F32;
+            f.options.config.gradients = f.options.config.dtype;
+            f.options.config.loss_scale = scales[i];
+            train_fixture_use_run(&f, names[i]);
+            train_fixture_begin(&f);
+            assert_int_equal(train_fixture_run(&f), TRAINER_DONE);
+            train_fixture_end(&f);
+            bool shown = train_fixture_metric(&f, 19, "loss_scale") == 1024;
+            assert_int_equal(shown, i);
+        }
+        char a[64], b[64];
+        snprintf(a, sizeof a, "%s/model.safetensors", names[0]);
+        snprintf(b, sizeof b, "%s/model.safetensors", names[1]);
+        train_fixture_same(&f, a, b);
+    }
+}
+
+/* A scale at which gradients overflow: steps are skipped until it fits, and change nothing; what is
+ * left of it is in the checkpoint. */
+static void test_overflow_skips_steps(void **state)
+{
+    static const int64_t breaks[] = {5, 10};
+    const double scale = 0x1p120;
+    int64_t n;
+    f.options.config.loss_scale = scale;
+    train_fixture_begin(&f);
+    float *before = weights(&n);
+    train_fixture_steps(&f, 1);
+    float *after = weights(&n);
+    assert_memory_equal(before, after, (size_t)n * sizeof *before);
+    free(after);
+    assert_true(isnan(train_fixture_metric(&f, 0, "grad_norm")) ||
+                train_fixture_metric(&f, 0, "grad_norm") == 0); /* null */
+    assert_true(train_fixture_metric(&f, 0, "skipped_steps") == 1);
+    train_fixture_steps(&f, 1);
+    assert_true(fabs(train_fixture_metric(&f, 1, "loss_scale") / scale - 0.5) < 1e-8);
+    assert_true(train_fixture_metric(&f, 1, "skipped_steps") == 2);
+    train_fixture_end(&f);
+    free(before);
+
+    f.options.config.loss_scale = 0x1p75; /* some are skipped, most are not */
+    each_way(&f.options.config);
+    check_resume(breaks, 2);
+    double skipped = train_fixture_metric(&f, 19, "skipped_steps");
+    if (!(skipped > 3 && skipped < 17)) fail_msg("%g steps were skipped", skipped);
+    double last = train_fixture_metric(&f, 19, "loss_scale") / 0x1p75;
+    assert_true(fabs(last * exp2(skipped) - 1) < 1e-8);
+    assert_true(train_fixture_metric(&f, 19, "loss") < train_fixture_metric(&f, 0, "loss"));
+}
+
+static void test_f16_is_for_other_devices(void **state)
+{
+    struct error err;
+    f.options.config.dtype = DTYPE_F16;
+    assert_false(trainer_open(f.device, &f.options, NULL, &f.trainer, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    assert_string_equal(err.param, "dtype");
+    assert_non_null(strstr(err.text, "cpu does not compute in f16: CUDA devices do"));
+    f.trainer = NULL;
+}
+
 /* Metrics of steps that were lost are taken back; each step has one line. */
 static void test_metrics_after_a_resume(void **state)
 {
@@ -529,6 +598,9 @@ int main(void)
         TEST(test_resume_f32),
         TEST(test_resume_bf16_with_small_state),
         TEST(test_resume_bf16_with_masters),
+        TEST(test_a_power_of_two_changes_no_bit),
+        TEST(test_overflow_skips_steps),
+        TEST(test_f16_is_for_other_devices),
         TEST(test_metrics_after_a_resume),
         TEST(test_ways_to_save_memory_change_nothing),
         TEST(test_gradient_accumulation),
