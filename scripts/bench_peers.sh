@@ -1,15 +1,25 @@
 #!/bin/bash
-# gptd beside llama.cpp on the same machine, in one go, taking turns, so that both meet the same
-# weather. Builds nothing:
+# gptd beside others on the same machine, in one go, taking turns, so that all meet the same weather.
+# Builds nothing:
 #
 #     scripts/bench_peers.sh LLAMA_BENCH LLAMA_SERVER MODEL.gguf [GPTD_MODEL] [ROUNDS]
+#     scripts/bench_peers.sh train LLMC_TRAIN_GPT2 [PYTHON_WITH_TORCH] [ROUNDS]
 #
-# GPTD_MODEL (default the same file) is for comparing a Hugging Face directory with its GGUF. Every
-# round runs llama-bench, then each server with the same streaming clients; the table shows medians
-# over the rounds and the ratio gptd / llama.cpp. THREADS (default all cores) is what both get.
+# The first compares serving with llama.cpp: GPTD_MODEL (default the same file) is for comparing a
+# Hugging Face directory with its GGUF. Every round runs llama-bench, then each server with the same
+# streaming clients; the table shows medians over the rounds and the ratio gptd / llama.cpp. The
+# second compares training GPT-2 124M with llm.c's train_gpt2 (built with
+# `gcc -Ofast -march=native -fopenmp train_gpt2.c -lm`) and with torch: see scripts/bench_train.py.
+# THREADS (default all cores) is what each gets.
 set -eu
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+if [ "${1:-}" = train ]; then
+    [ $# -ge 2 ] || usage
+    exec python3 "$(dirname "$0")/bench_train.py" --llmc "$2" ${3:+--torch "$3"} \
+        --rounds "${4:-3}" --threads "${THREADS:-$(nproc)}"
+fi
 cd "$(dirname "$0")/.."
-[ $# -ge 3 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || usage
 llama_bench=$1 llama_server=$2 model=$3 gptd_model=${4:-$3} rounds=${5:-5}
 threads=${THREADS:-$(nproc)}
 out=$(mktemp -d)
