@@ -60,6 +60,7 @@ $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
 # Instruction sets: a file's name says which it may use; cpu/ picks at run time.
 $(BUILD)/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+$(BUILD)/cpu/%_avx512vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3)
 

@@ -40,6 +40,10 @@ static inline void *tensor_row(struct tensor t, int64_t r)
 int32_t cpu_count(const char *root, int32_t n_affinity);
 
 /* cpu_matrix.c */
+bool cpu_is_quantized(enum dtype dtype); /* q8_0, q4_0 */
+/* A panel is a stream of steps: of one input (f32), a pair (bf16), or a block of 32 (quantized). */
+int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in);
+int64_t cpu_panel_step_bytes(enum dtype dtype);
 int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows);

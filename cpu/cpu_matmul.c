@@ -22,7 +22,9 @@ struct matmul {
     const struct matrix *w;
     const float *bias;
     enum epilogue epilogue;
+    bool quantized;     /* rows of x become int8 codes */
     int64_t steps;      /* of a tile */
+    int64_t step_bytes; /* of a panel */
     int64_t row_words;  /* 32-bit words of one packed row */
     int64_t n_blocks;   /* of rows */
     uint32_t *packed;   /* [blocks][row_words][rows of the block] */
@@ -32,6 +34,21 @@ struct matmul {
 static int64_t block_begin(const struct matmul *m, int64_t block)
 {
     return block * m->x.rows / m->n_blocks;
+}
+
+/* A row of x, quantized, into every `rows`-th word from out. */
+static void pack_quantized(const struct matmul *m, int64_t row, int64_t rows, uint32_t *out)
+{
+    const uint16_t *x = tensor_row(m->x, row);
+    for (int64_t s = 0; s < m->steps; s++, x += QUANT_BLOCK, out += QUANT_WORDS * rows) {
+        uint16_t last[QUANT_BLOCK] = {0};
+        int64_t n = m->x.cols - s * QUANT_BLOCK;
+        uint32_t words[QUANT_WORDS];
+        if (n < QUANT_BLOCK) memcpy(last, x, (size_t)n * sizeof *x);
+        m->kernels->quantize_block(n < QUANT_BLOCK ? last : x, (int8_t *)words, (float *)&words[8],
+                                   (int32_t *)&words[9]);
+        for (int i = 0; i < QUANT_WORDS; i++) out[i * rows] = words[i];
+    }
 }
 
 /* Words [from, to) of one row of x, as the kernels want them. */
@@ -59,6 +76,10 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
     for (int64_t b = begin; b < end; b++) {
         int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
         uint32_t *out = m->packed + row0 * m->row_words;
+        if (m->quantized) {
+            for (int64_t r = 0; r < rows; r++) pack_quantized(m, row0 + r, rows, out + r);
+            continue;
+        }
         for (int64_t from = 0; from < m->row_words; from += CHUNK) {
             int64_t to = min_i64(from + CHUNK, m->row_words);
             for (int64_t r = 0; r < rows; r++) {
@@ -73,6 +94,19 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
 {
     return (uint8_t *)tensor_row(m->out, row) + (size_t)n0 * element_bytes(m->out.dtype);
+}
+
+typedef void (*tile_fn)(const struct matmul_tile *t);
+
+static tile_fn tile_kernel(const struct cpu_kernels *k, enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_F32: return k->matmul_f32;
+    case DTYPE_BF16: return k->matmul_bf16;
+    case DTYPE_Q8_0: return k->matmul_q8;
+    case DTYPE_Q4_0: return k->matmul_q4;
+    default: ASSERT(!"a type that weights have"); return NULL;
+    }
 }
 
 /* One panel times one block of rows, through the epilogue, into out. */
@@ -93,13 +127,13 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
     struct matmul_tile t = {
         .out = tile,
         .x = m->packed + row0 * m->row_words,
-        .w = (const uint8_t *)m->w->data + panel * m->steps * PANEL * 4,
+        .w = (const uint8_t *)m->w->data + panel * m->steps * m->step_bytes,
         .steps = m->steps,
         .rows = (int32_t)rows,
         .prefetch = prefetch,
         .prefetch_step = prefetch_step,
     };
-    (m->w->dtype == DTYPE_F32 ? k->matmul_f32 : k->matmul_bf16)(&t);
+    tile_kernel(k, m->w->dtype)(&t);
 
     const float *bias = m->bias ? m->bias + n0 : NULL;
     for (int64_t r = 0; r < rows; r++)
@@ -112,12 +146,12 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
  * waits for arithmetic. */
 static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0, int64_t block1)
 {
-    int64_t n = block1 - block0, panel_bytes = m->steps * PANEL * 4;
+    int64_t n = block1 - block0, panel_bytes = m->steps * m->step_bytes;
     const char *w = (const char *)m->w->data + panel * panel_bytes;
     for (int64_t b = block0; b < block1; b++) {
         const char *prefetch = n == 1 ? w + min_i64(PREFETCH_BYTES, panel_bytes)
                                       : w + panel_bytes + panel_bytes * (b - block0) / n;
-        multiply_tile(m, panel, b, prefetch, PANEL * 4 / n);
+        multiply_tile(m, panel, b, prefetch, m->step_bytes / n);
     }
 }
 
@@ -131,22 +165,30 @@ static void multiply_panels(void *ctx, int64_t begin, int64_t end, int32_t threa
             multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
 }
 
-int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in) { return n_rows * round_up(n_in, 2) * 4; }
+int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
+{
+    int64_t quantized = ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS;
+    return n_rows * max_i64(round_up(n_in, 2), quantized) * 4;
+}
 
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue)
 {
     struct cpu_device *c = cpu_of(d);
-    ASSERT(x.dtype == w->dtype && x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
+    bool quantized = cpu_is_quantized(w->dtype);
+    ASSERT(x.dtype == (quantized ? DTYPE_BF16 : w->dtype));
+    ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
     ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
     ASSERT(cpu_matmul_workspace(x.rows, x.cols) <= c->workspace_bytes);
     if (x.rows == 0) return;
-    int64_t steps = x.dtype == DTYPE_F32 ? x.cols : ceil_div(x.cols, 2);
-    bool widened = x.dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
+    int64_t steps = cpu_panel_steps(w->dtype, x.cols);
+    bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
     struct matmul m = {
         .kernels = &c->kernels, .out = out, .x = x, .w = w, .bias = bias, .epilogue = epilogue,
+        .quantized = quantized,
         .steps = steps,
-        .row_words = widened ? 2 * steps : steps,
+        .step_bytes = cpu_panel_step_bytes(w->dtype),
+        .row_words = steps * (quantized ? QUANT_WORDS : widened ? 2 : 1),
         .n_blocks = ceil_div(x.rows, c->kernels.tile_rows),
         .packed = (uint32_t *)c->workspace,
     };

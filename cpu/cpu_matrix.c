@@ -3,22 +3,38 @@
  *
  *   f32   [ceil(n_out / 32)][n_in][32]
  *   bf16  [ceil(n_out / 32)][ceil(n_in / 2)][32][2]   pairs along k, as vdpbf16ps and AMX tiles want them
+ *   q8_0, q4_0   [ceil(n_out / 32)][ceil(n_in / 32)] blocks: codes of 32 outputs, then their f16 scales
+ *                (cpu/kernels.h), in as many bytes as GGUF takes
  *
  * Outputs and inputs that pad a panel are zero. */
+#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "cpu/cpu_internal.h"
 
-/* Words of 32 bits that one output has: f32 values, or pairs of bf16. */
-static int64_t words_per_output(enum dtype dtype, int64_t n_in)
+bool cpu_is_quantized(enum dtype dtype) { return dtype == DTYPE_Q8_0 || dtype == DTYPE_Q4_0; }
+
+int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 {
+    if (cpu_is_quantized(dtype)) return ceil_div(n_in, QUANT_BLOCK);
     return dtype == DTYPE_F32 ? n_in : ceil_div(n_in, 2);
+}
+
+int64_t cpu_panel_step_bytes(enum dtype dtype)
+{
+    if (dtype == DTYPE_Q8_0) return Q8_BLOCK_BYTES;
+    return dtype == DTYPE_Q4_0 ? Q4_BLOCK_BYTES : PANEL * 4;
+}
+
+static int64_t panel_bytes(enum dtype dtype, int64_t n_in)
+{
+    return cpu_panel_steps(dtype, n_in) * cpu_panel_step_bytes(dtype);
 }
 
 int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in)
 {
-    return round_up(n_out, PANEL) * words_per_output(dtype, n_in) * 4;
+    return ceil_div(n_out, PANEL) * panel_bytes(dtype, n_in);
 }
 
 struct matrix_write {
@@ -27,17 +43,80 @@ struct matrix_write {
     const float *rows;
 };
 
-/* Output n of the matrix, whose words are PANEL apart. */
+static uint8_t *panel_of(const struct matrix *w, int64_t n)
+{
+    return (uint8_t *)w->data + n / PANEL * panel_bytes(w->dtype, w->n_in);
+}
+
+/* Output n of a matrix that is not quantized: its words are PANEL apart. */
 static uint32_t *output_words(const struct matrix *w, int64_t n)
 {
-    int64_t words = words_per_output(w->dtype, w->n_in);
-    return (uint32_t *)w->data + n / PANEL * words * PANEL + n % PANEL;
+    return (uint32_t *)panel_of(w, n) + n % PANEL;
 }
 
 static uint32_t pack_pair(float even, float odd)
 {
     return f32_to_bf16(even) | (uint32_t)f32_to_bf16(odd) << 16;
 }
+
+/* ---- quantized ---- */
+
+/* Where the code of input k of output n (of its panel) lies in a block, and how far up in its byte. */
+static uint8_t *code_at(enum dtype dtype, uint8_t *block, int64_t k, int64_t n, int *shift)
+{
+    *shift = dtype == DTYPE_Q4_0 && k >= 16 ? 4 : 0;
+    int64_t group = dtype == DTYPE_Q4_0 ? k % 16 / 4 : k / 4;
+    return block + group * PANEL * 4 + n * 4 + k % 4;
+}
+
+static uint8_t *scale_at(enum dtype dtype, uint8_t *block, int64_t n)
+{
+    return block + cpu_panel_step_bytes(dtype) - 2 * PANEL + 2 * n;
+}
+
+/* GGML's reference: q8_0 takes the largest magnitude to 127, q4_0 the value that has it to -8. Files of the same
+ * type come back as they were. */
+static void write_block(enum dtype dtype, uint8_t *block, int64_t n, const float *x, int64_t n_in)
+{
+    float extreme = 0;
+    for (int64_t k = 0; k < n_in; k++)
+        if (fabsf(x[k]) > fabsf(extreme)) extreme = x[k];
+    bool q4 = dtype == DTYPE_Q4_0;
+    float scale = q4 ? extreme / -8 : fabsf(extreme) / 127;
+    float inverse = scale != 0 ? 1 / scale : 0;
+    int offset = q4 ? 8 : 128, least = q4 ? 0 : 1, most = q4 ? 15 : 255;
+    for (int64_t k = 0; k < QUANT_BLOCK; k++) {
+        float code = k < n_in ? roundf(x[k] * inverse) + (float)offset : (float)offset;
+        int shift, c = code >= (float)least ? code < (float)most ? (int)code : most : least;
+        uint8_t *byte = code_at(dtype, block, k, n, &shift);
+        *byte = (uint8_t)((q4 ? *byte & ~(15 << shift) : 0) | c << shift);
+    }
+    uint16_t half = f32_to_f16(scale);
+    memcpy(scale_at(dtype, block, n), &half, sizeof half);
+}
+
+static void write_quantized(const struct matrix *w, int64_t n, const float *x)
+{
+    uint8_t *block = panel_of(w, n);
+    for (int64_t k = 0; k < w->n_in; k += QUANT_BLOCK, block += cpu_panel_step_bytes(w->dtype))
+        write_block(w->dtype, block, n % PANEL, x + k, min_i64(QUANT_BLOCK, w->n_in - k));
+}
+
+static void read_quantized(const struct matrix *w, int64_t n, float *out)
+{
+    uint8_t *block = panel_of(w, n);
+    int offset = w->dtype == DTYPE_Q4_0 ? 8 : 128, mask = w->dtype == DTYPE_Q4_0 ? 15 : 255;
+    for (int64_t k = 0; k < w->n_in; k++) {
+        int shift;
+        uint16_t half;
+        uint8_t *at = block + k / QUANT_BLOCK * cpu_panel_step_bytes(w->dtype);
+        memcpy(&half, scale_at(w->dtype, at, n % PANEL), sizeof half);
+        int code = *code_at(w->dtype, at, k % QUANT_BLOCK, n % PANEL, &shift) >> shift & mask;
+        out[k] = f16_to_f32(half) * (float)(code - offset);
+    }
+}
+
+/* ---- writing and reading ---- */
 
 static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
@@ -46,6 +125,10 @@ static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
     int64_t n_in = w->n_in;
     for (int64_t i = begin * PANEL; i < min_i64(end * PANEL, job->n_rows); i++) {
         const float *src = job->rows + i * n_in;
+        if (cpu_is_quantized(w->dtype)) {
+            write_quantized(w, job->row0 + i, src);
+            continue;
+        }
         uint32_t *dst = output_words(w, job->row0 + i);
         if (w->dtype == DTYPE_F32) {
             for (int64_t k = 0; k < n_in; k++) memcpy(&dst[k * PANEL], &src[k], 4);
@@ -60,6 +143,10 @@ static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
 /* Output n of the matrix as f32. */
 static void read_output(const struct matrix *w, int64_t n, float *out)
 {
+    if (cpu_is_quantized(w->dtype)) {
+        read_quantized(w, n, out);
+        return;
+    }
     const uint32_t *src = output_words(w, n);
     for (int64_t k = 0; k < w->n_in; k++) {
         if (w->dtype == DTYPE_F32) memcpy(&out[k], &src[k * PANEL], 4);

@@ -21,6 +21,10 @@ enum {
     KEY_BLOCK_PAGES = KEY_BLOCK / KV_PAGE_TOKENS,
     QUERY_ROWS = 32,  /* the most query rows (positions x heads) of one attention call */
     MAX_HEAD_DIM = 256,
+    QUANT_BLOCK = 32, /* inputs that share a scale in quantized products */
+    QUANT_WORDS = 10, /* 32-bit words of a block of a packed row: codes [8], scale, sum of the codes */
+    Q8_BLOCK_BYTES = PANEL * (QUANT_BLOCK + 2), /* of a panel: codes and f16 scales of one block */
+    Q4_BLOCK_BYTES = PANEL * (QUANT_BLOCK / 2 + 2),
 };
 
 /* One tile of a matrix product: `rows` (1..TILE_ROWS) rows of x times one panel.
@@ -28,6 +32,14 @@ enum {
  * x holds 32-bit words [steps][rows]. f32: a step is one k, the word is x. bf16: a step is a pair of k;
  * with `bf16_dot` the word is the pair, without there are two f32 words: [steps][2][rows].
  * w holds [steps][PANEL] f32, or [steps][PANEL][2] bf16.
+ *
+ * Quantized: a step is a block of 32 inputs. x holds [steps][QUANT_WORDS][rows]: int8 codes, four inputs to a
+ * word, then the block's f32 scale and the sum of its codes (int32). w holds, a step,
+ *   q8_0   codes u8 [8][PANEL][4], each 128 more than it means; f16 scales [PANEL]
+ *   q4_0   codes u8 [4][PANEL][4], in the low nibbles inputs 0..15, in the high ones 16..31, each 8 more than
+ *          it means; f16 scales [PANEL]
+ * A block's products are summed exactly, in int32; then block by block out += sum * x scale * w scale.
+ *
  * out [rows][PANEL] f32: each one chain of additions from zero, over k upwards.
  * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next. */
 struct matmul_tile {
@@ -95,6 +107,11 @@ struct cpu_kernels {
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);
+    void (*matmul_q8)(const struct matmul_tile *t);
+    void (*matmul_q4)(const struct matmul_tile *t);
+    /* One block of a row as int8 codes: scale = the largest magnitude / 127, code = x / scale to the nearest
+     * even. Values that are not finite have no code worth having, but nothing breaks. */
+    void (*quantize_block)(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum);
     /* out[i] = epilogue(y[i] + bias[i]); bias may be NULL; EPILOGUE_ADD adds to out (f32); gelu takes its
      * argument rounded to out's type. */
     void (*finish)(void *out, enum dtype dtype, const float *y, const float *bias,
@@ -157,6 +174,9 @@ const char *cpu_isa_name(enum cpu_isa isa);
 /* Each of these overrides what it does better. */
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_train_kernels_reference(struct cpu_kernels *k);
+void cpu_quant_kernels_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);
+void cpu_quant_kernels_avx2(struct cpu_kernels *k);
 void cpu_kernels_avx512(struct cpu_kernels *k);
+void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k); /* only where the processor has VNNI */
 void cpu_kernels_avx512bf16(struct cpu_kernels *k);

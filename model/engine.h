@@ -36,7 +36,8 @@
 struct engine;
 
 struct engine_options {
-    enum dtype dtype;         /* f32 or bf16 */
+    enum dtype dtype;         /* of weights: f32, bf16, q8_0, q4_0 (quantized as they are loaded; the KV
+                                 cache is bf16 then) */
     int32_t max_seqs;         /* sequences that run at once (n counts n) */
     int32_t max_batch_tokens; /* rows of one step: decodes plus a prefill chunk */
     int32_t max_queue;        /* requests waiting */

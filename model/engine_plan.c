@@ -166,8 +166,8 @@ static bool resolve_options(struct engine *e, struct error *err)
                              "%s is %lld; it must be from %lld to %lld", ranges[i].name,
                              (long long)ranges[i].value, (long long)ranges[i].min,
                              (long long)ranges[i].max);
-    if (o->dtype != DTYPE_F32 && o->dtype != DTYPE_BF16)
-        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32 or bf16",
+    if (!gpt_type_is_served(o->dtype))
+        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32, bf16, q8_0 or q4_0",
                          dtype_info(o->dtype)->name);
     if (o->max_context == 0) o->max_context = c->block_size;
     return true;
@@ -177,18 +177,18 @@ static void resolve_shapes(struct engine *e)
 {
     const struct engine_options *o = &e->options;
     const struct gpt_config *c = &e->gpt.config;
-    e->gpt.dtype = o->dtype;
+    gpt_set_type(&e->gpt, o->dtype);
     e->gpt.max_context = o->max_context;
     e->pages_per_seq = (int32_t)ceil_div(o->max_context, KV_PAGE_TOKENS);
     /* Every running sequence can have its row; more only helps scoring. */
     e->max_logit_rows = (int32_t)min_i64(o->max_batch_tokens, max_i64(o->max_seqs, MIN_LOGIT_ROWS));
     e->kv = (struct kv_cache){
-        .dtype = o->dtype,
+        .dtype = e->gpt.dtype,
         .n_layer = (int32_t)c->n_layer,
         .n_kv_head = (int32_t)c->n_kv_head,
         .head_dim = (int32_t)c->head_dim,
     };
-    e->kv_page_bytes = c->n_layer * e->device->ops->kv_page_bytes(e->device, o->dtype,
+    e->kv_page_bytes = c->n_layer * e->device->ops->kv_page_bytes(e->device, e->kv.dtype,
                                                                   e->kv.n_kv_head, e->kv.head_dim);
 }
 

@@ -79,12 +79,12 @@ static bool resolve(struct evaluator *e, const struct evaluator_options *o, stru
         return error_set(err, ERR_INVALID, NULL, "sequences of %lld tokens are too long to "
                          "evaluate", (long long)T);
     e->gpt.config = *c;
-    e->gpt.dtype = o->dtype;
+    gpt_set_type(&e->gpt, o->dtype);
     e->gpt.max_context = c->pos_encoding == POS_ROPE ? T : c->block_size;
     e->shape = (struct gpt_train_options){.max_rows = T, .max_spans = 1, .loss_rows = 1};
     e->piece_rows = min_i64(T, PIECE_ROWS);
     e->kv = (struct kv_cache){
-        .dtype = o->dtype,
+        .dtype = e->gpt.dtype,
         .n_layer = (int32_t)c->n_layer,
         .n_pages = (int32_t)gpt_train_pages(&e->shape),
         .n_kv_head = (int32_t)c->n_kv_head,

@@ -20,7 +20,7 @@ struct evaluator;
 
 struct evaluator_options {
     const struct checkpoint *checkpoint;
-    enum dtype dtype;        /* f32 or bf16 */
+    enum dtype dtype;        /* f32, bf16, q8_0 or q4_0 */
     int64_t max_sequence;    /* tokens of a sequence, at most: its keys and values must fit */
     int64_t memory_budget;   /* 0: none */
 };

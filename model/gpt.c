@@ -25,13 +25,27 @@ struct layout {
     const struct gpt *g;
     const struct device *d;
     enum memory_component component;
-    enum dtype blocks; /* of the layers' matrices */
+    enum dtype blocks;     /* of the layers' matrices */
+    enum dtype vocabulary; /* of the token embedding and the head */
     struct plan *plan;
 };
 
+bool gpt_type_is_served(enum dtype type)
+{
+    return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_Q8_0 || type == DTYPE_Q4_0;
+}
+
+void gpt_set_type(struct gpt *g, enum dtype type)
+{
+    ASSERT(gpt_type_is_served(type));
+    bool plain = type == DTYPE_F32 || type == DTYPE_BF16;
+    g->dtype = plain ? type : DTYPE_BF16;
+    g->quantized = plain ? 0 : type;
+}
+
 static struct matrix take_matrix(const struct layout *at, enum weight_role role)
 {
-    struct matrix m = {.dtype = weight_role_is_layer(role) ? at->blocks : at->g->dtype};
+    struct matrix m = {.dtype = weight_role_is_layer(role) ? at->blocks : at->vocabulary};
     bool exists = weight_role_shape(&at->g->config, role, &m.n_out, &m.n_in);
     ASSERT(exists);
     int64_t bytes = at->d->ops->matrix_bytes(at->d, m.dtype, m.n_out, m.n_in);
@@ -74,38 +88,39 @@ static void layer_layout(struct gpt_layer *l, const struct layout *at)
     l->mlp_down_bias = take_vector(at, WEIGHT_MLP_DOWN_BIAS);
 }
 
-static void layout_all(struct gpt *g, enum dtype blocks, const struct device *d,
-                       enum memory_component component, struct plan *plan)
+static void layout_all(struct gpt *g, const struct layout *at)
 {
     const struct gpt_config *c = &g->config;
-    struct layout at = {g, d, component, blocks, plan};
+    struct plan *plan = at->plan;
     ASSERT(g->max_context > 0 && g->max_context <= c->block_size);
-    g->wte = take_matrix(&at, WEIGHT_TOKEN_EMBEDDING);
-    g->wpe = take_vector(&at, WEIGHT_POSITION_EMBEDDING);
+    g->wte = take_matrix(at, WEIGHT_TOKEN_EMBEDDING);
+    g->wpe = take_vector(at, WEIGHT_POSITION_EMBEDDING);
     g->rope = NULL;
-    if (c->pos_encoding == POS_ROPE && component == MEMORY_WEIGHTS)
-        g->rope = plan_take(plan, component, "rope", g->max_context * c->head_dim, sizeof(float));
+    if (c->pos_encoding == POS_ROPE && at->component == MEMORY_WEIGHTS)
+        g->rope = plan_take(plan, at->component, "rope", g->max_context * c->head_dim, sizeof(float));
     for (int64_t i = 0; i < c->n_layer; i++) {
         plan->layer = (int32_t)i;
-        layer_layout(&g->layers[i], &at);
+        layer_layout(&g->layers[i], at);
     }
     plan->layer = -1;
-    g->final_norm = take_norm(&at, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
-    g->lm_head = c->tie_weights ? g->wte : take_matrix(&at, WEIGHT_LM_HEAD);
-    g->lm_head_bias = take_vector(&at, WEIGHT_LM_HEAD_BIAS);
+    g->final_norm = take_norm(at, WEIGHT_FINAL_NORM, WEIGHT_FINAL_NORM_BIAS);
+    g->lm_head = c->tie_weights ? g->wte : take_matrix(at, WEIGHT_LM_HEAD);
+    g->lm_head_bias = take_vector(at, WEIGHT_LM_HEAD_BIAS);
 }
 
 void gpt_layout(struct gpt *g, const struct device *d, enum memory_component component,
                 struct plan *plan)
 {
-    layout_all(g, g->dtype, d, component, plan);
+    enum dtype blocks = g->quantized ? g->quantized : g->dtype;
+    enum dtype vocabulary = g->quantized ? DTYPE_Q8_0 : g->dtype;
+    layout_all(g, &(struct layout){g, d, component, blocks, vocabulary, plan});
 }
 
 void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct device *d,
                           struct plan *plan)
 {
     ASSERT(grads->dtype == DTYPE_F32);
-    layout_all(grads, blocks, d, MEMORY_GRADIENTS, plan);
+    layout_all(grads, &(struct layout){grads, d, MEMORY_GRADIENTS, blocks, DTYPE_F32, plan});
 }
 
 static struct tensor take_tensor(struct plan *plan, const char *name, enum dtype dtype,

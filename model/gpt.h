@@ -19,6 +19,9 @@ struct gpt_layer {
 struct gpt {
     struct gpt_config config;
     enum dtype dtype; /* of the matrices and activations: f32 or bf16 */
+    /* Serving may store the matrices as q8_0 or q4_0 blocks, with bf16 activations; 0: not. The token
+     * embedding and the head, which decide every token, never go below q8_0. */
+    enum dtype quantized;
     struct matrix wte;
     float *wpe;  /* [block_size, C] f32; NULL with RoPE */
     float *rope; /* [max_context, K/2, 2] f32 cos, sin; NULL with learned positions */
@@ -43,7 +46,11 @@ struct gpt_state {
     struct tensor logits;  /* [M, V] f32 */
 };
 
-/* Lays out the weights (as component c) for the config: all pointers of `g` that live on the device. g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */
+/* How weights of `type` (f32, bf16, q8_0, q4_0) are kept and computed with: sets g->dtype and g->quantized. */
+void gpt_set_type(struct gpt *g, enum dtype type);
+bool gpt_type_is_served(enum dtype type);
+/* Lays out the weights (as component c) for the config: all pointers of `g` that live on the device.
+ * g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */
 void gpt_layout(struct gpt *g, const struct device *d, enum memory_component c, struct plan *plan);
 /* Lays out gradients, f32 twins of the weights; the layers' matrices have the type `blocks`, f32 or bf16. */
 void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct device *d,

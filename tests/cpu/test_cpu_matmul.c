@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
+#include "model/device_train.h"
 #include "tests/cpu/cpu_util.h"
 
 struct shape { int64_t n_out, n_in; };
@@ -123,6 +124,112 @@ static void activations_hold_at_extremes(void **state)
     }
 }
 
+/* ---- quantized ---- */
+
+static const enum dtype quantized[] = {DTYPE_Q8_0, DTYPE_Q4_0};
+enum { N_QUANTIZED = 2 };
+
+/* A row as the kernels see it: codes times scale, blocks of 32. */
+static void quantize_row(const float *x, int64_t n, double *out)
+{
+    for (int64_t k0 = 0; k0 < n; k0 += 32) {
+        float largest = 0;
+        int64_t end = min_i64(k0 + 32, n);
+        for (int64_t k = k0; k < end; k++) largest = fmaxf(largest, fabsf(x[k]));
+        for (int64_t k = k0; k < end; k++)
+            out[k] = largest > 0 ? nearbyintf(x[k] * (127.0f / largest)) * (double)(largest / 127.0f) : 0;
+    }
+}
+
+static void check_quantized(struct device *d, enum dtype dtype, struct shape s, int64_t rows,
+                            struct cpu_rng *rng)
+{
+    float *wv = random_values(rng, s.n_out * s.n_in, 0), *read = malloc((size_t)(s.n_out * s.n_in) * 4);
+    float *xv = random_values(rng, rows * s.n_in, DTYPE_BF16), *bias = random_values(rng, s.n_out, 0);
+    double *xq = malloc((size_t)(rows * s.n_in) * sizeof *xq);
+    struct matrix w = packed(d, dtype, s, wv);
+    d->train->matrix_read(d, &w, 0, s.n_out, read);
+    /* What is stored is the nearest code away from what was meant, or half a step of the block's extreme. */
+    for (int64_t i = 0; i < s.n_out * s.n_in; i++)
+        assert_near(read[i], wv[i], dtype == DTYPE_Q8_0 ? 0.0045 : 0.13, "stored", i / s.n_in, i % s.n_in);
+    struct tensor x = tensor_from(DTYPE_BF16, rows, s.n_in, xv), out = tensor_blank(DTYPE_F32, rows, s.n_out);
+    d->ops->matmul(d, out, x, &w, bias, EPILOGUE_NONE);
+    for (int64_t r = 0; r < rows; r++) quantize_row(xv + r * s.n_in, s.n_in, xq + r * s.n_in);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t n = 0; n < s.n_out; n++) {
+            double y = bias[n];
+            for (int64_t k = 0; k < s.n_in; k++) y += xq[r * s.n_in + k] * read[n * s.n_in + k];
+            assert_near(tensor_at(out, r, n), y, 2e-6 + 1e-7 * (double)s.n_in, d->ops->description(d), r, n);
+        }
+    free(wv), free(read), free(xv), free(bias), free(xq), free(w.data), free(x.data), free(out.data);
+}
+
+static void quantized_products_are_right(void **state)
+{
+    struct cpu_rng rng = {11};
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+        struct cpu_fixture f;
+        struct workspace_shape plan = plan_for(MAX_ROWS, 129);
+        cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+        for (int q = 0; q < N_QUANTIZED; q++)
+            for (int s = 0; s < N_SHAPES; s++)
+                for (int c = 0; c < N_COUNTS; c++)
+                    check_quantized(f.d, quantized[q], shapes[s], row_counts[c], &rng);
+        cpu_fixture_close(&f);
+    }
+}
+
+/* Weights that are exact in a format come back as they were: files of that format lose nothing. */
+static void quantizing_again_changes_nothing(void **state)
+{
+    enum { N_OUT = 40, N_IN = 96 };
+    struct cpu_rng rng = {13};
+    struct cpu_fixture f;
+    struct workspace_shape plan = plan_for(1, N_IN);
+    cpu_fixture_open(&f, CPU_ISA_BEST, 2, &plan);
+    for (int q = 0; q < N_QUANTIZED; q++) {
+        float *values = random_values(&rng, N_OUT * N_IN, 0), again[N_OUT * N_IN];
+        struct matrix w = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, values);
+        f.d->train->matrix_read(f.d, &w, 0, N_OUT, values);
+        struct matrix copy = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, values);
+        f.d->train->matrix_read(f.d, &copy, 0, N_OUT, again);
+        assert_memory_equal(again, values, sizeof again);
+        assert_memory_equal(copy.data, w.data,
+                            (size_t)f.d->ops->matrix_bytes(f.d, quantized[q], N_OUT, N_IN));
+        free(values), free(w.data), free(copy.data);
+    }
+    cpu_fixture_close(&f);
+}
+
+/* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they were. */
+static void quantized_poison_does_not_spread(void **state)
+{
+    enum { ROWS = 5, N_OUT = 40, N_IN = 64 };
+    struct cpu_rng rng = {17};
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
+        for (int q = 0; q < N_QUANTIZED; q++) {
+            struct cpu_fixture f;
+            struct workspace_shape plan = plan_for(ROWS, N_IN);
+            cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+            float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, 0);
+            struct tensor clean = tensor_blank(DTYPE_F32, ROWS, N_OUT), out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+            struct matrix w = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, wv);
+            struct tensor x = tensor_from(DTYPE_BF16, ROWS, N_IN, xv);
+            f.d->ops->matmul(f.d, clean, x, &w, NULL, EPILOGUE_NONE);
+            wv[33 * N_IN + 2] = NAN;
+            wv[33 * N_IN + 3] = 1e38f;
+            ((uint16_t *)x.data)[2 * N_IN + 5] = f32_to_bf16(INFINITY);
+            ((uint16_t *)x.data)[2 * N_IN + 6] = f32_to_bf16(NAN);
+            struct matrix bad = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, wv);
+            f.d->ops->matmul(f.d, out, x, &bad, NULL, EPILOGUE_NONE);
+            for (int64_t r = 0; r < ROWS; r++)
+                for (int64_t n = 0; n < N_OUT; n++)
+                    if (r != 2 && n != 33) assert_true(tensor_at(out, r, n) == tensor_at(clean, r, n));
+            free(wv), free(xv), free(w.data), free(bad.data), free(x.data), free(out.data), free(clean.data);
+            cpu_fixture_close(&f);
+        }
+}
+
 /* The same rows in calls of every size, at every offset, with other threads: the same bits. */
 static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64_t rows)
 {
@@ -131,9 +238,11 @@ static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64
     struct cpu_fixture one, many;
     cpu_fixture_open(&one, isa, 1, &plan);
     cpu_fixture_open(&many, isa, 3, &plan);
-    float *wv = random_values(&rng, s.n_out * s.n_in, dtype), *xv = random_values(&rng, rows * s.n_in, dtype);
+    bool plain = dtype == DTYPE_F32 || dtype == DTYPE_BF16;
+    enum dtype act = plain ? dtype : DTYPE_BF16;
+    float *wv = random_values(&rng, s.n_out * s.n_in, act), *xv = random_values(&rng, rows * s.n_in, act);
     struct matrix w = packed(one.d, dtype, s, wv);
-    struct tensor x = tensor_from(dtype, rows, s.n_in, xv);
+    struct tensor x = tensor_from(act, rows, s.n_in, xv);
     struct tensor whole = tensor_blank(DTYPE_F32, rows, s.n_out), part = tensor_blank(DTYPE_F32, rows, s.n_out);
     many.d->ops->matmul(many.d, whole, x, &w, NULL, EPILOGUE_NONE);
     for (int64_t size = 1; size <= rows; size = size < 20 ? size + 1 : size * 2 + 1) {
@@ -142,7 +251,7 @@ static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64
         for (int64_t r = 0; r < rows; r += size) {
             int64_t n = min_i64(size, rows - r);
             d->ops->matmul(d, (struct tensor){tensor_row(part, r), DTYPE_F32, n, s.n_out},
-                           (struct tensor){tensor_row(x, r), dtype, n, s.n_in}, &w, NULL,
+                           (struct tensor){tensor_row(x, r), act, n, s.n_in}, &w, NULL,
                            EPILOGUE_NONE);
         }
         assert_memory_equal(part.data, whole.data, (size_t)(rows * s.n_out) * 4);
@@ -154,10 +263,11 @@ static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64
 
 static void rows_do_not_know_their_neighbours(void **state)
 {
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
-        for (int dtype = 0; dtype <= DTYPE_BF16; dtype += DTYPE_BF16) {
-            check_bits((enum cpu_isa)isa, (enum dtype)dtype, (struct shape){100, 129}, 40);
-            check_bits((enum cpu_isa)isa, (enum dtype)dtype, (struct shape){64, 1536}, 200); /* row groups */
+        for (int i = 0; i < 4; i++) {
+            check_bits((enum cpu_isa)isa, types[i], (struct shape){100, 129}, 40);
+            check_bits((enum cpu_isa)isa, types[i], (struct shape){64, 1536}, 200); /* row groups */
         }
 }
 
@@ -220,6 +330,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_right),
+        cmocka_unit_test(quantized_products_are_right),
+        cmocka_unit_test(quantizing_again_changes_nothing),
+        cmocka_unit_test(quantized_poison_does_not_spread),
         cmocka_unit_test(activations_hold_at_extremes),
         cmocka_unit_test(rows_do_not_know_their_neighbours),
         cmocka_unit_test(embedding_reads_packed_rows),

@@ -146,6 +146,13 @@ static void test_gpt2_bf16(void **state)
     test_makeups("tests/golden/gpt2", DTYPE_BF16);
 }
 
+static void test_quantized(void **state)
+{
+    (void)state;
+    test_makeups("tests/golden/llama", DTYPE_Q8_0);
+    test_makeups("tests/golden/gpt2", DTYPE_Q4_0);
+}
+
 /* What scoring says of a text is, to the bit, what decoding said as it wrote it. */
 static void score_again(struct engine *e, struct job *written, const char *makeup)
 {
@@ -207,6 +214,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama_f32),
         cmocka_unit_test(test_gpt2_bf16),
+        cmocka_unit_test(test_quantized),
         cmocka_unit_test(test_scoring_equals_decoding),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
