@@ -18,7 +18,7 @@ WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpoi
 CFLAGS  := -std=c17 -D_GNU_SOURCE -O2 -g -fno-strict-aliasing -ffp-contract=off -pthread $(WARN) \
            -I. -MMD -MP $(EXTRA_CFLAGS)
 LDFLAGS := -pthread $(EXTRA_LDFLAGS)
-LIBS    := -lmicrohttpd -lcjson -lpcre2-8 -lunistring -lcrypto -lm -ldl
+LIBS    := -lmicrohttpd -lgnutls -lcjson -lpcre2-8 -lunistring -lcrypto -lm -ldl
 ifeq ($(SAN),address)
 SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif

@@ -3,9 +3,9 @@
 # the tests too. Says what it does; does nothing (and needs no network) when all is there.
 set -eu
 
-build="gcc make libc6-dev libmicrohttpd-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev
+build="gcc make libc6-dev libmicrohttpd-dev libgnutls28-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev
        curl ca-certificates"
-test="libcmocka-dev python3 python3-venv clang"
+test="libcmocka-dev openssl python3 python3-venv clang"
 
 if ! command -v dpkg-query >/dev/null; then
     echo "setup: not a Debian system; gptd needs what Debian calls: $build (tests: $test)" >&2

@@ -17,6 +17,7 @@
 #include "server/models.h"
 #include "server/process.h"
 #include "server/signals.h"
+#include "server/tls.h"
 
 struct serve_options {
     struct option_list models;
@@ -27,6 +28,7 @@ struct serve_options {
     struct auth_options keys;
     const char *data_dir, *models_dir;
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
+    const char *tls_cert, *tls_key;
     const char *log_level;
     bool auth, hint;
 };
@@ -89,6 +91,9 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "Whose pages a browser lets read replies: https://example.org, or * for any."},
     };
     const struct option after[] = {
+        {"tls-cert", OPTION_STRING, &o->tls_cert, 0, 0, "FILE",
+         "Serve HTTPS with this certificate chain (PEM); read again on SIGHUP."},
+        {"tls-key", OPTION_STRING, &o->tls_key, 0, 0, "FILE", "The certificate's key (PEM)."},
         {"max-body", OPTION_BYTES, &o->http.max_body, 1, MAX_BODY, "SIZE",
          "Of a request's body; more gets 413."},
         {"max-header", OPTION_BYTES, &o->http.max_header, 1024, 1 << 20, "SIZE",
@@ -193,6 +198,9 @@ static bool options_check(struct serve_options *o, struct error *err)
     if (o->models.n == 0)
         return error_set(err, ERR_INVALID, "model", "say what to serve: --model PATH");
     if (!keys_check(o, err)) return false;
+    if (!o->tls_cert != !o->tls_key)
+        return error_set(err, ERR_INVALID, o->tls_cert ? "tls-key" : "tls-cert",
+                         "--tls-cert and --tls-key are two halves of one thing: give both");
     if (!model_options_check(&o->model, err) || !check_names(&o->models, err)) return false;
     o->limits.body_bytes = (size_t)o->http.max_body;
     o->limits.max_n = (int32_t)o->max_n;
@@ -255,18 +263,25 @@ static void drain(struct http_server *http, struct models *models, struct jobs *
 
 /* ---- Serving ---- */
 
+/* A line for a shell. */
+static void print_hint(const struct serve_options *o, const struct api_context *m, const char *url)
+{
+    const char *path = listen_unix_path(o->http.host);
+    const char *insecure = o->tls_cert ? "-k " : "", *local = o->tls_cert ? "https" : "http";
+    printf("try: curl %s", insecure);
+    if (path) printf("--unix-socket %s %s://localhost", path, local);
+    else printf("%s", url);
+    printf("/v1/completions -H 'Content-Type: application/json' "
+           "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
+           m->model_id, engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
+}
+
 static void print_ready(const struct serve_options *o, const struct api_context *m, int port)
 {
     char url[160];
-    const char *path = listen_unix_path(o->http.host);
-    listen_url(o->http.host, port, "http", url, sizeof url);
+    listen_url(o->http.host, port, o->tls_cert ? "https" : "http", url, sizeof url);
     printf("listening on %s\n", url);
-    if (o->hint)
-        printf("try: curl %s%s%s/v1/completions -H 'Content-Type: application/json' "
-               "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
-               path ? "--unix-socket " : "", path ? path : url, path ? " http://localhost" : "",
-               m->model_id,
-               engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
+    if (o->hint) print_hint(o, m, url);
     fflush(stdout);
 }
 
@@ -323,8 +338,9 @@ static void serve_until_signal(const struct serve_options *o, struct http_server
     drain(http, models, jobs, o->drain_timeout_s);
 }
 
-static bool serve(const struct serve_options *o, struct auth *auth, struct models *models,
-                  int64_t baseline, struct shutdown *shutdown, struct error *err)
+static bool serve(const struct serve_options *o, struct auth *auth, struct tls *tls,
+                  struct models *models, int64_t baseline, struct shutdown *shutdown,
+                  struct error *err)
 {
     char id[128];
     struct metrics *metrics = malloc(sizeof *metrics); /* 100 kB: not on the stack */
@@ -344,6 +360,7 @@ static bool serve(const struct serve_options *o, struct auth *auth, struct model
     http_options.jobs = training.jobs;
     http_options.models = models;
     http_options.auth = auth;
+    http_options.tls = tls;
     http_options.check_host = listen_is_local(o->http.host) && !listen_unix_path(o->http.host);
     bool ok = http_start(&http_options, models_api(models), metrics, baseline, &http, err);
     if (ok) serve_until_signal(o, http, models, training.jobs, shutdown);
@@ -366,14 +383,16 @@ static int run(const struct serve_options *o)
     int64_t baseline = process_rss_bytes();
     struct models *models = NULL;
     struct auth *auth = NULL;
+    struct tls *tls = NULL;
     int code = EXIT_DONE;
-    if (!keys_open(o, &auth, &err)
+    if (!keys_open(o, &auth, &err) || (o->tls_cert && !tls_open(o->tls_cert, o->tls_key, &tls, &err))
         || !models_start(o->models.at, o->models.n, &o->model, &o->limits, o->models_dir, &models,
                          &err)
-        || !serve(o, auth, models, baseline, &shutdown, &err))
+        || !serve(o, auth, tls, models, baseline, &shutdown, &err))
         code = command_fail("serve", &err);
     models_stop(models);
     auth_close(auth);
+    tls_close(tls);
     signals_stop(signals);
     pthread_cond_destroy(&shutdown.cond);
     pthread_mutex_destroy(&shutdown.mutex);

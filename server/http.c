@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "server/header_guard.h"
 #include "server/request.h"
+#include "server/tls.h"
 
 enum {
     DISCARD_LIMIT = 64 << 20,   /* bytes read from a request that is refused already */
@@ -488,10 +489,13 @@ static bool start_daemon(struct http_server *s, struct error *err)
         {o->threads > 1 ? MHD_OPTION_THREAD_POOL_SIZE : MHD_OPTION_END, (intptr_t)o->threads, NULL},
         {MHD_OPTION_END, 0, NULL},
     };
+    struct MHD_OptionItem tls[N_TLS_OPTIONS + 1] = {{MHD_OPTION_END, 0, NULL}};
+    if (o->tls) tls_options(tls);
+    tls[N_TLS_OPTIONS].option = MHD_OPTION_END;
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC
-                     | MHD_USE_ERROR_LOG;
+                     | MHD_USE_ERROR_LOG | (o->tls ? MHD_USE_TLS : 0);
     s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, handle, s, MHD_OPTION_ARRAY, items,
-                                 MHD_OPTION_END);
+                                 MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
     if (s->daemon) return true;
     return error_set(err, ERR_IO, NULL, "cannot start the HTTP threads (%lld of them)",
                      (long long)o->threads);
@@ -531,7 +535,7 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
-    if (!connections_start(&o->times, o->max_connections, NULL, &s->connections, err)) goto fail;
+    if (!connections_start(&o->times, o->max_connections, o->tls, &s->connections, err)) goto fail;
     if (!exchanges_start(api, metrics, keep_alive_s(o), &s->exchanges, err)) goto fail;
     if (!start_daemon(s, err)) goto fail;
     tell_library_version(o->host);
@@ -547,10 +551,14 @@ fail:
 
 void http_reload(struct http_server *s)
 {
+    struct auth *auth = s->options.auth;
+    struct tls *tls = s->options.tls;
     struct error err;
-    if (!s->options.auth) log_info("SIGHUP: nothing to reload");
-    else if (auth_reload(s->options.auth, &err)) log_info("SIGHUP: the keys have been read again");
-    else log_error("SIGHUP: the keys stay as they were: %s", err.text);
+    if (!auth && !tls) log_info("SIGHUP: nothing to reload");
+    if (auth && auth_reload(auth, &err)) log_info("SIGHUP: the keys have been read again");
+    else if (auth) log_error("SIGHUP: the keys stay as they were: %s", err.text);
+    if (tls && tls_reload(tls, &err)) log_info("SIGHUP: the certificate has been read again");
+    else if (tls) log_error("SIGHUP: the certificate stays as it was: %s", err.text);
 }
 
 int http_port(const struct http_server *s) { return s->listener.port; }

@@ -18,6 +18,7 @@ struct auth;       /* server/auth.h */
 struct file_store; /* server/files.h */
 struct jobs;       /* server/jobs.h */
 struct models;     /* server/models.h */
+struct tls;        /* server/tls.h */
 
 struct http_options {
     const char *host;       /* see server/listen.h */
@@ -29,6 +30,7 @@ struct http_options {
     /* idle_s also: without a byte in either direction, unless waiting for the engine */
     struct connection_times times;
     bool log_requests;
+    struct tls *tls; /* NULL: plain HTTP */
     /* Who may ask. Without keys (NULL) anyone may do anything. */
     struct auth *auth;
     bool check_host;        /* only names of this machine, and these, in the Host header */

@@ -51,7 +51,8 @@ def run(*arguments, timeout=60, **kwargs):
 class Server:
     """`gptd serve` on a free port of 127.0.0.1. Requests that tests write by hand say `Host: x`."""
 
-    def __init__(self, *arguments, model=MODEL, wait=True):
+    def __init__(self, *arguments, model=MODEL, wait=True, verify=True):
+        self.verify = verify  # httpx's: of a server with TLS
         self.log = tempfile.NamedTemporaryFile("w+", prefix="gptd-", suffix=".log", delete=False)
         self.process = subprocess.Popen(
             command("serve", "--model", model, "--host", "127.0.0.1", "--port", 0,
@@ -68,7 +69,7 @@ class Server:
     def wait_listening(self, timeout=30):
         end = time.monotonic() + timeout * PATIENCE
         while time.monotonic() < end:
-            found = re.search(r"listening on (http://[0-9.]+:(\d+))", self.output())
+            found = re.search(r"listening on (https?://[0-9.]+:(\d+))", self.output())
             if found:
                 self.url, self.port = found.group(1), int(found.group(2))
                 return
@@ -83,7 +84,8 @@ class Server:
         end = time.monotonic() + timeout * PATIENCE
         while time.monotonic() < end:
             try:
-                if httpx.get(self.url + "/ready", timeout=5 * PATIENCE).status_code == 200:
+                reply = httpx.get(self.url + "/ready", verify=self.verify, timeout=5 * PATIENCE)
+                if reply.status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -95,7 +97,7 @@ class Server:
         return self.process.poll() is None
 
     def client(self, **kwargs):
-        return httpx.Client(base_url=self.url, timeout=60 * PATIENCE, **kwargs)
+        return httpx.Client(base_url=self.url, timeout=60 * PATIENCE, verify=self.verify, **kwargs)
 
     def kill(self):
         if self.running():
