@@ -58,7 +58,7 @@ void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct dev
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
-/* Bytes of staging (host memory, in use only until the call returns) that gpt_load and
+/* Bytes of staging (host memory, in use only until the call returns) that gpt_load, gpt_init and
  * gpt_write_rope need: about a megabyte, more only for rows of more than 4096 numbers. */
 int64_t gpt_load_staging_bytes(const struct gpt *g);
 /* Fills the rotation table, if the model has one. */
@@ -121,8 +121,9 @@ struct gpt_param {
 int64_t gpt_n_params(const struct gpt *g);
 struct gpt_param gpt_param(struct gpt *g, int64_t i);
 /* Random weights as GPT-2 starts: normal, 0.02; projections into the residual stream scaled by
- * 1 / sqrt(2 L); biases 0, norms 1. The bits depend on seed and config alone. */
-bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, struct error *err) MUST_CHECK;
+ * 1 / sqrt(2 L); biases 0, norms 1. The bits depend on seed and config alone. `staging`: gpt_load's. */
+bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, struct error *err)
+    MUST_CHECK;
 
 /* One forward pass: rows of the batch through all layers, writing their keys and values to kv;
  * then logits [n_out, V] in s->logits for the rows listed in out_rows (device memory, n_out <= max_logit_rows; n_out

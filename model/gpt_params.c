@@ -1,12 +1,11 @@
 /* The weights one by one, and their random beginning: see gpt.h. */
 #include <math.h>
-#include <stdlib.h>
 
 #include "base/checked.h"
 #include "model/gpt.h"
 #include "model/sampler.h"
 
-enum { INIT_BLOCK_FLOATS = 1 << 20, INIT_ROW_UNIT = 64 };
+enum { INIT_ROW_UNIT = 64 };
 #define INIT_STD 0.02f
 
 /* The weights that live apart; a tied lm_head is the token embedding. */
@@ -16,29 +15,29 @@ static bool param_exists(const struct gpt_config *c, enum weight_role role)
     return weight_role_shape(c, role, &n_out, &n_in);
 }
 
-/* Whole-model weights of this config, then those of one layer. */
-static int64_t count_roles(const struct gpt_config *c, bool of_layer)
-{
-    int64_t n = 0;
-    for (int role = 0; role < N_WEIGHT_ROLES; role++)
-        if (weight_role_is_layer((enum weight_role)role) == of_layer)
-            n += param_exists(c, (enum weight_role)role);
-    return n;
-}
+/* The weights of this config, in order: those of the whole model, those of a layer. */
+struct roles {
+    enum weight_role whole[N_WEIGHT_ROLES], layer[N_WEIGHT_ROLES];
+    int64_t n_whole, n_layer;
+};
 
-static enum weight_role nth_role(const struct gpt_config *c, bool of_layer, int64_t n)
+static struct roles roles_of(const struct gpt_config *c)
 {
-    for (int role = 0; role < N_WEIGHT_ROLES; role++)
-        if (weight_role_is_layer((enum weight_role)role) == of_layer &&
-            param_exists(c, (enum weight_role)role) && n-- == 0)
-            return (enum weight_role)role;
-    ASSERT(!"a parameter index in range");
-    return N_WEIGHT_ROLES;
+    struct roles r;
+    r.n_whole = r.n_layer = 0;
+    for (int i = 0; i < N_WEIGHT_ROLES; i++) {
+        enum weight_role role = (enum weight_role)i;
+        if (!param_exists(c, role)) continue;
+        if (weight_role_is_layer(role)) r.layer[r.n_layer++] = role;
+        else r.whole[r.n_whole++] = role;
+    }
+    return r;
 }
 
 int64_t gpt_n_params(const struct gpt *g)
 {
-    return count_roles(&g->config, false) + g->config.n_layer * count_roles(&g->config, true);
+    struct roles r = roles_of(&g->config);
+    return r.n_whole + g->config.n_layer * r.n_layer;
 }
 
 static struct matrix *param_matrix(struct gpt *g, enum weight_role role, struct gpt_layer *l)
@@ -79,11 +78,11 @@ static float *param_vector(struct gpt *g, enum weight_role role, struct gpt_laye
 struct gpt_param gpt_param(struct gpt *g, int64_t i)
 {
     const struct gpt_config *c = &g->config;
-    int64_t whole = count_roles(c, false), per_layer = count_roles(c, true);
-    ASSERT(i >= 0 && i < whole + c->n_layer * per_layer);
+    struct roles r = roles_of(c);
+    ASSERT(i >= 0 && i < r.n_whole + c->n_layer * r.n_layer);
     struct gpt_param p = {0};
-    p.layer = i < whole ? 0 : (i - whole) / per_layer;
-    p.role = i < whole ? nth_role(c, false, i) : nth_role(c, true, (i - whole) % per_layer);
+    p.layer = i < r.n_whole ? 0 : (i - r.n_whole) / r.n_layer;
+    p.role = i < r.n_whole ? r.whole[i] : r.layer[(i - r.n_whole) % r.n_layer];
     struct gpt_layer *l = &g->layers[p.layer];
     p.matrix = param_matrix(g, p.role, l);
     p.vector = param_vector(g, p.role, l);
@@ -136,27 +135,22 @@ static void fill_rows(const struct gpt_config *c, const struct gpt_param *p, uin
         rows[i] = std > 0 ? std * normal(key, row0 * p->n_in + i) : constant;
 }
 
-bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, struct error *err)
+bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, struct error *err)
 {
-    int64_t floats = max_i64(INIT_BLOCK_FLOATS, g->max_context * g->config.head_dim);
-    for (int64_t i = 0; i < gpt_n_params(g); i++)
-        floats = max_i64(floats, INIT_ROW_UNIT * gpt_param(g, i).n_in);
-    float *rows = malloc((size_t)floats * sizeof *rows);
-    if (!rows)
-        return error_set(err, ERR_MEMORY, NULL, "no memory for %lld bytes of starting weights",
-                         (long long)floats * (long long)sizeof *rows);
+    int64_t floats = gpt_load_staging_bytes(g) / (int64_t)sizeof *staging;
     for (int64_t i = 0; i < gpt_n_params(g); i++) {
         struct gpt_param p = gpt_param(g, i);
-        int64_t step = floats / p.n_in / INIT_ROW_UNIT * INIT_ROW_UNIT;
+        /* matrix_write takes multiples of the unit, or what is left. */
+        int64_t fit = floats / p.n_in;
+        int64_t step = fit >= p.n_out ? p.n_out : fit / INIT_ROW_UNIT * INIT_ROW_UNIT;
+        ASSERT(step > 0);
         for (int64_t row = 0; row < p.n_out; row += step) {
             int64_t n = min_i64(step, p.n_out - row);
-            fill_rows(&g->config, &p, seed, row, n, rows);
-            if (p.matrix) d->ops->matrix_write(d, p.matrix, row, n, rows);
-            else d->ops->upload(d, p.vector + row * p.n_in, rows, (size_t)(n * p.n_in) * 4);
+            fill_rows(&g->config, &p, seed, row, n, staging);
+            if (p.matrix) d->ops->matrix_write(d, p.matrix, row, n, staging);
+            else d->ops->upload(d, p.vector + row * p.n_in, staging, (size_t)(n * p.n_in) * 4);
         }
     }
-    gpt_write_rope(g, d, rows);
-    bool ok = d->ops->sync(d, err);
-    free(rows);
-    return ok;
+    gpt_write_rope(g, d, staging);
+    return d->ops->sync(d, err); /* before the staging goes: uploads may still read it */
 }

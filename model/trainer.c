@@ -13,7 +13,8 @@ static bool begin_run(struct trainer *t, struct error *err)
 {
     const struct trainer_options *o = &t->options;
     bool ok = o->init_from ? trainer_load_weights(t, o->init_from, err)
-                           : gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed, err);
+                           : gpt_init(&t->gpt, t->device, (uint64_t)o->config.seed,
+                                      t->load_staging, err);
     if (!ok) return false;
     optimizer_start(&t->optimizer, t->device);
     t->state = (struct train_state){.loss_scale = loss_scale_begin(o->config.loss_scale,

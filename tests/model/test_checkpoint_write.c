@@ -172,7 +172,9 @@ static void fresh_open(struct fresh *f, const struct gpt_config *c, enum dtype d
     must(f->arena != NULL, &err);
     plan_restart(&f->plan, f->arena);
     gpt_layout(&f->gpt, f->device, MEMORY_WEIGHTS, &f->plan);
-    must(gpt_init(&f->gpt, f->device, 1, &err), &err);
+    float *staging = malloc((size_t)gpt_load_staging_bytes(&f->gpt));
+    must(gpt_init(&f->gpt, f->device, 1, staging, &err), &err);
+    free(staging);
 }
 
 static void fresh_close(struct fresh *f)

@@ -70,7 +70,9 @@ static void fixture_open_with(struct fixture *f, enum dtype dtype, enum dtype gr
     layout(f);
     assert_true(plan_matches(&f->plan));
     f->device->ops->set_workspace(f->device, f->workspace, f->workspace_bytes);
-    must(gpt_init(&f->gpt, f->device, 1, &err), &err);
+    float *staging = malloc((size_t)gpt_load_staging_bytes(&f->gpt));
+    must(gpt_init(&f->gpt, f->device, 1, staging, &err), &err);
+    free(staging);
     optimizer_start(&f->o, f->device);
 }
 
