@@ -130,8 +130,9 @@ bool train_metrics_write(struct train_metrics *m, const struct trainer_step *s,
     char norm[32] = "null"; /* JSON has no infinity */
     if (isfinite(s->grad_norm)) snprintf(norm, sizeof norm, "%.9g", s->grad_norm);
     put(&l, "{\"step\":%lld,\"loss\":%.9g,\"lr\":%.9g,\"grad_norm\":%s,\"tokens_per_s\":%.1f,"
-        "\"memory_bytes\":%lld", (long long)s->step, s->loss, s->lr, norm, s->tokens_per_s,
-        (long long)memory_bytes);
+        "\"flops_per_s\":%.6g,\"memory_bytes\":%lld", (long long)s->step, s->loss, s->lr, norm,
+        s->tokens_per_s, s->flops / s->seconds, (long long)memory_bytes);
+    if (s->mfu > 0) put(&l, ",\"mfu\":%.4g", s->mfu);
     if (s->loss_scale > 0)
         put(&l, ",\"loss_scale\":%.9g,\"skipped_steps\":%lld", s->loss_scale,
             (long long)s->n_skipped);

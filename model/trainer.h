@@ -26,6 +26,8 @@
 
 struct trainer;
 
+enum { TRAINER_MAX_ROWS = INT32_MAX / 2 / KV_PAGE_TOKENS }; /* micro_batch_size x sequence_length */
+
 /* Text that the model is evaluated on. */
 struct trainer_set {
     const char *name; /* borrowed */
@@ -44,6 +46,7 @@ struct trainer_step {
     double seconds;        /* of this step */
     double tokens_per_s;
     double flops;          /* of this step's matrix products and attention */
+    double mfu;            /* of what the device could compute in that time; 0: not known */
 };
 
 struct trainer_evaluation {
@@ -75,6 +78,7 @@ struct trainer_options {
     const char *dir;            /* of the run, there already, and locked: train_state_lock */
     const char *init_from;      /* the first weights' checkpoint; NULL: random ones */
     int64_t memory_budget;      /* 0: none */
+    double peak_flops;          /* what the device computes a second (device_rates); 0: not known */
     struct trainer_listener listener;
 };
 

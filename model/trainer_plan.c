@@ -99,7 +99,7 @@ static bool resolve(struct trainer *t, struct error *err)
                                                  "takes as little memory" : "");
     ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && c->sequence_length > 0);
     if (!checked_mul(c->micro_batch_size, c->sequence_length, &rows) ||
-        rows > INT32_MAX / 2 / KV_PAGE_TOKENS)
+        rows > TRAINER_MAX_ROWS)
         return error_set(err, ERR_INVALID, "micro_batch_size",
                          "micro_batch_size x sequence_length is %lld x %lld tokens, too many at "
                          "a time",
