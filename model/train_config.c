@@ -21,11 +21,13 @@ enum {
 
 static const char *const schedule_words[] = {"cosine", "linear", "constant", "wsd", NULL};
 static const char *const dtype_words[] = {"f32", "f16", "bf16", NULL}; /* as enum dtype */
-static const char *const gradient_words[] = {"f32", "", "bf16", NULL};
-static const char *const recompute_words[] = {"none", "selective", "block", NULL};
-static const char *const moment_words[] = {"f32", "bf16", "q8", NULL};
-static const char *const master_words[] = {"", "f32", "remainder", NULL};
+static const char *const gradient_words[] = {"f32", "", "bf16", "auto", NULL};
+static const char *const recompute_words[] = {"none", "selective", "block", "auto", NULL};
+static const char *const moment_words[] = {"f32", "bf16", "q8", "auto", NULL};
+static const char *const master_words[] = {"", "f32", "remainder", "auto", NULL};
 _Static_assert(DTYPE_F32 == 0 && DTYPE_F16 == 1 && DTYPE_BF16 == 2, "dtype_words");
+_Static_assert(RECOMPUTE_BLOCK + 1 == TRAIN_AUTO && MOMENT_Q8 + 1 == TRAIN_AUTO, "words");
+_Static_assert(MASTER_REMAINDER + 1 == TRAIN_AUTO && DTYPE_BF16 + 1 == TRAIN_AUTO, "words");
 _Static_assert(MASTER_NONE == 0 && MASTER_F32 == 1 && MASTER_REMAINDER == 2, "master_words");
 
 #define AT(member) offsetof(struct train_config, member)
@@ -35,11 +37,13 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
     {"grad_accum_steps", TRAIN_INT, AT(grad_accum_steps), 1, 65536, NULL, true, "N",
      "Batches whose gradients add up to one step."},
     {"micro_batch_size", TRAIN_INT, AT(micro_batch_size), 0, 65536, NULL, true, "N",
-     "Sequences computed at a time: fewer need less memory. 0: about 2,048 tokens."},
+     "Sequences computed at a time: fewer need less memory. 0: as --memory-budget "
+     "asks, else about 2,048 tokens."},
     {"sequence_length", TRAIN_INT, AT(sequence_length), 0, CONFIG_MAX_CONTEXT, NULL, true, "N",
      "Tokens of a training sequence; 0: the model's block_size."},
     {"loss_rows", TRAIN_INT, AT(loss_rows), 0, 1 << 20, NULL, true, "N",
-     "Tokens whose logits exist at a time; 0: as many as fit into 32 MiB."},
+     "Tokens whose logits exist at a time; 0: as --memory-budget asks, else as many "
+     "as fit into 32 MiB."},
     {"max_iters", TRAIN_INT, AT(max_iters), 1, 1e9, NULL, true, "N", "Steps of the run."},
     {"learning_rate", TRAIN_DOUBLE, AT(learning_rate), 0, 10, NULL, true, "X",
      "The learning rate after warm-up; with --init-from and no --config 1e-4."},
@@ -73,13 +77,16 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
     {"dtype", TRAIN_WORD, AT(dtype), 0, 0, dtype_words, true, "f32|f16|bf16",
      "Element type of weights and matrix products; f16 on CUDA devices."},
     {"recompute", TRAIN_WORD, AT(recompute), 0, 0, recompute_words, false, "NAME",
-     "What the backward pass computes again instead of keeping: none, selective or block."},
+     "What the backward pass computes again instead of keeping: none, selective or block. auto: "
+     "as --memory-budget asks, else none."},
     {"moments", TRAIN_WORD, AT(moments), 0, 0, moment_words, true, "f32|bf16|q8",
-     "How AdamW keeps its averages."},
+     "How AdamW keeps its averages. auto: as --memory-budget asks, else f32."},
     {"master", TRAIN_WORD, AT(master), 0, 0, master_words, true, "f32|remainder",
-     "What bf16 weights lack of f32 ones: a copy, or the 16 missing bits."},
+     "What bf16 weights lack of f32 ones: a copy, or the 16 missing bits. auto: as --memory-budget "
+     "asks, else remainder."},
     {"gradients", TRAIN_WORD, AT(gradients), 0, 0, gradient_words, true, "f32|bf16",
-     "How the blocks' matrices add up their gradients: bf16 is rounded stochastically."},
+     "How the blocks' matrices add up their gradients: bf16 is rounded stochastically. auto: as "
+     "--memory-budget asks, else f32."},
     {"loss_scale", TRAIN_DOUBLE, AT(loss_scale), 0, 1e38, NULL, true, "X",
      "The loss's factor while gradients are computed; it halves, and the step is skipped, when they "
      "are not finite. 0: adjusted for f16, none otherwise."},
@@ -115,8 +122,9 @@ void train_config_init(struct train_config *c)
         .max_iters = 5000, .learning_rate = 1e-3, .min_lr = -1,
         .warmup_iters = 0.02, .decay_iters = 0.2, .lr_schedule = LR_COSINE,
         .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_clip = 1,
-        .dtype = DTYPE_F32, .recompute = RECOMPUTE_NONE, .moments = MOMENT_F32,
-        .master = MASTER_REMAINDER, .gradients = DTYPE_F32, .seed = 1337, .val_fraction = 0.1,
+        .dtype = DTYPE_F32, .recompute = (enum recompute)TRAIN_AUTO,
+        .moments = (enum moment_format)TRAIN_AUTO, .master = (enum master_format)TRAIN_AUTO,
+        .gradients = (enum dtype)TRAIN_AUTO, .seed = 1337, .val_fraction = 0.1,
         .eval_interval = 250, .eval_iters = 50, .spike_patience = 5, .sample_tokens = 100,
         .save_interval = 1000, .keep_checkpoints = 2, .log_interval = 10,
     };
@@ -244,6 +252,10 @@ void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vo
     if (c->micro_batch_size == 0)
         c->micro_batch_size = min_i64(c->batch_size,
                                       max_i64(1, MICRO_BATCH_ROWS / c->sequence_length));
+    if ((int)c->recompute == TRAIN_AUTO) c->recompute = RECOMPUTE_NONE;
+    if ((int)c->moments == TRAIN_AUTO) c->moments = MOMENT_F32;
+    if ((int)c->master == TRAIN_AUTO) c->master = MASTER_REMAINDER;
+    if ((int)c->gradients == TRAIN_AUTO) c->gradients = DTYPE_F32;
     int64_t rows = c->micro_batch_size * c->sequence_length;
     if (c->loss_rows == 0) {
         int64_t fit = LOSS_CHUNK_BYTES / (vocab_size * (int64_t)sizeof(float));

@@ -15,6 +15,10 @@
 
 struct config_reader; /* model/config_json.h */
 
+/* The word "auto", which leaves a format to the trainer (as 0 does a size): beyond every enum's values, and
+ * gone once the config is resolved. */
+#define TRAIN_AUTO 3
+
 struct train_config {
     /* A step learns from grad_accum_steps x batch_size sequences, micro_batch_size at a time. */
     int64_t batch_size, grad_accum_steps, micro_batch_size;
@@ -76,7 +80,8 @@ const char *train_key_word(const struct train_key *key, const struct train_confi
 bool train_config_check(const struct train_config *c, const char *where, struct error *err)
     MUST_CHECK;
 /* Fills in what is left to the trainer: sequence_length, micro_batch_size and loss_rows of 0,
- * min_lr of -1. */
+ * min_lr of -1; recompute, moments, master and gradients of TRAIN_AUTO become none, f32, remainder
+ * and f32. */
 void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vocab_size);
 /* Adds every key to a JSON object, numbers exact. False: out of memory. */
 bool train_config_to_json(const struct train_config *c, struct cJSON *object) MUST_CHECK;

@@ -43,8 +43,11 @@ static void test_defaults_are_valid(void **state)
     struct train_config c = read_good("{}");
     assert_int_equal(c.batch_size, 16);
     assert_true(c.learning_rate == 1e-3 && c.lr_schedule == LR_COSINE && c.dtype == DTYPE_F32);
-    assert_true(c.master == MASTER_REMAINDER && c.moments == MOMENT_F32);
-    assert_true(c.gradients == DTYPE_F32);
+    assert_true((int)c.recompute == TRAIN_AUTO && (int)c.moments == TRAIN_AUTO);
+    assert_true((int)c.master == TRAIN_AUTO && (int)c.gradients == TRAIN_AUTO);
+    train_config_resolve(&c, 16, 100);
+    assert_true(c.recompute == RECOMPUTE_NONE && c.moments == MOMENT_F32);
+    assert_true(c.master == MASTER_REMAINDER && c.gradients == DTYPE_F32);
 }
 
 static void test_keys_are_read(void **state)

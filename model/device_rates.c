@@ -1,0 +1,148 @@
+/* Measuring a device: see device_rates.h. The matrix product is one of training's, with numbers that
+ * are not zero (zeroed memory is faster than memory in use); the stream is AdamW's, whose arrays are too
+ * large for the caches. The fastest of a few counts: what else the machine does only slows. */
+#include "model/device_rates.h"
+
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/clock.h"
+#include "model/device_train.h"
+#include "model/plan.h"
+
+enum {
+    ROWS = 64, N_IN = 768, N_OUT = 768, /* short, so that others who use the machine miss some */
+    STREAM_FLOATS = 2 << 20,      /* of each of AdamW's four arrays: 32 MiB together */
+    STREAM_BYTES_PER_FLOAT = 28,  /* reads w, m, v, gradient; writes w, m, v */
+    FILL_ROWS = 64,               /* what matrix_write takes at a time */
+};
+static const int64_t measure_ns = 50 * 1000 * 1000; /* of each of the two */
+enum { MAX_ROUNDS = 1000 };
+
+/* One arena for both measurements, laid out like every run's memory. */
+struct bench {
+    struct device *d;
+    struct plan plan;
+    void *arena;
+    float *fill;             /* host: FILL_ROWS rows */
+    struct matrix w;
+    struct tensor x, y;
+    float *weight, *grad, *m, *v;
+    void *workspace;
+    int64_t workspace_bytes;
+};
+
+static void layout(struct bench *b, enum dtype dtype)
+{
+    struct plan *p = &b->plan;
+    const struct workspace_shape shape = {
+        .dtype = dtype, .max_rows = ROWS, .max_logit_rows = 1, .n_embd = N_IN, .n_ff = N_OUT,
+        .n_head = 1, .n_kv_head = 1, .head_dim = 64, .vocab_size = 1, .block_size = 1,
+    };
+    struct device *d = b->d;
+    int64_t matrix = d->ops->matrix_bytes(d, dtype, N_OUT, N_IN), act = dtype_bytes(dtype, 1);
+    b->w = (struct matrix){plan_take(p, MEMORY_WEIGHTS, "w", matrix, 1), dtype, N_OUT, N_IN};
+    b->x = (struct tensor){plan_take(p, MEMORY_ACTIVATIONS, "x", ROWS * N_IN, act), dtype, ROWS,
+                           N_IN};
+    b->y = (struct tensor){plan_take(p, MEMORY_ACTIVATIONS, "y", ROWS * N_OUT, act), dtype, ROWS,
+                           N_OUT};
+    b->weight = plan_take(p, MEMORY_WEIGHTS, "stream", STREAM_FLOATS, 4);
+    b->grad = plan_take(p, MEMORY_GRADIENTS, "stream", STREAM_FLOATS, 4);
+    b->m = plan_take(p, MEMORY_OPTIMIZER, "stream", STREAM_FLOATS, 4);
+    b->v = plan_take(p, MEMORY_OPTIMIZER, "stream", STREAM_FLOATS, 4);
+    b->workspace_bytes = d->train ? d->train->workspace_bytes(d, &shape)
+                                  : d->ops->workspace_bytes(d, &shape);
+    b->workspace = plan_take(p, MEMORY_WORKSPACE, "workspace", b->workspace_bytes, 1);
+}
+
+static void fill_floats(struct bench *b, float *to, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += FILL_ROWS * N_IN)
+        b->d->ops->upload(b->d, to + i, b->fill,
+                          (size_t)min_i64(FILL_ROWS * N_IN, n - i) * sizeof *to);
+}
+
+static void fill(struct bench *b)
+{
+    uint32_t noise = 1;
+    for (int64_t i = 0; i < FILL_ROWS * N_IN; i++) {
+        noise = noise * 1664525 + 1013904223;
+        b->fill[i] = (float)(noise >> 8 | 1) * 0x1p-24f; /* in (0, 1) */
+    }
+    for (int64_t row = 0; row < N_OUT; row += FILL_ROWS)
+        b->d->ops->matrix_write(b->d, &b->w, row, FILL_ROWS, b->fill);
+    fill_floats(b, b->weight, STREAM_FLOATS);
+    fill_floats(b, b->grad, STREAM_FLOATS);
+    fill_floats(b, b->m, STREAM_FLOATS);
+    fill_floats(b, b->v, STREAM_FLOATS);
+    struct tensor numbers = {b->weight, DTYPE_F32, ROWS, N_IN};
+    b->d->train->dropout(b->d, b->x, numbers, (struct dropout){0}); /* a conversion */
+}
+
+static void multiply(struct bench *b)
+{
+    b->d->ops->matmul(b->d, b->y, b->x, &b->w, NULL, EPILOGUE_NONE);
+}
+
+static void stream(struct bench *b)
+{
+    const struct adamw_tensor t = {
+        .weight = b->weight, .dtype = DTYPE_F32, .n_out = 1, .n_in = STREAM_FLOATS,
+        .grad = b->grad, .m = b->m, .v = b->v,
+    };
+    const struct adamw_step s = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f,
+                                 .step = 1, .grad_scale = 1};
+    b->d->train->adamw(b->d, &t, &s);
+}
+
+/* Seconds of the fastest round. The first warms up, and counts only where one takes all the time there is. */
+static bool fastest(struct bench *b, void (*work)(struct bench *), double *seconds,
+                    struct error *err)
+{
+    int64_t best = INT64_MAX, begin = clock_ns(), last = begin;
+    for (int round = 0; round < MAX_ROUNDS && last - begin < measure_ns; round++) {
+        work(b);
+        if (!b->d->ops->sync(b->d, err)) return false;
+        int64_t now = clock_ns();
+        if (round > 0 || now - last >= measure_ns) best = min_i64(best, max_i64(1, now - last));
+        last = now;
+    }
+    *seconds = (double)best / 1e9;
+    return true;
+}
+
+static bool measure(struct bench *b, struct device_rates *out, struct error *err)
+{
+    double product, update = 0;
+    b->d->ops->set_workspace(b->d, b->workspace, b->workspace_bytes);
+    fill(b);
+    if (!fastest(b, multiply, &product, err) || !fastest(b, stream, &update, err)) return false;
+    *out = (struct device_rates){
+        .flops = 2.0 * ROWS * N_IN * N_OUT / product,
+        .bytes = (double)STREAM_FLOATS * STREAM_BYTES_PER_FLOAT / update,
+        .source = "measured now",
+    };
+    return true;
+}
+
+bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
+                          struct error *err)
+{
+    struct bench b = {.d = d};
+    struct plan host;
+    void *fill_rows;
+    if (!d->train)
+        return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", d->name);
+    plan_init(&b.plan);
+    plan_init(&host);
+    layout(&b, dtype);
+    plan_take(&host, MEMORY_STAGING, "fill", FILL_ROWS * N_IN, sizeof(float));
+    if (!plan_alloc(&host, &b.plan, d, &fill_rows, &b.arena, err)) return false;
+    layout(&b, dtype);
+    b.fill = plan_take(&host, MEMORY_STAGING, "fill", FILL_ROWS * N_IN, sizeof(float));
+    ASSERT(plan_matches(&b.plan) && plan_matches(&host));
+    bool ok = measure(&b, out, err);
+    d->ops->free(d, b.arena, (size_t)b.plan.total);
+    free(fill_rows);
+    return ok;
+}

@@ -1,0 +1,147 @@
+/* The seconds of a training step, from what it computes and moves:
+ *
+ *     seconds = products / rate + attention / (rate x share) + bytes / bandwidth + calls x overhead
+ *
+ * Products and attention are counted in floating-point operations, the rest in bytes to and from memory, each
+ * operation of gpt_train.c by what it reads and writes. The constants beside what the device is
+ * measured to do are below, each with its origin; the comparison with real steps is in docs/memory.md. */
+#include "base/checked.h"
+#include "model/train_search.h"
+
+/* Of the product rate, what attention reaches: forward and backward, softmax and all. Measured. */
+#define ATTENTION_SHARE 0.4
+/* What an operation costs however little it does: waking the threads, or launching a kernel. */
+#define CALL_SECONDS 4e-6
+#define CALLS_PER_LAYER 32.0
+#define CALLS_PER_CHUNK 5.0 /* of logits */
+/* Rows that the CPU sums in registers before it adds to a weight's gradient: f32 and bf16
+ * (cpu/cpu_matmul_backward.c). */
+enum { GRADIENT_CHUNK = 512, GRADIENT_CHUNK_BF16 = 2048 };
+/* Outputs that it sums before it adds to the gradient of a product's input. */
+#define OUTPUT_CHUNK 1024.0
+
+/* What the counts are made of; doubles, since none needs to be exact. */
+struct shape {
+    double tokens;        /* of a step */
+    double micro_batches, rows; /* rows: of one */
+    double layers, T, C, A, Q, U, F, V; /* A: H K; Q: (H + 2G) K; U: F, or 2F with swiglu */
+    double act;           /* bytes of an activation */
+    double forwards;      /* 2 when blocks are computed again */
+};
+
+static struct shape shape_of(const struct trainer_options *o, const struct train_config *c)
+{
+    const struct gpt_config *m = &o->model;
+    double sequences = (double)c->batch_size * (double)c->grad_accum_steps;
+    return (struct shape){
+        .tokens = sequences * (double)c->sequence_length,
+        .micro_batches = (double)ceil_div(c->batch_size * c->grad_accum_steps,
+                                          c->micro_batch_size),
+        .rows = (double)c->micro_batch_size * (double)c->sequence_length,
+        .layers = (double)m->n_layer,
+        .T = (double)c->sequence_length,
+        .C = (double)m->n_embd,
+        .A = (double)(m->n_head * m->head_dim),
+        .Q = (double)((m->n_head + 2 * m->n_kv_head) * m->head_dim),
+        .U = (double)(m->mlp_type == MLP_SWIGLU ? 2 * m->n_ff : m->n_ff),
+        .F = (double)m->n_ff,
+        .V = (double)m->vocab_size,
+        .act = (double)dtype_bytes(c->dtype, 1),
+        .forwards = c->recompute == RECOMPUTE_BLOCK ? 2 : 1,
+    };
+}
+
+/* Weights of a block's matrices. */
+static double block_weights(const struct shape *s)
+{
+    return s->C * s->Q + s->A * s->C + s->C * s->U + s->F * s->C;
+}
+
+/* A product's three: forward 2 operations per weight and token, each gradient 2 more. */
+static double product_flops(const struct shape *s)
+{
+    double blocks = 2 * s->layers * block_weights(s) * (s->forwards + 2);
+    return s->tokens * (blocks + 2 * s->C * s->V * 3);
+}
+
+/* Two products forward and five backward, over half of the sequence on average. */
+static double attention_flops(const struct shape *s)
+{
+    return s->tokens * s->layers * s->T * s->A * (2 * s->forwards + 5);
+}
+
+/* Of a token in one block, there and back. Every product packs its operands: read, and written
+ * in the kernel's order. */
+static double block_bytes(const struct shape *s, enum recompute recompute)
+{
+    double a = s->act, norms = 2 * (4 + a) * s->C, activation = a * (s->U + s->F);
+    double residual = 4 * 8 * s->C; /* two copies, two additions */
+    double attention = (4 + 2 * (4 + a)) * s->Q + 2 * a * s->A;
+    double operands = 2 * a * (2 * s->C + s->A + s->F);
+    double forward = norms + residual + attention + activation + a * s->U + operands;
+    double again = recompute == RECOMPUTE_SELECTIVE ? norms + activation
+                   : recompute == RECOMPUTE_BLOCK   ? forward : 0;
+    double outputs = 2 * s->C + s->U + s->Q; /* of the four products, their inputs likewise */
+    double inputs = 2 * s->C + s->A + s->F;
+    double packed = 2 * a * (2 * outputs + inputs);
+    /* dX: written once, then added to for each further chunk of outputs. */
+    double dx = 4 * inputs + 8 / OUTPUT_CHUNK * (s->C * s->F + s->U * s->C + s->C * s->A
+                                                 + s->Q * s->C);
+    double rows = 2 * (16 + 4 + a) * s->C                /* norms' backward, dropout's */
+                  + 4 * s->F + 2 * a * s->U              /* the activation's */
+                  + (4 + a) * (s->A + 2 * s->Q) + 4 * s->Q; /* attention's */
+    return forward + again + packed + dx + rows;
+}
+
+/* Of a token's logits: written, read twice by the loss; their gradient written, packed for two products. */
+static double logit_bytes(const struct shape *s)
+{
+    return s->V * (4 + 8 + s->act + 4 * s->act) + 8 * s->V / OUTPUT_CHUNK * s->C;
+}
+
+/* Passes over weights: read by each product, turned for dX; gradients read and written for each chunk
+ * of rows. */
+static double weight_bytes(const struct shape *s, const struct train_config *c)
+{
+    bool half = c->gradients == DTYPE_BF16;
+    double chunks = s->micro_batches
+                    * (double)ceil_div((int64_t)s->rows, half ? GRADIENT_CHUNK_BF16 : GRADIENT_CHUNK);
+    double loss_chunks = s->micro_batches
+                         * (double)ceil_div((int64_t)s->rows, min_i64(c->loss_rows, GRADIENT_CHUNK));
+    double read = s->micro_batches * (s->forwards + 3) * s->act;
+    double blocks = s->layers * block_weights(s) * (read + (half ? 4 : 8) * chunks);
+    double passes = s->micro_batches * (double)ceil_div((int64_t)s->rows, c->loss_rows);
+    return blocks + s->V * s->C * (passes * 4 * s->act + 8 * loss_chunks);
+}
+
+/* Gradients are cleared, summed for their norm, and read; the rest is read and written. */
+static double update_bytes(const struct memory_plan *m)
+{
+    const int64_t *c = m->component;
+    return 3.0 * (double)c[MEMORY_GRADIENTS]
+           + 2.0 * (double)(c[MEMORY_WEIGHTS] + c[MEMORY_MASTER] + c[MEMORY_OPTIMIZER]);
+}
+
+/* Formats that round what f32 training would keep. A remainder is exact. */
+static int32_t count_lossy(const struct train_config *c)
+{
+    return (c->moments == MOMENT_BF16) + 2 * (c->moments == MOMENT_Q8)
+           + (c->gradients == DTYPE_BF16);
+}
+
+void train_cost(const struct trainer_options *o, const struct device *d,
+                const struct device_rates *rates, struct train_choice *choice)
+{
+    const struct train_config *c = &choice->config;
+    struct shape s = shape_of(o, c);
+    double products = product_flops(&s), attention = attention_flops(&s);
+    double chunks = s.micro_batches * (double)ceil_div((int64_t)s.rows, c->loss_rows);
+    double calls = s.micro_batches * s.layers * CALLS_PER_LAYER * (s.forwards + 1) / 2
+                   + chunks * CALLS_PER_CHUNK;
+    choice->flops = products + attention;
+    choice->bytes = s.tokens * (s.layers * block_bytes(&s, c->recompute) + logit_bytes(&s))
+                    + weight_bytes(&s, c) + update_bytes(&choice->memory);
+    choice->seconds = (products + attention / ATTENTION_SHARE) / rates->flops
+                      + choice->bytes / rates->bytes + calls * CALL_SECONDS;
+    choice->lossy = count_lossy(c);
+}

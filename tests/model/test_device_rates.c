@@ -1,0 +1,73 @@
+/* Rates are of the magnitude that any machine has, and taking them leaves nothing behind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "model/device_rates.h"
+
+static struct device *device;
+
+static int set_up(void **state)
+{
+    struct error err;
+    return cpu_device_open(&(struct cpu_options){.n_threads = 1}, &device, &err) ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    device->ops->close(device);
+    return 0;
+}
+
+static void test_magnitudes(void **state)
+{
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
+    for (int i = 0; i < 2; i++) {
+        struct device_rates r;
+        struct error err;
+        if (!device_rates_measure(device, dtypes[i], &r, &err)) fail_msg("%s", err.text);
+        assert_true(r.flops > 1e7 && r.flops < 1e14);
+        assert_true(r.bytes > 1e7 && r.bytes < 1e13);
+        assert_string_equal(r.source, "measured now");
+    }
+}
+
+/* Slower instructions are measured to be slower. */
+static void test_it_measures_this_device(void **state)
+{
+    struct device *slow;
+    struct device_rates a, b;
+    struct error err;
+    struct cpu_options reference = {.n_threads = 1, .isa = CPU_ISA_REFERENCE};
+    assert_true(cpu_device_open(&reference, &slow, &err));
+    assert_true(device_rates_measure(device, DTYPE_F32, &a, &err));
+    assert_true(device_rates_measure(slow, DTYPE_F32, &b, &err));
+    slow->ops->close(slow);
+    if (strstr(device->ops->description(device), "AVX")) assert_true(a.flops > b.flops);
+}
+
+static void test_a_device_that_only_serves(void **state)
+{
+    struct device serves = *device;
+    struct device_rates r;
+    struct error err;
+    serves.train = NULL;
+    assert_false(device_rates_measure(&serves, DTYPE_F32, &r, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_it_measures_this_device),
+        cmocka_unit_test(test_a_device_that_only_serves),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
