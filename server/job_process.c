@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -56,7 +57,11 @@ static _Noreturn void become_trainer(const struct child *c)
     setpgid(0, 0);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) give_up(c);
     if (getppid() != c->parent) _exit(EXEC_FAILED); /* it died before prctl */
+    /* What serves goes first: a smaller share where cores are contended, and a trainer that wakes
+     * up never takes a core from who is at work. Not SCHED_IDLE, under which a busy machine would
+     * starve it, its last checkpoint included. Both are wishes. */
     setpriority(PRIO_PROCESS, 0, NICENESS);
+    sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
     if (c->score >= 0 && write(c->score, "500", 3) < 0) errno = 0; /* a wish, no need */
     sigaction(SIGPIPE, &plain, NULL);
     sigemptyset(&none);

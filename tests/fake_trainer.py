@@ -83,6 +83,7 @@ def main():
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     print(json.dumps({"argv": sys.argv[1:], "begin": begin, "nice": os.nice(0),
+                      "batch": os.sched_getscheduler(0) == os.SCHED_BATCH,
                       "group": os.getpgrp() == os.getpid()}), flush=True)
     with open(folder / "metrics.jsonl", "a") as metrics:
         for step in range(begin + 1, steps + 1):

@@ -190,7 +190,7 @@ def test_job_succeeds(client, http, folder):
     assert f"--config={ROOT}/configs/tiny_char.json" in flags
     rate = [float(flag.partition("=")[2]) for flag in flags if flag.startswith("--learning-rate")]
     assert rate == [0.0005]  # half of the preset's
-    assert run["nice"] >= 10 and run["group"]
+    assert run["nice"] >= 10 and run["batch"] and run["group"]
     assert json.loads(log(folder, job, "job.json")) == http.get(f"{JOBS}/{job.id}").json()
     assert len(log(folder, job, "metrics.jsonl").splitlines()) == 12
 
