@@ -380,8 +380,8 @@ void api_openapi(const struct api_context *c, api_access_fn access, struct buf *
         render_operation(c, op, access(op->method, op->path), out);
     }
     buf_puts(out, "}},\"components\":{\"securitySchemes\":{"
-                  "\"bearer\":{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":\"Of a server "
-                  "that was given keys; an admin's is a user's, too.\"},\"apiKey\":{\"type\":"
+                  "\"bearer\":{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":\"Of a "
+                  "server that was given keys; an admin's is a user's, too.\"},\"apiKey\":{\"type\":"
                   "\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},\"schemas\":{");
     for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)
         buf_printf(out, "%s\"%s\":%s", i ? "," : "", schemas[i].name, schemas[i].schema);

@@ -71,7 +71,8 @@ static bool is_key_byte(char c) { return c > ' ' && c <= '~'; }
 
 bool auth_name_is_good(const char *name, size_t n)
 {
-    static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-";
+    static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                               "0123456789._@+-";
     if (n == 0 || n >= AUTH_NAME_MAX) return false;
     for (size_t i = 0; i < n; i++)
         if (!name[i] || !strchr(good, name[i])) return false;
@@ -153,7 +154,8 @@ static bool read_bytes(const char *path, int fd, char *text, size_t *n, struct e
     struct stat st;
     if (fd < 0 || fstat(fd, &st) != 0) return error_errno(err, "cannot read the keys in %s", path);
     if (!S_ISREG(st.st_mode))
-        return error_set(err, ERR_INVALID, NULL, "cannot read keys from %s: it is not a file", path);
+        return error_set(err, ERR_INVALID, NULL, "cannot read keys from %s: it is not a file",
+                         path);
     if (st.st_mode & S_IRWXO)
         log_warn("%s holds keys, and every user of this machine may open it: chmod o= %s", path,
                  path);

@@ -82,8 +82,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"requests-at-once", OPTION_INT, &o->keys.limits.concurrent, 0, 65536, "N",
          "Of each user's key; more get 429. 0: no limit."},
         {"share-prefix-cache", OPTION_FLAG, &o->http.share_prefix_cache, 0, 0, NULL,
-         "Let one key's prompts be reused for another's: faster, and the time to a first token tells "
-         "what others have asked."},
+         "Let one key's prompts be reused for another's: faster, and the time to a first token "
+         "tells what others have asked."},
         {"allowed-host", OPTION_LIST, &o->http.allowed_hosts, 0, 0, "NAME",
          "A name besides localhost in the Host header of requests, when only this machine is "
          "listened to."},
@@ -322,7 +322,8 @@ static bool keys_open(const struct serve_options *o, struct auth **out, struct e
         log_warn("--no-auth: anyone who reaches %s can use this server", o->http.host);
     if (!has_keys(o)) return true;
     if (!o->keys.admin_file)
-        log_info("no --admin-key-file: uploads, training and loading models are closed to everyone");
+        log_info("no --admin-key-file: uploads, training and loading models are closed to "
+                 "everyone");
     if (!o->keys.user_file) log_info("no --api-key-file: only admins' keys open anything");
     return auth_open(&o->keys, out, err);
 }

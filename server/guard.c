@@ -8,11 +8,6 @@
 #include "base/clock.h"
 #include "server/request.h"
 
-static const char *header(const struct request *r, const char *name)
-{
-    return MHD_lookup_connection_value(r->connection, MHD_HEADER_KIND, name);
-}
-
 static bool refuse(struct request *r, enum metrics_refusal reason)
 {
     metrics_refused(r->server->metrics, reason);
@@ -45,7 +40,8 @@ bool guard_origin_is_host(const char *origin, const char *host)
 static bool cors_allows(const struct option_list *origins, const char *origin)
 {
     for (int32_t i = 0; origin && i < origins->n; i++)
-        if (strcmp(origins->at[i], "*") == 0 || strcasecmp(origins->at[i], origin) == 0) return true;
+        if (strcmp(origins->at[i], "*") == 0 || strcasecmp(origins->at[i], origin) == 0)
+            return true;
     return false;
 }
 
@@ -80,10 +76,10 @@ static bool check_host(struct request *r, struct error *err)
 static bool check_origin(struct request *r, const char *method, struct error *err)
 {
     const struct http_options *o = &r->server->options;
-    const char *origin = header(r, "Origin");
+    const char *origin = request_header(r, "Origin");
     bool reads = strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0;
     if (o->auth || !origin || reads || cors_allows(&o->cors_origins, origin)
-        || guard_origin_is_host(origin, header(r, "Host")))
+        || guard_origin_is_host(origin, request_header(r, "Host")))
         return true;
     error_set(err, ERR_FORBIDDEN, "Origin", "a page of another origin may not do this; name the "
               "origin with --cors-origin to let it");
@@ -159,8 +155,8 @@ bool guard_admit(struct request *r, const char *method, int *status, struct erro
 bool guard_is_preflight(const struct request *r, const char *method)
 {
     return strcmp(method, "OPTIONS") == 0 && r->route < N_ROUTES
-           && cors_allows(&r->server->options.cors_origins, header(r, "Origin"))
-           && header(r, "Access-Control-Request-Method");
+           && cors_allows(&r->server->options.cors_origins, request_header(r, "Origin"))
+           && request_header(r, "Access-Control-Request-Method");
 }
 
 /* The names of headers, as a browser lists them; nothing else is ever echoed. */
@@ -173,7 +169,7 @@ static bool is_header_list(const char *s)
 static void add_cors(struct request *r, struct MHD_Response *response)
 {
     const struct option_list *origins = &r->server->options.cors_origins;
-    const char *origin = header(r, "Origin");
+    const char *origin = request_header(r, "Origin");
     if (origins->n == 0) return;
     MHD_add_response_header(response, "Vary", "Origin");
     if (!cors_allows(origins, origin)) return;
@@ -189,7 +185,7 @@ static void add_cors(struct request *r, struct MHD_Response *response)
     char allow[64];
     route_allow(r->route, allow, sizeof allow);
     MHD_add_response_header(response, "Access-Control-Allow-Methods", allow);
-    const char *wanted = header(r, "Access-Control-Request-Headers");
+    const char *wanted = request_header(r, "Access-Control-Request-Headers");
     if (is_header_list(wanted))
         MHD_add_response_header(response, "Access-Control-Allow-Headers", wanted);
     MHD_add_response_header(response, "Access-Control-Max-Age", "600");

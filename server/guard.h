@@ -1,6 +1,6 @@
 /* Who may come in, by a request's headers alone: the Host and Origin that a browser must not have
- * been tricked into, the key, what the route's row in the table demands of it, the key's limits; and
- * CORS for the origins that were named. Fills the request's `caller`. See request.h. */
+ * been tricked into, the key, what the route's row in the table demands of it, the key's limits;
+ * and CORS for the origins that were named. Fills the request's `caller`. See request.h. */
 #pragma once
 
 #include <microhttpd.h>

@@ -118,11 +118,6 @@ static void refuse_body(struct request *r)
     refuse(r, 413, ERR_TOO_LARGE, text);
 }
 
-static const char *header(const struct request *r, const char *name)
-{
-    return MHD_lookup_connection_value(r->connection, MHD_HEADER_KIND, name);
-}
-
 /* "application/json", in any case, with any parameters. */
 static bool is_json_type(const char *type)
 {
@@ -133,7 +128,7 @@ static bool is_json_type(const char *type)
 
 static int64_t declared_length(const struct request *r)
 {
-    const char *value = header(r, "Content-Length");
+    const char *value = request_header(r, "Content-Length");
     return value ? strtoll(value, NULL, 10) : 0;
 }
 
@@ -147,7 +142,7 @@ static void check_headers(struct request *r, const char *method, const char *pat
     bool found = route_find(method, path, r, &status, &missing);
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(r->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
-    const char *type = header(r, "Content-Type");
+    const char *type = request_header(r, "Content-Type");
     enum route_body body = route_body(r->route);
     if (!headers_are_plain(r->connection, version, &odd_status, &odd))
         refuse(r, odd_status, odd.code, odd.text);
@@ -184,7 +179,7 @@ static bool body_is_unwanted(const struct request *r)
 {
     if (!r->refusal) return false;
     return r->refusal == 400 /* nobody knows where it ends */
-           || header(r, "Expect") /* the client waits for leave to send it */
+           || request_header(r, "Expect") /* the client waits for leave to send it */
            || declared_length(r) > max_body(r) + DISCARD_LIMIT;
 }
 
@@ -381,9 +376,11 @@ static void log_request(const struct request *r, int status, int64_t ns,
     if (!r->server->options.log_requests) return;
     const char *key = r->caller.name[0] ? r->caller.name : "none";
     if (s->id[0])
-        log_info("%s %s %d %.1f ms, key %s, %s: %d prompt tokens (%d cached), %d completion tokens, %s",
-                 r->id, route_label(r->route), status, (double)ns / 1e6, key, s->id, s->prompt_tokens,
-                 s->cached_tokens, s->completion_tokens, s->finish ? s->finish : "canceled");
+        log_info("%s %s %d %.1f ms, key %s, %s: %d prompt tokens (%d cached), %d completion "
+                 "tokens, %s",
+                 r->id, route_label(r->route), status, (double)ns / 1e6, key, s->id,
+                 s->prompt_tokens, s->cached_tokens, s->completion_tokens,
+                 s->finish ? s->finish : "canceled");
     else
         log_info("%s %s %d %.1f ms, key %s", r->id, route_label(r->route), status,
                  (double)ns / 1e6, key);

@@ -145,7 +145,8 @@ enum limits_verdict key_limits_charge(struct key_limits *l, int64_t tokens, int6
     int64_t limit = l->tokens.per_minute;
     if (limit > 0 && tokens > limit) {
         error_set(err, ERR_NO_FIT, "max_tokens", "the request may take %" PRId64 " tokens (prompt "
-                  "and max_tokens of all choices); this key has %" PRId64 " a minute", tokens, limit);
+                  "and max_tokens of all choices); this key has %" PRId64 " a minute", tokens,
+                  limit);
         verdict = LIMITS_TOKENS;
     } else if (!take(&l->tokens, tokens, now_ns, &wait_ns)) {
         verdict = busy(LIMITS_TOKENS, wait_ns, err, "tokens a minute", limit);

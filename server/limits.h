@@ -7,8 +7,8 @@
  *     key_limits_refund     it has ended: what it did not use
  *     key_limits_end        the request's last byte is out
  *
- * Any thread. Counted references: the key's owner has one, so has each request under way; a key that
- * is taken out of its file takes its numbers along once its last request has ended. */
+ * Any thread. Counted references: the key's owner has one, so has each request under way; a key
+ * that is taken out of its file takes its numbers along once its last request has ended. */
 #pragma once
 
 #include <microhttpd.h>
@@ -24,7 +24,8 @@ bool limits_any(const struct limits_options *o);
 
 struct key_limits;
 
-struct key_limits *key_limits_new(const struct limits_options *o, int64_t now_ns); /* NULL: memory */
+/* NULL: no memory. */
+struct key_limits *key_limits_new(const struct limits_options *o, int64_t now_ns);
 struct key_limits *key_limits_ref(struct key_limits *l); /* NULL-safe; returns l */
 void key_limits_unref(struct key_limits *l);             /* NULL-safe */
 

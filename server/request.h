@@ -70,6 +70,12 @@ struct request {
     int status;               /* answered; 0: not yet */
 };
 
+/* A header of the request; NULL: there is none. */
+static inline const char *request_header(const struct request *r, const char *name)
+{
+    return MHD_lookup_connection_value(r->connection, MHD_HEADER_KIND, name);
+}
+
 /* ---- routes.c ---- */
 
 const char *route_label(int32_t route); /* its path; "other" for N_ROUTES */

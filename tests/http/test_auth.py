@@ -310,7 +310,8 @@ def test_keys_open_every_address_and_one_file_alone_says_what_follows(tmp_path):
 
 def preflight(url, origin, **more):
     return httpx.options(url, headers={"Origin": origin, "Access-Control-Request-Method": "POST",
-                                       "Access-Control-Request-Headers": "authorization,x-a", **more})
+                                       "Access-Control-Request-Headers": "authorization,x-a",
+                                       **more})
 
 
 def test_named_origins_may_read_replies_and_others_may_not(keyed, alice):

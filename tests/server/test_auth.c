@@ -46,7 +46,10 @@ static void write_bytes(const char *path, const char *bytes, size_t n)
     assert_int_equal(fclose(f), 0);
 }
 
-static void write_text(const char *path, const char *text) { write_bytes(path, text, strlen(text)); }
+static void write_text(const char *path, const char *text)
+{
+    write_bytes(path, text, strlen(text));
+}
 
 static struct auth *opened(const char *user_file, const char *admin_file,
                            const struct limits_options *limits)
@@ -67,7 +70,8 @@ static bool knows(struct auth *a, const char *key, struct auth_caller *out)
 static void test_files_say_who(void **state)
 {
     struct auth_caller c;
-    write_text(users, "# people\r\n\n   \n" KEY_A " alice\r\n\t\n" KEY_B "\t \nshort bob.b@x-y+z_1");
+    write_text(users, "# people\r\n\n   \n" KEY_A " alice\r\n\t\n" KEY_B "\t \n"
+                      "short bob.b@x-y+z_1");
     write_text(admins, "root-key-0123456789\n");
     struct auth *a = opened(users, admins, NULL);
     assert_true(knows(a, KEY_A, &c));
@@ -119,7 +123,8 @@ static void test_bad_files_are_refused_and_never_quoted(void **state)
         CASE("\xef\xbb\xbfsecret-secret-secret\n", "line 1: a key"),
         CASE("secret-secret-secret a\nsecret-secret-secret b\n", "line 2: the key is there twice"),
         CASE("secret-secret-secret "
-             "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n", "line 1: a name"),
+             "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n",
+             "line 1: a name"),
 #undef CASE
     };
     struct auth_options o = {.user_file = users};

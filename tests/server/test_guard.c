@@ -38,6 +38,32 @@ static void test_hosts(void **state)
     free(endless);
 }
 
+/* Any bytes: what is let in is a name that is allowed, and a port after it at most. */
+static void test_random_hosts(void **state)
+{
+    static const char *const pieces[] = {"localhost", "127.0.0.1", "[::1]", "box", ":", "80", "[",
+                                         "]", ".", "", "x", "\xff"};
+    static const char *const names[] = {"localhost", "127.0.0.1", "[::1]", "box"};
+    const struct option_list allowed = {1, {"box"}};
+    uint32_t seed = 4711;
+    int let_in = 0;
+    for (int i = 0; i < 100000; i++) {
+        char host[64] = "";
+        for (int k = 0; k < 4; k++)
+            strcat(host, pieces[((seed = seed * 1664525 + 1013904223) >> 16) % 12]);
+        bool good = false;
+        for (int k = 0; k < 4; k++) {
+            size_t n = strlen(names[k]);
+            if (strncmp(host, names[k], n) != 0) continue;
+            const char *port = host + n + 1;
+            good = !host[n] || (host[n] == ':' && !port[strspn(port, "0123456789")]);
+        }
+        if (guard_host_is_local(host, &allowed) != good) fail_msg("%s", host);
+        let_in += good;
+    }
+    assert_true(let_in > 100);
+}
+
 static void test_origins(void **state)
 {
     assert_true(guard_origin_is_host("http://localhost:8080", "localhost:8080"));
@@ -54,6 +80,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hosts),
+        cmocka_unit_test(test_random_hosts),
         cmocka_unit_test(test_origins),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
