@@ -394,14 +394,25 @@ static void check_micro_batch(const struct gpt_train *t, const struct gpt_micro_
     ASSERT(m->batch.n_spans > 0 && m->batch.n_spans <= t->options.max_spans);
 }
 
+void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
+{
+    check_micro_batch(t, m);
+    forward(t, d, &m->batch, t->options.dropout, m->random_key);
+}
+
+void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                        float grad_scale)
+{
+    struct loss_options o = {grad_scale, t->options.label_smoothing, t->options.z_loss};
+    loss(t, d, m, &o, true);
+    backward(t, d, &m->batch, m->random_key);
+}
+
 void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
                           float grad_scale)
 {
-    check_micro_batch(t, m);
-    struct loss_options o = {grad_scale, t->options.label_smoothing, t->options.z_loss};
-    forward(t, d, &m->batch, t->options.dropout, m->random_key);
-    loss(t, d, m, &o, true);
-    backward(t, d, &m->batch, m->random_key);
+    gpt_train_forward(t, d, m);
+    gpt_train_backward(t, d, m, grad_scale);
 }
 
 void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)

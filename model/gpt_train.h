@@ -83,6 +83,10 @@ struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *host, const struct
  * (device memory). grad_scale: 1 / targets of the whole step, times any loss scale. */
 void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
                           float grad_scale);
+/* Its two halves: what the second needs of the first is in t->blocks, t->shared.x_out and t->h_final. */
+void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
+void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                        float grad_scale);
 /* Forward only, without dropout, smoothing or z-loss: each row's loss in t->losses. */
 void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 void gpt_train_zero_grads(struct gpt_train *t, struct device *d);
