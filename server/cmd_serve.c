@@ -29,7 +29,7 @@ struct serve_options {
     const char *data_dir, *models_dir;
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
     const char *tls_cert, *tls_key;
-    const char *log_level;
+    const char *log_level, *log_format;
     bool auth, hint;
 };
 
@@ -40,11 +40,12 @@ static void options_init(struct serve_options *o)
 {
     *o = (struct serve_options){
         .http = {.host = "127.0.0.1", .port = 8080, .threads = 2, .max_header = 16 << 10,
-                 .max_connections = 1024, .max_connections_per_address = 512,
+                 .max_connections = 1024, .max_connections_per_address = 512, .log_requests = true,
                  .times = {.idle_s = 60, .header_s = 30, .body_s = 60, .send_s = 60}},
         .request_timeout_s = 600,
         .drain_timeout_s = 30,
         .log_level = "info",
+        .log_format = "text",
         .auth = true,
     };
     model_options_init(&o->model);
@@ -136,8 +137,11 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "What runs jobs, with the arguments of gptd train; gptd itself without it."},
         {"log-level", OPTION_STRING, &o->log_level, 0, 0, "error|warn|info|debug",
          "What goes to stderr."},
+        {"log-format", OPTION_STRING, &o->log_format, 0, 0, "text|json",
+         "A line of text, or an object, for each event."},
         {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
-         "One line a request: route, status, time, tokens; never their text."},
+         "One line a request: its id (X-Request-Id), the key's name, route, status, tokens and times; "
+         "never their text. Probes that find all well stay out."},
         {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL, "Print a curl line to try when ready."},
     };
     enum { N_BEFORE = sizeof before / sizeof *before, N_AFTER = sizeof after / sizeof *after };
@@ -195,6 +199,11 @@ static bool options_check(struct serve_options *o, struct error *err)
         return error_set(err, ERR_INVALID, "log-level",
                          "--log-level %s: must be error, warn, info or debug", o->log_level);
     log_set_level(level);
+    enum log_format format;
+    if (!log_format_parse(o->log_format, &format))
+        return error_set(err, ERR_INVALID, "log-format", "--log-format %s: must be text or json",
+                         o->log_format);
+    log_set_format(format);
     if (o->models.n == 0)
         return error_set(err, ERR_INVALID, "model", "say what to serve: --model PATH");
     if (!keys_check(o, err)) return false;

@@ -194,8 +194,8 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     r->server = s;
     r->connection = connection;
     r->begin_ns = clock_ns();
-    uint64_t number = atomic_fetch_add_explicit(&s->n_requests, 1, memory_order_relaxed);
-    snprintf(r->id, sizeof r->id, "req-%08x%08llx", s->id_prefix, (unsigned long long)number);
+    r->method = request_log_method(method);
+    request_log_take_id(r);
     buf_init(&r->body, (size_t)s->options.max_body);
     r->reply_fd = -1;
     r->head = strcmp(method, "HEAD") == 0;
@@ -370,22 +370,6 @@ static void *look_at_line(void *cls, const char *uri, struct MHD_Connection *mhd
 
 /* ---- The end of a request ---- */
 
-static void log_request(const struct request *r, int status, int64_t ns,
-                        const struct completion_summary *s)
-{
-    if (!r->server->options.log_requests) return;
-    const char *key = r->caller.name[0] ? r->caller.name : "none";
-    if (s->id[0])
-        log_info("%s %s %d %.1f ms, key %s, %s: %d prompt tokens (%d cached), %d completion "
-                 "tokens, %s",
-                 r->id, route_label(r->route), status, (double)ns / 1e6, key, s->id,
-                 s->prompt_tokens, s->cached_tokens, s->completion_tokens,
-                 s->finish ? s->finish : "canceled");
-    else
-        log_info("%s %s %d %.1f ms, key %s", r->id, route_label(r->route), status,
-                 (double)ns / 1e6, key);
-}
-
 /* libmicrohttpd 0.9.75 may never notice the end of a client's bytes that came while it was not
  * reading, and keep the connection for the idle timeout, while the half-closed client waits for its
  * end. */
@@ -410,7 +394,7 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     struct completion_summary summary = {0};
     if (r->exchange) exchange_close(r->exchange, delivered, &summary);
     metrics_request(r->server->metrics, route_counted(r->route), status);
-    log_request(r, status, ns, &summary);
+    request_log_end(r, status, ns, &summary);
     connection_expect_headers(connection_of(connection));
     if (delivered) hasten_end(connection);
     guard_end(r);

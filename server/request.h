@@ -14,6 +14,7 @@
 #include "server/jobs.h"
 #include "server/listen.h"
 #include "server/models.h"
+#include "server/request_log.h"
 #include "server/upload.h"
 
 enum { N_ROUTES = 26 };
@@ -45,7 +46,8 @@ struct request {
     struct http_server *server;
     struct MHD_Connection *connection;
     int64_t begin_ns;
-    char id[32];
+    char id[REQUEST_ID_MAX + 1];
+    const char *method;       /* static; see request_log_method */
     struct auth_caller caller; /* the key's; all zero without one */
     bool counted;             /* by the key's limits, until the request ends */
     bool preflight;           /* answered with headers alone */
@@ -91,6 +93,8 @@ enum route_body { BODY_NONE, BODY_JSON, BODY_UPLOAD };
 enum route_body route_body(int32_t route);
 /* Does its answer take its time? Then it is called on a thread of its own. */
 bool route_is_slow(int32_t route);
+/* Is it what monitors ask for, again and again? */
+bool route_is_probe(int32_t route);
 /* The methods that the route's path takes, for 405: "GET, HEAD, DELETE". */
 void route_allow(int32_t route, char *out, size_t size);
 /* The first route of the same path: requests are counted by path. */

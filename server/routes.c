@@ -206,6 +206,13 @@ enum route_body route_body(int32_t route)
     return route < N_ROUTES ? routes[route].body : BODY_NONE;
 }
 
+bool route_is_probe(int32_t route)
+{
+    const char *path = route_label(route);
+    return strcmp(path, "/health") == 0 || strcmp(path, "/ready") == 0
+           || strcmp(path, "/metrics") == 0;
+}
+
 bool route_is_slow(int32_t route) { return route < N_ROUTES && routes[route].slow; }
 
 void route_allow(int32_t route, char *out, size_t size)

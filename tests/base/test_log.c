@@ -116,9 +116,60 @@ static void test_threads_do_not_mix_lines(void **state)
     free(text);
 }
 
+static void test_json(void **state)
+{
+    begin_capture();
+    log_set_format(LOG_JSON);
+    log_warn("a \"quote\", a \\, a\nline, \xc3\xa9 and \xff");
+    log_event(LOG_INFO, "text", "\"status\":200");
+    log_event(LOG_DEBUG, "no", "\"no\":0");
+    log_set_format(LOG_TEXT);
+    log_event(LOG_INFO, "text", "\"status\":200");
+    char *text = end_capture();
+    regex_t line;
+    assert_int_equal(regcomp(&line, "^\\{\"time\":\"[0-9T:.-]{23}Z\",\"level\":\"warn\",",
+                             REG_EXTENDED), 0);
+    assert_int_equal(regexec(&line, text, 0, NULL, 0), 0);
+    regfree(&line);
+    assert_non_null(strstr(text, "\"warn\",\"message\":"
+                                 "\"a \\\"quote\\\", a \\\\, a line, \xc3\xa9 and ?\"}\n"));
+    assert_non_null(strstr(text, "\"info\",\"status\":200}\n"));
+    assert_non_null(strstr(text, "Z info  text\n"));
+    assert_null(strstr(text, "no"));
+    free(text);
+}
+
+static void test_long_messages_are_cut(void **state)
+{
+    char long_one[3000], *text;
+    memset(long_one, '"', sizeof long_one);
+    long_one[sizeof long_one - 1] = 0;
+    for (int format = LOG_TEXT; format <= LOG_JSON; format++) {
+        begin_capture();
+        log_set_format((enum log_format)format);
+        log_info("%s", long_one);
+        log_set_format(LOG_TEXT);
+        text = end_capture();
+        assert_in_range(strlen(text), 900, 2048);
+        assert_string_equal(text + strlen(text) - 2, format == LOG_JSON ? "}\n" : "\"\n");
+        free(text);
+    }
+}
+
+static void test_format_names(void **state)
+{
+    enum log_format format = LOG_TEXT;
+    assert_true(log_format_parse("json", &format));
+    assert_int_equal(format, LOG_JSON);
+    assert_false(log_format_parse("xml", &format));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_long_messages_are_cut),
+        cmocka_unit_test(test_format_names),
         cmocka_unit_test(test_a_line),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_level_names),
