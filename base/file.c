@@ -50,6 +50,12 @@ bool file_map_open(const char *path, struct file_map *out, struct error *err)
     return true;
 }
 
+void file_map_forget(const struct file_map *map)
+{
+    /* A hint: a kernel that does not take it only keeps more pages. */
+    if (map->data) (void)madvise((void *)map->data, map->size, MADV_DONTNEED);
+}
+
 void file_map_close(struct file_map *map)
 {
     if (map->data) munmap((void *)map->data, map->size);

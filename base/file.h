@@ -14,6 +14,9 @@ struct file_map {
 
 /* Maps a regular file read-only. Directories, devices and pipes are refused. */
 bool file_map_open(const char *path, struct file_map *out, struct error *err) MUST_CHECK;
+/* Its pages leave memory, and are read anew when they are touched: for a large file that was read once,
+ * whose pages would count as the process's own. */
+void file_map_forget(const struct file_map *map);
 void file_map_close(struct file_map *map); /* NULL-safe for a zeroed struct */
 
 /* Appends the whole file to `out`, whose limit bounds it. */

@@ -96,6 +96,12 @@ void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint
     memcpy(out->dims, t->dims, sizeof out->dims);
 }
 
+void checkpoint_forget(const struct checkpoint *ck)
+{
+    if (ck->gguf) file_map_forget(&ck->gguf->map);
+    for (int32_t i = 0; i < ck->n_shards; i++) file_map_forget(&ck->shards[i]->map);
+}
+
 /* ---- Reading rows ---- */
 
 /* Row r of a head-wise matrix in the file, for row r in the rotate-half order: the model's

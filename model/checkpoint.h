@@ -87,3 +87,6 @@ void checkpoint_fingerprint(const struct checkpoint *ck, char out[17]);
  * (asserted: the caller asks by weight_role_shape). */
 void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, int64_t layer,
                           int64_t row0, int64_t n_rows, float *dst);
+/* What reading has brought into memory leaves it again: a loader calls it after each block, so that a
+ * model is never there twice. */
+void checkpoint_forget(const struct checkpoint *ck);

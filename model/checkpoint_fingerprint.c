@@ -47,5 +47,6 @@ void checkpoint_fingerprint(const struct checkpoint *ck, char out[17])
                     ck->shards[i]->header_size);
     ASSERT(EVP_DigestFinal_ex(ctx, digest, NULL));
     EVP_MD_CTX_free(ctx);
+    checkpoint_forget(ck);
     for (int i = 0; i < 8; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
 }

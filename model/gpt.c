@@ -207,6 +207,7 @@ static void load_matrix(const struct load *load, struct matrix *m, enum weight_r
         int64_t n = min_i64(step, m->n_out - row);
         checkpoint_read_rows(load->ck, role, layer, row, n, load->staging);
         load->d->ops->matrix_write(load->d, m, row, n, load->staging);
+        checkpoint_forget(load->ck);
     }
 }
 
@@ -297,6 +298,7 @@ bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, floa
     load_vector(&load, g->final_norm.bias, WEIGHT_FINAL_NORM_BIAS, 0);
     if (!g->config.tie_weights) load_matrix(&load, &g->lm_head, WEIGHT_LM_HEAD, 0);
     load_vector(&load, g->lm_head_bias, WEIGHT_LM_HEAD_BIAS, 0);
+    checkpoint_forget(ck);
     return d->ops->sync(d, err); /* before the staging goes: uploads may still read it */
 }
 

@@ -14,7 +14,7 @@
 #include "model/config_json.h"
 #include "model/safetensors.h"
 
-enum { STATE_FORMAT = 1, JSON_LIMIT = 1 << 20, JSON_DEPTH = 4 };
+enum { STATE_FORMAT = 1, JSON_LIMIT = 1 << 20, JSON_DEPTH = 4, LOAD_BYTES = 4 << 20 };
 
 static const char state_name[] = "trainer_state.json";
 static const char config_name[] = "train_config.json";
@@ -236,7 +236,11 @@ static bool load_arrays(const struct safetensors *s, const char *path, const str
             return error_set(err, ERR_FORMAT, NULL, "%s: %s is %lld bytes; this run has %lld: it "
                              "was written by another kind of device or version", path, array.name,
                              t ? (long long)t->size : -1LL, (long long)array.bytes);
-        d->ops->upload(d, array.data, t->data, (size_t)array.bytes);
+        for (int64_t at = 0; at < array.bytes; at += LOAD_BYTES) {
+            d->ops->upload(d, (uint8_t *)array.data + at, t->data + at,
+                           (size_t)min_i64(LOAD_BYTES, array.bytes - at));
+            file_map_forget(&s->map);
+        }
     }
     return d->ops->sync(d, err);
 }

@@ -113,6 +113,42 @@ static void test_a_large_file_is_read_whole(void **state)
     free(bytes);
 }
 
+/* How many of the pages are in this process's page table: bit 63 of each entry of /proc/self/pagemap. */
+static int64_t mapped_pages(const uint8_t *at, int64_t n)
+{
+    uint64_t entry;
+    int64_t present = 0;
+    FILE *f = fopen("/proc/self/pagemap", "rb");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, (long)((uintptr_t)at / 4096 * sizeof entry), SEEK_SET), 0);
+    for (int64_t i = 0; i < n && fread(&entry, sizeof entry, 1, f) == 1; i++) present += entry >> 63;
+    fclose(f);
+    return present;
+}
+
+/* Reading a file through its map does not leave it in the process's memory, and reading it again
+ * gives the same bytes. */
+static void test_forget(void **state)
+{
+    enum { PAGES = 64, PAGE = 4096 };
+    struct file_map map;
+    struct error err;
+    char *bytes = malloc(PAGES * PAGE);
+    assert_non_null(bytes);
+    for (size_t i = 0; i < PAGES * PAGE; i++) bytes[i] = (char)(i / PAGE + 1);
+    write_file(bytes, PAGES * PAGE);
+    assert_true(file_map_open(path, &map, &err));
+    assert_memory_equal(map.data, bytes, PAGES * PAGE);
+    int64_t before = mapped_pages(map.data, PAGES);
+    file_map_forget(&map);
+    assert_int_equal(before, PAGES);
+    assert_int_equal(mapped_pages(map.data, PAGES), 0);
+    assert_memory_equal(map.data, bytes, PAGES * PAGE);
+    file_map_close(&map);
+    file_map_forget(&map); /* nothing to forget */
+    free(bytes);
+}
+
 static void test_questions(void **state)
 {
     write_file("", 0);
@@ -142,6 +178,7 @@ int main(void)
         cmocka_unit_test(test_what_is_no_file_is_refused),
         cmocka_unit_test(test_read_appends_within_the_limit),
         cmocka_unit_test(test_a_large_file_is_read_whole),
+        cmocka_unit_test(test_forget),
         cmocka_unit_test(test_questions),
         cmocka_unit_test(test_join),
     };
