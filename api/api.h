@@ -74,14 +74,49 @@ bool api_tokenize(const struct api_context *c, const char *body, size_t n, struc
 bool api_detokenize(const struct api_context *c, const char *body, size_t n, struct buf *out,
                     struct error *err) MUST_CHECK;
 
-/* The process's own bytes, read by server/. */
+/* The process's own bytes, read by server/. Of what is beyond the program itself and the arenas,
+ * some is known by kind. */
 struct api_process_memory {
     int64_t rss_bytes, peak_rss_bytes;
     int64_t baseline_bytes; /* RSS just before the model was opened: the program itself */
+    int64_t heap_bytes;     /* what malloc has given out, now, but for the arenas: tokenizers, HTTP, requests */
+    int64_t heap_free_bytes; /* what malloc holds for later; not all of it need be resident */
+    int64_t file_bytes;     /* mapped files beyond the baseline's: libraries, code touched since */
+};
+
+/* A training job that runs. */
+struct api_job_memory {
+    char id[48];
+    bool reported; /* the trainer has told its plan; else it is the server's own */
+    int64_t planned[N_MEMORY_COMPONENTS], planned_bytes; /* they sum to planned_bytes */
+    int64_t rss_bytes, peak_rss_bytes; /* as the kernel counts them */
+    int64_t baseline_bytes;            /* the trainer's program itself; 0: not known yet */
+};
+
+/* What was there at a moment. */
+struct api_memory_sample {
+    int64_t time; /* Unix seconds */
+    int64_t rss_bytes, resident_bytes; /* the process; of it, the engines' arenas */
+    int64_t kv_in_use_bytes;           /* all models */
+    int64_t jobs_rss_bytes;
+};
+
+struct api_memory_view {
+    struct api_process_memory process;
+    int64_t resident_bytes; /* of the engines' arenas, as the kernel counts them */
+    const struct api_job_memory *jobs;
+    size_t n_jobs;
+    const struct api_memory_sample *history; /* oldest first; NULL: not asked for */
+    size_t n_history;
+    int64_t history_interval_s;
 };
 /* GET /v1/memory: per device, planned, allocated, in_use and peak bytes by component; KV pages; RSS
- * and what no component explains (rss - baseline - allocated host memory). */
-void api_memory(const struct api_context *c, const struct api_process_memory *p, struct buf *out);
+ * and what no component explains; training jobs. */
+void api_memory(const struct api_context *c, const struct api_memory_view *v, struct buf *out);
+/* What no plan and no kind explains; negative where memory that was given out has not been touched. */
+int64_t api_unexplained_bytes(const struct api_process_memory *p, int64_t allocated_bytes);
+int64_t api_job_unexplained_bytes(const struct api_job_memory *j);
+
 /* Who may use a route, of a server that has keys. 0 is the strictest. */
 enum api_access { API_ACCESS_ADMIN = 0, API_ACCESS_USER, API_ACCESS_OPEN };
 /* Asked of each operation, by method (in any case) and path. */

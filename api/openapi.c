@@ -151,11 +151,33 @@ static const struct { const char *name, *schema; } schemas[] = {
     {"MemoryBytes", OBJECT("\"planned_bytes\",\"allocated_bytes\",\"in_use_bytes\",\"peak_bytes\"",
         "\"planned_bytes\":" INTEGER ",\"allocated_bytes\":" INTEGER ",\"in_use_bytes\":" INTEGER
         ",\"peak_bytes\":" INTEGER)},
-    {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\"",
+    {"MemoryComponents", "{\"type\":\"object\",\"description\":\"weights, master, gradients, "
+        "optimizer, activations, logits, kv_cache, workspace, staging, data, host\","
+        "\"additionalProperties\":" INTEGER "}"},
+    {"MemoryJob", OBJECT("\"id\",\"reported\",\"planned_bytes\",\"components\",\"rss_bytes\","
+            "\"peak_rss_bytes\",\"baseline_bytes\",\"unexplained_bytes\"",
+        "\"id\":" STRING ",\"reported\":{\"type\":\"boolean\",\"description\":\"The plan is the "
+        "trainer's own word, not yet only the server's.\"},\"planned_bytes\":" INTEGER
+        ",\"components\":" REF("MemoryComponents") ",\"rss_bytes\":" INTEGER
+        ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":" INTEGER
+        ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - "
+        "planned; negative before the trainer has taken its memory.\"}")},
+    {"MemorySample", OBJECT("\"time\",\"rss_bytes\",\"resident_bytes\",\"kv_in_use_bytes\","
+            "\"jobs_rss_bytes\"",
+        "\"time\":" INTEGER ",\"rss_bytes\":" INTEGER ",\"resident_bytes\":" INTEGER
+        ",\"kv_in_use_bytes\":" INTEGER ",\"jobs_rss_bytes\":" INTEGER)},
+    {"Memory", OBJECT("\"object\",\"model\",\"devices\",\"kv_pages\",\"process\",\"jobs\"",
         "\"object\":{\"const\":\"memory\"},\"model\":" STRING_OR_NULL ","
         "\"models\":{\"type\":\"array\",\"description\":\"Bytes and pages of each.\"},"
+        "\"jobs\":{\"type\":\"array\",\"description\":\"Training jobs that run, each a process of "
+        "its own.\",\"items\":" REF("MemoryJob") "},"
+        "\"history\":" OBJECT("\"interval_s\",\"samples\"", "\"interval_s\":" INTEGER
+            ",\"samples\":{\"type\":\"array\",\"description\":\"The last hour, oldest first; "
+            "with ?history=1.\",\"items\":" REF("MemorySample") "}") ","
         "\"devices\":" ARRAY("{\"allOf\":["
-            REF("MemoryBytes") "," OBJECT("\"name\",\"components\"", "\"name\":" STRING
+            REF("MemoryBytes") "," OBJECT("\"name\",\"resident_bytes\",\"components\"", "\"name\":" STRING
+            ",\"resident_bytes\":{\"type\":\"integer\",\"description\":\"What of it is in memory, "
+            "as the kernel counts; at most a second old.\"}"
             ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
             "activations, "
             "workspace, staging, host\",\"additionalProperties\":" REF("MemoryBytes") "}") "]}")
@@ -167,12 +189,16 @@ static const struct { const char *name, *schema; } schemas[] = {
             "\"reserved\":" INTEGER
             ",\"shared\":" INTEGER ",\"high_water\":" INTEGER)
         ",\"process\":" OBJECT("\"rss_bytes\",\"peak_rss_bytes\",\"baseline_bytes\","
-            "\"unexplained_bytes\"",
+            "\"heap_bytes\",\"heap_free_bytes\",\"file_bytes\",\"unexplained_bytes\"",
             "\"rss_bytes\":" INTEGER ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":"
             "{\"type\":\"integer\",\"description\":\"Resident before the model was opened.\"}"
+            ",\"heap_bytes\":{\"type\":\"integer\",\"description\":\"What malloc has given out since, "
+            "but for the components: tokenizers, connections, requests.\"},\"heap_free_bytes\":"
+            "{\"type\":\"integer\",\"description\":\"What malloc holds for later.\"},\"file_bytes\":"
+            "{\"type\":\"integer\",\"description\":\"Mapped files since: code that has run.\"}"
             ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - "
-            "allocated on "
-            "the CPU; negative where allocated memory has not been touched.\"}"))},
+            "allocated - heap - file: stacks, malloc's own, what is touched but in no list; "
+            "negative where allocated memory has not been touched.\"}"))},
 };
 
 /* ---- paths ----------------------------------------------------------------------------------- */
@@ -183,6 +209,7 @@ enum {
     TAKES_FILTER = 32, /* order and purpose */
     TAKES_UPLOAD = 64,
     TAKES_STREAM = 128,
+    TAKES_HISTORY = 256,
 };
 
 static const struct operation {
@@ -239,7 +266,7 @@ static const struct operation {
     {"/v1/fine_tuning/jobs/{id}/checkpoints", "get", "listFineTuningJobCheckpoints",
      "The checkpoints that are kept, newest first", 0, "FineTuningCheckpointList", NULL, NULL,
      ERRORS_ID | TAKES_PAGE},
-    {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, 0},
+    {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, TAKES_HISTORY},
     {"/health", "get", "health", "Is the server alive?", 0, NULL, NULL, "application/json",
      ERRORS_READY},
     {"/ready", "get", "ready", "Does it take requests?", 0, NULL, NULL, "application/json",
@@ -289,7 +316,7 @@ static void render_error_response(const char *status, const char *what, struct b
 
 static void render_parameters(const struct operation *op, struct buf *out)
 {
-    if (!(op->errors & (ERRORS_ID | TAKES_PAGE))) return;
+    if (!(op->errors & (ERRORS_ID | TAKES_PAGE | TAKES_HISTORY))) return;
     buf_puts(out, ",\"parameters\":[");
     if (op->errors & ERRORS_ID)
         buf_puts(out, "{\"name\":\"id\",\"in\":\"path\",\"required\":true,\"schema\":" STRING "}");
@@ -306,6 +333,9 @@ static void render_parameters(const struct operation *op, struct buf *out)
                       "the one that follows 'after' on, and each new one as it comes, to the "
                       "job's last. Goes without limit.\",\"schema\":{\"type\":\"boolean\","
                       "\"default\":false}}");
+    if (op->errors & TAKES_HISTORY)
+        buf_puts(out, "{\"name\":\"history\",\"in\":\"query\",\"description\":\"1: with samples of "
+                      "the last hour.\",\"schema\":{\"enum\":[0,1],\"default\":0}}");
     buf_putc(out, ']');
 }
 

@@ -200,6 +200,7 @@ static void add_memory(struct engine_memory *sum, const struct engine_memory *m)
     }
     sum->planned_bytes += m->planned_bytes;
     sum->allocated_bytes += m->allocated_bytes;
+    sum->host_bytes += m->host_bytes;
 }
 
 static void add_stats(void *ctx, const struct api_context *model)

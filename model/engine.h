@@ -168,6 +168,7 @@ struct engine_memory {
                                             rest: all of it */
     int64_t peak[N_MEMORY_COMPONENTS];
     int64_t planned_bytes, allocated_bytes;
+    int64_t host_bytes;                  /* of those: the host's arena, whatever the device */
     int64_t kv_page_bytes;               /* all layers */
 };
 
@@ -183,3 +184,6 @@ struct engine_stats {
 };
 /* A consistent snapshot; never waits for a step. */
 void engine_stats(const struct engine *e, struct engine_stats *out);
+/* Where its memory lies, for whoever asks the driver about it: the host's arena and the device's. */
+struct engine_arena { const void *at; int64_t bytes; };
+void engine_arenas(const struct engine *e, struct engine_arena out[2]);

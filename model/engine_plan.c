@@ -255,12 +255,19 @@ struct engine *engine_allocate(struct engine *e, struct error *err)
         if (self) {
             remember_plan(e, m->allocated);
             m->allocated_bytes = e->device_plan.total + e->host_plan.total;
+            m->host_bytes = e->host_plan.total;
             m->kv_page_bytes = e->kv_page_bytes;
             *self = *e;
         }
     }
     free(scratch);
     return self;
+}
+
+void engine_arenas(const struct engine *e, struct engine_arena out[2])
+{
+    out[0] = (struct engine_arena){e->host_arena, e->host_plan.total};
+    out[1] = (struct engine_arena){e->device_arena, e->device_plan.total};
 }
 
 void engine_release(struct engine *e)

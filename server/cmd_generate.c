@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/random.h>
 
 #include "api/chat.h"
@@ -391,9 +392,9 @@ static void print_stats(const struct generation *g)
     double prefill_s = (double)(r->first_token_ns - r->submitted_ns) / 1e9;
     double decode_s = (double)(r->done_ns - r->first_token_ns) / 1e9;
     struct engine_stats stats;
-    struct api_process_memory process;
+    int64_t rss = 0, peak = 0;
     engine_stats(g->model->engine, &stats);
-    process_memory(&process);
+    (void)process_memory_of(getpid(), &rss, &peak);
     if (r->first_token_ns > 0)
         fprintf(stderr, "prompt: %zu tokens, first token after %.3f s (%.1f tokens/s)\n",
                 g->prompt.n, prefill_s, (double)g->prompt.n / prefill_s);
@@ -403,7 +404,7 @@ static void print_stats(const struct generation *g)
     fprintf(stderr, "memory: %.1f MiB planned, %.1f MiB allocated, %.1f MiB resident at most\n",
             (double)stats.memory.planned_bytes / (1 << 20),
             (double)stats.memory.allocated_bytes / (1 << 20),
-            (double)process.peak_rss_bytes / (1 << 20));
+            (double)peak / (1 << 20));
 }
 
 static bool generate(struct generation *g, struct error *err)

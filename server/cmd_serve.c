@@ -131,7 +131,7 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "Where the presets are that jobs name as configs/NAME."},
         {"train-threads", OPTION_INT, &o->jobs.threads, 1, 4096, "N",
          "CPU threads of a training job, which has a lower priority than serving."},
-        {"max-jobs", OPTION_INT, &o->jobs.max_running, 0, 64, "N",
+        {"max-jobs", OPTION_INT, &o->jobs.max_running, 0, JOBS_MAX_RUNNING, "N",
          "Training jobs that run at once; others wait."},
         {"trainer", OPTION_STRING, &o->jobs.trainer, 0, 0, "PROGRAM",
          "What runs jobs, with the arguments of gptd train; gptd itself without it."},
@@ -349,7 +349,8 @@ static void serve_until_signal(const struct serve_options *o, struct http_server
 }
 
 static bool serve(const struct serve_options *o, struct auth *auth, struct tls *tls,
-                  struct models *models, int64_t baseline, struct shutdown *shutdown,
+                  struct models *models, const struct process_baseline *baseline,
+                  struct shutdown *shutdown,
                   struct error *err)
 {
     char id[128];
@@ -390,7 +391,7 @@ static int run(const struct serve_options *o)
     struct signals *signals;
     if (!signals_start(HANGUP_HANDLE, on_signal, &shutdown, &signals, &err))
         return command_fail("serve", &err);
-    int64_t baseline = process_rss_bytes();
+    struct process_baseline baseline = process_baseline();
     struct models *models = NULL;
     struct auth *auth = NULL;
     struct tls *tls = NULL;
@@ -398,7 +399,7 @@ static int run(const struct serve_options *o)
     if (!keys_open(o, &auth, &err) || (o->tls_cert && !tls_open(o->tls_cert, o->tls_key, &tls, &err))
         || !models_start(o->models.at, o->models.n, &o->model, &o->limits, o->models_dir, &models,
                          &err)
-        || !serve(o, auth, tls, models, baseline, &shutdown, &err))
+        || !serve(o, auth, tls, models, &baseline, &shutdown, &err))
         code = command_fail("serve", &err);
     models_stop(models);
     auth_close(auth);

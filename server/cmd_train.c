@@ -19,6 +19,7 @@ struct training {
     struct trainer *trainer; /* guarded by mutex: the signal thread stops it */
     pthread_mutex_t mutex;
     struct train_progress progress;
+    int64_t baseline_bytes; /* resident before anything was opened */
 };
 
 /* The first signal ends the run after its step; one before the first step, and a second one, the
@@ -63,7 +64,7 @@ static bool open_trainer(struct training *t, struct error *err)
     if (!trainer_open(t->device, &o, from, &trainer, err)) return false;
     struct memory_plan memory = trainer_memory(trainer);
     train_progress_print_plan(&memory);
-    train_progress_init(&t->progress, &o.config, memory.total_bytes);
+    train_progress_init(&t->progress, &o.config, t->setup.dir, &memory, t->baseline_bytes);
     log_info("model %s: %s, %lld parameters, %s", t->options.model_name, o.model.arch,
              (long long)gpt_config_parameters(&o.model), dtype_info(o.config.dtype)->name);
     if (from) log_info("going on after step %lld, from %s", (long long)trainer_step_number(trainer),
@@ -139,6 +140,7 @@ int cmd_train(int argc, char **argv)
         return command_fail("train", &err);
     }
     t->setup.lock = -1;
+    t->baseline_bytes = process_rss_bytes();
     train_options_init(&t->options);
     if (!train_options_parse(&t->options, argc, argv, &help, &err)) {
         code = command_usage("train", &err);

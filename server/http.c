@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "server/header_guard.h"
 #include "server/request.h"
+#include "server/routes_memory.h"
 #include "server/tls.h"
 
 enum {
@@ -501,15 +502,15 @@ static void free_server(struct http_server *s)
 }
 
 bool http_start(const struct http_options *o, const struct api_context *api,
-                struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
-                struct error *err)
+                struct metrics *metrics, const struct process_baseline *baseline,
+                struct http_server **out, struct error *err)
 {
     struct http_server *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
     s->options = *o;
     s->api = api;
     s->metrics = metrics;
-    s->baseline_bytes = baseline_bytes;
+    s->baseline = *baseline;
     s->listener.fd = -1;
     pthread_mutex_init(&s->work_mutex, NULL);
     pthread_cond_init(&s->work_done, NULL);
@@ -518,11 +519,13 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
     if (!connections_start(&o->times, o->max_connections, o->tls, &s->connections, err)) goto fail;
     if (!exchanges_start(api, metrics, keep_alive_s(o), &s->exchanges, err)) goto fail;
+    if (!memory_history_start(sample_memory, s, &s->memory, err)) goto fail;
     if (!start_daemon(s, err)) goto fail;
     tell_library_version(o->host);
     *out = s;
     return true;
 fail:
+    memory_history_stop(s->memory);
     exchanges_stop(s->exchanges);
     connections_stop(s->connections);
     listener_close(&s->listener);
@@ -563,6 +566,7 @@ void http_stop(struct http_server *s)
     exchanges_cut(s->exchanges); /* MHD_stop_daemon aborts on suspended connections */
     work_end_all(s);
     MHD_stop_daemon(s->daemon);
+    memory_history_stop(s->memory);
     listener_close(&s->listener);
     exchanges_stop(s->exchanges);
     connections_stop(s->connections);

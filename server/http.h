@@ -13,6 +13,7 @@
 #include "base/options.h"
 #include "server/connection.h"
 #include "server/metrics.h"
+#include "server/process.h"
 
 struct auth;       /* server/auth.h */
 struct file_store; /* server/files.h */
@@ -48,11 +49,10 @@ struct http_server;
 
 /* metrics_init with this server's routes. */
 void http_metrics_init(struct metrics *m, const char *model_id, const char *device);
-/* `api` and `metrics` (of http_metrics_init) must outlive the server. baseline: see
- * struct api_process_memory. */
+/* `api` and `metrics` (of http_metrics_init) must outlive the server. */
 bool http_start(const struct http_options *o, const struct api_context *api,
-                struct metrics *metrics, int64_t baseline_bytes, struct http_server **out,
-                struct error *err) MUST_CHECK;
+                struct metrics *metrics, const struct process_baseline *baseline,
+                struct http_server **out, struct error *err) MUST_CHECK;
 /* SIGHUP: files that are read at start are read again. What cannot be read or used is logged, and
  * what was before stays. */
 void http_reload(struct http_server *s);

@@ -110,6 +110,7 @@ static void free_jobs(struct jobs *j)
     job_feeds_free(&j->feeds);
     pthread_cond_destroy(&j->news);
     pthread_mutex_destroy(&j->mutex);
+    pthread_mutex_destroy(&j->memory_mutex);
     free(j);
 }
 
@@ -123,6 +124,7 @@ bool jobs_start(struct data_dir *dir, struct file_store *files, const struct job
     j->options = *o;
     job_feeds_init(&j->feeds);
     pthread_mutex_init(&j->mutex, NULL);
+    pthread_mutex_init(&j->memory_mutex, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -475,6 +477,15 @@ bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *pag
     bool ok = job && job_store_list_checkpoints(j->dir, &job->job, page, out, err);
     pthread_mutex_unlock(&j->mutex);
     return ok;
+}
+
+size_t jobs_memory(struct jobs *j, struct api_job_memory out[JOBS_MAX_RUNNING])
+{
+    pthread_mutex_lock(&j->memory_mutex);
+    size_t n = j->n_memory;
+    memcpy(out, j->memory, n * sizeof *out);
+    pthread_mutex_unlock(&j->memory_mutex);
+    return n;
 }
 
 /* ---- the models that came out ---- */

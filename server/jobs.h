@@ -60,6 +60,10 @@ bool jobs_follow(struct jobs *j, const char *id, const char *after, struct job_f
 bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *page, struct buf *out,
                       struct error *err) MUST_CHECK;
 
+/* What the jobs that run take: at most a second old, and never waits for the disk. Returns how many. */
+enum { JOBS_MAX_RUNNING = 64 };
+size_t jobs_memory(struct jobs *j, struct api_job_memory out[JOBS_MAX_RUNNING]);
+
 /* The model of a job that succeeded, by its name (fine_tuned_model), or a checkpoint of any job, by
  * its (ft_checkpoint_name): its folder. */
 bool jobs_find_model(struct jobs *j, const char *name, char path[DATA_PATH_MAX],

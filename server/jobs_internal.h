@@ -17,6 +17,7 @@ struct job {
     int64_t metrics_offset;   /* read so far */
     int64_t metrics_event_ns; /* when the last event about them was written */
     char metrics_line[512];   /* the newest line without an event; "": none */
+    struct api_job_memory memory; /* what its trainer plans and takes */
 };
 
 struct jobs {
@@ -33,6 +34,11 @@ struct jobs {
     bool draining;
     int64_t drain_deadline_ns; /* while draining: when they are killed; 0: not yet known */
     bool stopped;
+    /* What /v1/memory shows: apart from the rest, which waits for the disk. */
+    pthread_mutex_t memory_mutex;
+    struct api_job_memory memory[JOBS_MAX_RUNNING];
+    size_t n_memory;
+    int64_t memory_ns; /* when; the supervisor's own */
 };
 
 /* With the mutex held: */

@@ -14,11 +14,13 @@
 #include "base/log.h"
 #include "api/json_out.h"
 #include "server/command.h"
+#include "server/job_memory.h"
 #include "server/job_process.h"
 #include "server/jobs_internal.h"
+#include "server/process.h"
 
 enum { POLL_MS = 100, METRICS_DEPTH = 4, EVENT_DATA_LIMIT = 1024 };
-static const int64_t metrics_event_interval_ns = 1000000000;
+static const int64_t metrics_event_interval_ns = 1000000000, memory_interval_ns = 1000000000;
 
 bool job_is_over(const struct job *job)
 {
@@ -102,6 +104,8 @@ static void start_job(struct jobs *j, struct job *job)
     struct error err;
     job->metrics_offset = 0;
     job->stopping = false;
+    job->memory = (struct api_job_memory){0};
+    snprintf(job->memory.id, sizeof job->memory.id, "%s", job->job.id);
     bool resumed = job_has_checkpoint(j->dir, &job->job);
     bool ok = job_path(j->dir, &job->job, NULL, dir, &err)
               && job_path(j->dir, &job->job, "stdout.log", out, &err)
@@ -268,7 +272,7 @@ static void end_job(struct jobs *j, struct job *job, int status)
     }
 }
 
-/* ---- the thread ---- */
+/* ---- memory ---- */
 
 static int64_t count_running(const struct jobs *j)
 {
@@ -276,6 +280,37 @@ static int64_t count_running(const struct jobs *j)
     for (size_t i = 0; i < j->n; i++) n += j->at[i]->pid != 0;
     return n;
 }
+
+/* The plan is the trainer's word, once it has one that can be true; what it takes is the kernel's. */
+static void look_at_memory(struct jobs *j, struct job *job)
+{
+    char dir[DATA_PATH_MAX];
+    struct error err;
+    struct api_job_memory *m = &job->memory;
+    int64_t rss, peak;
+    if (!job_path(j->dir, &job->job, JOB_MODEL_NAME, dir, &err) || !job_memory_read(dir, m, &err))
+        log_debug("job %s: %s", job->job.id, err.text);
+    if (!process_memory_of(job->pid, &rss, &peak)) return;
+    m->rss_bytes = rss;
+    m->peak_rss_bytes = peak;
+}
+
+/* For those who ask, once a second and when a trainer has come or gone. */
+static void publish_memory(struct jobs *j)
+{
+    size_t running = (size_t)count_running(j), n = 0;
+    if (running == j->n_memory && clock_ns() - j->memory_ns < memory_interval_ns) return;
+    j->memory_ns = clock_ns();
+    for (size_t i = 0; i < j->n; i++)
+        if (j->at[i]->pid) look_at_memory(j, j->at[i]);
+    pthread_mutex_lock(&j->memory_mutex);
+    for (size_t i = 0; i < j->n && n < JOBS_MAX_RUNNING; i++)
+        if (j->at[i]->pid) j->memory[n++] = j->at[i]->memory;
+    j->n_memory = n;
+    pthread_mutex_unlock(&j->memory_mutex);
+}
+
+/* ---- the thread ---- */
 
 static void watch_running(struct jobs *j)
 {
@@ -330,6 +365,7 @@ void *jobs_run(void *arg)
     for (;;) {
         watch_running(j);
         if (!j->draining) start_queued(j);
+        publish_memory(j);
         if (j->stopped && count_running(j) == 0) break;
         wait_for_news(j);
     }

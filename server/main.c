@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "server/command.h"
+#include "server/process.h"
 
 struct subcommand {
     const char *name;
@@ -60,6 +61,7 @@ static int run_subcommand(const struct subcommand *s, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    process_settle();
     if (argc < 2) {
         print_usage(stderr);
         return EXIT_USAGE;

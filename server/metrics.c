@@ -1,6 +1,7 @@
 /* Metrics: see metrics.h. Names follow Prometheus' conventions: base units, _total on counters. */
 #include "server/metrics.h"
 
+#include <stddef.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -199,23 +200,93 @@ static void render_engine(struct buf *out, const struct engine_stats *e)
            (double)e->kv.evictions);
 }
 
+/* What there is of a component's bytes, by the names of /v1/memory. */
+enum { N_KINDS = 4 };
+static const struct { const char *name; size_t offset; } kinds[N_KINDS] = {
+    {"planned", offsetof(struct engine_memory, planned)},
+    {"allocated", offsetof(struct engine_memory, allocated)},
+    {"in_use", offsetof(struct engine_memory, in_use)},
+    {"peak", offsetof(struct engine_memory, peak)},
+};
+
+static int64_t kind_bytes(const struct engine_memory *m, int kind, int component)
+{
+    return ((const int64_t *)((const char *)m + kinds[kind].offset))[component];
+}
+
 static void render_memory(struct buf *out, const struct engine_memory *m)
 {
-    const struct { const char *kind; const int64_t *bytes; } kinds[] = {
-        {"planned", m->planned}, {"allocated", m->allocated}, {"in_use", m->in_use},
-        {"peak", m->peak},
-    };
     family(out, "gptd_memory_bytes", "gauge", "The engine's memory by component.");
     for (int c = 0; c < N_MEMORY_COMPONENTS; c++)
-        for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (int k = 0; k < N_KINDS; k++)
             buf_printf(out, "gptd_memory_bytes{component=\"%s\",kind=\"%s\"} %lld\n",
-                       memory_component_name((enum memory_component)c), kinds[k].kind,
-                       (long long)kinds[k].bytes[c]);
+                       memory_component_name((enum memory_component)c), kinds[k].name,
+                       (long long)kind_bytes(m, k, c));
+}
+
+void metrics_models(struct buf *out)
+{
+    family(out, "gptd_model_memory_bytes", "gauge", "Each model's memory, all components.");
+}
+
+void metrics_model(const char *id, const struct engine_memory *m, struct buf *out)
+{
+    for (int k = 0; k < N_KINDS; k++) {
+        int64_t bytes = 0;
+        for (int c = 0; c < N_MEMORY_COMPONENTS; c++) bytes += kind_bytes(m, k, c);
+        buf_puts(out, "gptd_model_memory_bytes{model=");
+        label_value(out, id);
+        buf_printf(out, ",kind=\"%s\"} %lld\n", kinds[k].name, (long long)bytes);
+    }
+}
+
+static void render_process(struct buf *out, const struct api_memory_view *v, int64_t allocated)
+{
+    single(out, "gptd_memory_resident_bytes", "gauge",
+           "The engine's memory that is resident, as the kernel counts it.",
+           (double)v->resident_bytes);
+    single(out, "gptd_process_heap_bytes", "gauge",
+           "What malloc has given out beyond the program itself and the engine's memory.",
+           (double)v->process.heap_bytes);
+    single(out, "gptd_memory_unexplained_bytes", "gauge",
+           "Resident bytes that are not the program's, the engine's, the heap's or a file's.",
+           (double)api_unexplained_bytes(&v->process, allocated));
+}
+
+static void job_label(struct buf *out, const char *name, const struct api_job_memory *j)
+{
+    buf_printf(out, "%s{job=", name);
+    label_value(out, j->id);
+}
+
+static void render_jobs(struct buf *out, const struct api_memory_view *v)
+{
+    family(out, "gptd_job_planned_bytes", "gauge", "What running training jobs planned to take.");
+    for (size_t i = 0; i < v->n_jobs; i++)
+        for (int c = 0; c < N_MEMORY_COMPONENTS; c++) {
+            job_label(out, "gptd_job_planned_bytes", &v->jobs[i]);
+            buf_printf(out, ",component=\"%s\"} %lld\n",
+                       memory_component_name((enum memory_component)c),
+                       (long long)v->jobs[i].planned[c]);
+        }
+    family(out, "gptd_job_memory_bytes", "gauge", "What running training jobs take.");
+    for (size_t i = 0; i < v->n_jobs; i++) {
+        const struct api_job_memory *j = &v->jobs[i];
+        const struct { const char *kind; int64_t bytes; } takes[] = {
+            {"rss", j->rss_bytes}, {"peak_rss", j->peak_rss_bytes},
+            {"baseline", j->baseline_bytes}, {"unexplained", api_job_unexplained_bytes(j)},
+        };
+        for (size_t k = 0; k < sizeof takes / sizeof *takes; k++) {
+            job_label(out, "gptd_job_memory_bytes", j);
+            buf_printf(out, ",kind=\"%s\"} %lld\n", takes[k].kind, (long long)takes[k].bytes);
+        }
+    }
 }
 
 void metrics_render(const struct metrics *m, const struct engine_stats *engine,
-                    const struct api_process_memory *process, struct buf *out)
+                    const struct api_memory_view *memory, struct buf *out)
 {
+    const struct api_process_memory *process = &memory->process;
     family(out, "gptd_build_info", "gauge", "What is running; always 1.");
     buf_puts(out, "gptd_build_info{version=\"" GPTD_VERSION "\",model=");
     label_value(out, m->model_id);
@@ -233,4 +304,6 @@ void metrics_render(const struct metrics *m, const struct engine_stats *engine,
     render_traffic(out, m);
     render_engine(out, engine);
     render_memory(out, &engine->memory);
+    render_process(out, memory, engine->memory.allocated_bytes);
+    render_jobs(out, memory);
 }

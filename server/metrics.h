@@ -57,6 +57,9 @@ void metrics_refused(struct metrics *m, enum metrics_refusal reason);
  * interval between two tokens is the request's mean, counted once for each. */
 void metrics_completion(struct metrics *m, const struct completion_summary *s, int64_t request_ns);
 
-/* Everything, with the engine's and the process's gauges. */
+/* Everything, with the gauges of the engines and of memory. */
 void metrics_render(const struct metrics *m, const struct engine_stats *engine,
-                    const struct api_process_memory *process, struct buf *out);
+                    const struct api_memory_view *memory, struct buf *out);
+/* One model's; to follow metrics_render, model after model, begun by metrics_models. */
+void metrics_models(struct buf *out);
+void metrics_model(const char *id, const struct engine_memory *m, struct buf *out);

@@ -2,28 +2,53 @@
  * tables would let a client that polls memory slow the engine down. */
 #include "server/process.h"
 
+#include <malloc.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 
-int64_t process_rss_bytes(void)
+enum { STACK_BYTES = 1 << 20, LARGE_BLOCK = 256 << 10, RESIDENT_PAGES = 4096 };
+
+void process_settle(void)
 {
-    FILE *f = fopen("/proc/self/statm", "re");
-    if (!f) return 0;
-    long long total, resident;
-    int n = fscanf(f, "%lld %lld", &total, &resident);
-    fclose(f);
-    return n == 2 ? resident * sysconf(_SC_PAGESIZE) : 0;
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_setattr_default_np(&attr);
+    pthread_attr_destroy(&attr);
+    /* Fixed: glibc would raise it with each large block that is freed, and then keep such blocks. */
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK);
 }
 
-static int64_t process_peak_bytes(void)
+/* ---- what is taken ---- */
+
+/* From /proc/PID/statm: resident bytes, and those of mapped files. */
+static bool read_resident(const char *pid, int64_t *rss_bytes, int64_t *file_bytes)
 {
-    FILE *f = fopen("/proc/self/status", "re");
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%s/statm", pid);
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    long long total, resident, shared;
+    int n = fscanf(f, "%lld %lld %lld", &total, &resident, &shared);
+    fclose(f);
+    int64_t page = sysconf(_SC_PAGESIZE);
+    *rss_bytes = n == 3 ? resident * page : 0;
+    *file_bytes = n == 3 ? shared * page : 0;
+    return n == 3;
+}
+
+static int64_t read_peak(const char *pid)
+{
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/%s/status", pid);
+    FILE *f = fopen(path, "re");
     if (!f) return 0;
-    char line[256];
     long long kib = 0;
     while (fgets(line, sizeof line, f))
         if (sscanf(line, "VmHWM: %lld kB", &kib) == 1) break;
@@ -31,11 +56,62 @@ static int64_t process_peak_bytes(void)
     return kib * 1024;
 }
 
-void process_memory(struct api_process_memory *out)
+int64_t process_rss_bytes(void)
 {
-    out->rss_bytes = process_rss_bytes();
+    int64_t rss, files;
+    return read_resident("self", &rss, &files) ? rss : 0;
+}
+
+bool process_memory_of(pid_t pid, int64_t *rss_bytes, int64_t *peak_rss_bytes)
+{
+    char name[24];
+    int64_t files;
+    snprintf(name, sizeof name, "%lld", (long long)pid);
+    if (!read_resident(name, rss_bytes, &files)) return false;
+    *peak_rss_bytes = max_i64(read_peak(name), *rss_bytes);
+    return true;
+}
+
+static int64_t heap_bytes(int64_t *free_bytes)
+{
+    struct mallinfo2 m = mallinfo2();
+    *free_bytes = (int64_t)m.fordblks;
+    return (int64_t)(m.uordblks + m.hblkhd);
+}
+
+struct process_baseline process_baseline(void)
+{
+    struct process_baseline b;
+    int64_t free_bytes;
+    (void)read_resident("self", &b.rss_bytes, &b.file_bytes);
+    b.heap_bytes = heap_bytes(&free_bytes);
+    return b;
+}
+
+void process_memory(const struct process_baseline *b, int64_t arenas_on_heap,
+                    struct api_process_memory *out)
+{
+    int64_t files = 0;
+    *out = (struct api_process_memory){.baseline_bytes = b->rss_bytes};
+    (void)read_resident("self", &out->rss_bytes, &files);
     /* The kernel updates its high-water mark lazily. */
-    out->peak_rss_bytes = max_i64(process_peak_bytes(), out->rss_bytes);
+    out->peak_rss_bytes = max_i64(read_peak("self"), out->rss_bytes);
+    out->file_bytes = files - b->file_bytes;
+    out->heap_bytes = heap_bytes(&out->heap_free_bytes) - b->heap_bytes - arenas_on_heap;
+}
+
+int64_t process_resident_bytes(const void *at, int64_t n)
+{
+    unsigned char there[RESIDENT_PAGES];
+    int64_t page = sysconf(_SC_PAGESIZE), resident = 0;
+    uintptr_t begin = (uintptr_t)at / (uintptr_t)page * (uintptr_t)page, end = (uintptr_t)at + (uintptr_t)n;
+    while (begin < end) {
+        int64_t pages = min_i64(ceil_div((int64_t)(end - begin), page), RESIDENT_PAGES);
+        if (mincore((void *)begin, (size_t)(pages * page), there) != 0) break;
+        for (int64_t i = 0; i < pages; i++) resident += (there[i] & 1) * page;
+        begin += (uintptr_t)(pages * page);
+    }
+    return resident;
 }
 
 /* ---- what is left ---- */

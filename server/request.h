@@ -13,6 +13,7 @@
 #include "server/job_feed.h"
 #include "server/jobs.h"
 #include "server/listen.h"
+#include "server/memory_history.h"
 #include "server/models.h"
 #include "server/request_log.h"
 #include "server/upload.h"
@@ -23,7 +24,8 @@ struct http_server {
     struct http_options options;
     const struct api_context *api;
     struct metrics *metrics;
-    int64_t baseline_bytes;
+    struct process_baseline baseline;
+    struct memory_history *memory;
     struct listener listener;
     struct MHD_Daemon *daemon;
     struct exchanges *exchanges;

@@ -5,8 +5,8 @@
 
 #include "api/registry.h"
 #include "base/clock.h"
-#include "server/process.h"
 #include "server/request.h"
+#include "server/routes_memory.h"
 
 enum { STALLED_AFTER_S = 5 };
 
@@ -20,14 +20,6 @@ static bool post_tokenize(struct request *r, struct buf *out, struct error *err)
 static bool post_detokenize(struct request *r, struct buf *out, struct error *err)
 {
     return api_detokenize(r->server->api, r->body.data ? r->body.data : "", r->body.len, out, err);
-}
-
-static bool get_memory(struct request *r, struct buf *out, struct error *err)
-{
-    struct api_process_memory process = {.baseline_bytes = r->server->baseline_bytes};
-    process_memory(&process);
-    api_memory(r->server->api, &process, out);
-    return true;
 }
 
 /* Alive: the engine rests, or has finished a step lately. */
@@ -48,16 +40,6 @@ static bool get_ready(struct request *r, struct buf *out, struct error *err)
     if (atomic_load(&r->server->draining))
         return error_set(err, ERR_UNAVAILABLE, NULL, "the server is shutting down");
     buf_puts(out, "{\"status\":\"ok\"}");
-    return true;
-}
-
-static bool get_metrics(struct request *r, struct buf *out, struct error *err)
-{
-    struct engine_stats stats;
-    struct api_process_memory process;
-    api_stats(r->server->api, &stats);
-    process_memory(&process);
-    metrics_render(r->server->metrics, &stats, &process, out);
     return true;
 }
 

@@ -8,18 +8,32 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "server/process.h"
 
-enum { REDRAW_NS = 200 * 1000 * 1000, SAMPLE_BYTES = 400 };
+enum { REDRAW_NS = 200 * 1000 * 1000, REPORT_NS = 1000 * 1000 * 1000, SAMPLE_BYTES = 400 };
 
-void train_progress_init(struct train_progress *p, const struct train_config *c,
-                         int64_t memory_bytes)
+/* A run does not fail because nobody can look at it. */
+static void report_memory(struct train_progress *p)
+{
+    struct error err = {0};
+    p->reported_ns = clock_ns();
+    if (!process_memory_of(getpid(), &p->memory.rss_bytes, &p->memory.peak_rss_bytes)
+        || !job_memory_write(p->dir, &p->memory, &err))
+        log_debug("memory.json is not written: %s", err.text);
+}
+
+void train_progress_init(struct train_progress *p, const struct train_config *c, const char *dir,
+                         const struct memory_plan *memory, int64_t baseline_bytes)
 {
     *p = (struct train_progress){
         .terminal = isatty(STDERR_FILENO),
         .max_iters = c->max_iters,
         .log_interval = c->log_interval,
-        .memory_bytes = memory_bytes,
+        .dir = dir,
+        .memory.baseline_bytes = baseline_bytes,
     };
+    job_memory_set_plan(&p->memory, memory);
+    report_memory(p);
 }
 
 static double mib(int64_t bytes) { return (double)bytes / (1 << 20); }
@@ -57,7 +71,7 @@ static void describe(const struct train_progress *p, const struct trainer_step *
              "%.1f GFLOP/s  %.0f MiB%s  ETA %s", (long long)s->step, (long long)p->max_iters,
              p->loss / (double)p->steps, s->lr, p->tokens / p->seconds,
              1e3 * p->seconds / (double)p->steps, p->flops / p->seconds / 1e9,
-             mib(p->memory_bytes), skipped, eta);
+             mib(p->memory.planned_bytes), skipped, eta);
 }
 
 static void begin_anew(struct train_progress *p)
@@ -78,6 +92,7 @@ void train_progress_stepped(void *ctx, const struct trainer_step *s)
     p->steps++;
     p->seconds_per_step = first ? s->seconds : 0.95 * p->seconds_per_step + 0.05 * s->seconds;
     int64_t now = clock_ns();
+    if (last || now - p->reported_ns >= REPORT_NS) report_memory(p);
     if (p->terminal ? !first && !last && now - p->shown_ns < REDRAW_NS
                     : !last && s->step % p->log_interval != 0)
         return;
@@ -123,6 +138,7 @@ void train_progress_saved(void *ctx, int64_t step, const char *path)
 {
     struct train_progress *p = ctx;
     train_progress_end(p);
+    report_memory(p); /* writing it may have been the peak */
     log_info("step %lld: checkpoint %s", (long long)step, path);
 }
 

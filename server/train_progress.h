@@ -1,16 +1,20 @@
-/* What a person sees of a training run, on stderr: on a terminal one line that is rewritten in
- * place; otherwise a log line every log_interval steps. */
+/* What one sees of a training run. On stderr: on a terminal one line that is rewritten in place;
+ * otherwise a log line every log_interval steps. In the run's folder: memory.json, about once a
+ * second. */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "model/trainer.h"
+#include "server/job_memory.h"
 
 struct train_progress {
     bool terminal;
     int64_t max_iters, log_interval;
-    int64_t memory_bytes;
+    const char *dir; /* of the run; borrowed */
+    struct api_job_memory memory;
+    int64_t reported_ns;    /* when memory.json was last written */
     /* Sums since the last line. */
     double seconds, loss, tokens, flops;
     int64_t steps;
@@ -18,8 +22,9 @@ struct train_progress {
     double seconds_per_step; /* smoothed; 0 before the first step */
 };
 
-void train_progress_init(struct train_progress *p, const struct train_config *c,
-                         int64_t memory_bytes);
+/* `baseline_bytes`: process_rss_bytes before anything was opened. */
+void train_progress_init(struct train_progress *p, const struct train_config *c, const char *dir,
+                         const struct memory_plan *memory, int64_t baseline_bytes);
 /* Planned bytes by component, before the first step. */
 void train_progress_print_plan(const struct memory_plan *m);
 /* The listener's functions; ctx is the train_progress. */

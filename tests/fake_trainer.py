@@ -5,6 +5,7 @@ line, files, signals and exit codes. The training data's first line says what to
     steps=N        steps to make (default 20); `max-iters` on the command line wins
     pause=S        seconds a step takes (default 0.02)
     save=N         a checkpoint every N steps (default 5)
+    memory=JSON     what memory.json says; none without it
     die=MODE@N     at step N, unless resumed: exit (code 1), nofit (3), abort, kill (SIGKILL), hang
                    (ignores SIGTERM)
 
@@ -85,6 +86,8 @@ def main():
     print(json.dumps({"argv": sys.argv[1:], "begin": begin, "nice": os.nice(0),
                       "batch": os.sched_getscheduler(0) == os.SCHED_BATCH,
                       "group": os.getpgrp() == os.getpid()}), flush=True)
+    if "memory" in plan:
+        (folder / "memory.json").write_text(plan["memory"])
     with open(folder / "metrics.jsonl", "a") as metrics:
         for step in range(begin + 1, steps + 1):
             if step == int(at) and begin == 0:

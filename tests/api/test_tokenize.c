@@ -129,9 +129,16 @@ static void test_memory(void **state)
     buf_init(&out, 10000);
     struct engine_stats s;
     engine_stats(fixture.api.engine, &s);
-    struct api_process_memory process = {.rss_bytes = 50 << 20, .peak_rss_bytes = 60 << 20,
-                                         .baseline_bytes = 10 << 20};
-    api_memory(&fixture.api, &process, &out);
+    struct api_job_memory job = {.id = "ftjob-1", .planned_bytes = 7, .rss_bytes = 12,
+                                 .baseline_bytes = 3, .planned[MEMORY_GRADIENTS] = 7};
+    struct api_memory_sample sample = {.time = 5, .rss_bytes = 6};
+    struct api_memory_view view = {
+        .process = {.rss_bytes = 50 << 20, .peak_rss_bytes = 60 << 20, .baseline_bytes = 10 << 20,
+                    .heap_bytes = 2 << 20, .file_bytes = 1 << 20},
+        .resident_bytes = 4711, .jobs = &job, .n_jobs = 1, .history = &sample, .n_history = 1,
+        .history_interval_s = 10,
+    };
+    api_memory(&fixture.api, &view, &out);
     struct cJSON *root = parsed(&out);
     const struct cJSON *device = cJSON_GetArrayItem(json_get(root, "devices"), 0), *part;
     assert_string_equal(json_get(device, "name")->valuestring, "cpu");
@@ -140,7 +147,7 @@ static void test_memory(void **state)
         planned += json_get(part, "planned_bytes")->valuedouble;
         allocated += json_get(part, "allocated_bytes")->valuedouble;
     }
-    assert_int_equal(cJSON_GetArraySize(json_get(device, "components")), 6);
+    assert_int_equal(cJSON_GetArraySize(json_get(device, "components")), 7);
     assert_true(json_get(device, "planned_bytes")->valuedouble == planned);
     assert_true(json_get(device, "allocated_bytes")->valuedouble == allocated);
     assert_true(planned == allocated && planned > 0);
@@ -151,7 +158,15 @@ static void test_memory(void **state)
     assert_int_equal(json_get(pages, "free")->valueint + json_get(pages, "cached")->valueint,
                      s.kv.total);
     double unexplained = json_get(json_get(root, "process"), "unexplained_bytes")->valuedouble;
-    assert_true(unexplained == (40 << 20) - allocated);
+    assert_true(unexplained == (37 << 20) - allocated);
+    assert_int_equal(json_get(device, "resident_bytes")->valueint, 4711);
+    const struct cJSON *shown = cJSON_GetArrayItem(json_get(root, "jobs"), 0);
+    assert_string_equal(json_get(shown, "id")->valuestring, "ftjob-1");
+    assert_int_equal(json_get(json_get(shown, "components"), "gradients")->valueint, 7);
+    assert_int_equal(json_get(shown, "unexplained_bytes")->valueint, 2);
+    const struct cJSON *history = json_get(json_get(root, "history"), "samples");
+    assert_int_equal(cJSON_GetArraySize(history), 1);
+    assert_int_equal(json_get(cJSON_GetArrayItem(history, 0), "rss_bytes")->valueint, 6);
     cJSON_Delete(root);
 }
 

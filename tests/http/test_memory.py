@@ -1,10 +1,13 @@
 """GET /v1/memory: the plan is the allocation, and pages come back."""
 
+import re
+import time
+
 import pytest
 
-from gptd import complete, memory, stream, wait_until
+from gptd import SANITIZED, check_error, complete, memory, stream, wait_until
 
-COMPONENTS = {"weights", "kv_cache", "activations", "workspace", "staging", "host"}
+COMPONENTS = {"weights", "kv_cache", "activations", "logits", "workspace", "staging", "host"}
 
 
 def device(http):
@@ -45,6 +48,56 @@ def test_process(http):
     assert process["rss_bytes"] > 0
     assert process["peak_rss_bytes"] >= process["rss_bytes"] // 2
     assert isinstance(process["unexplained_bytes"], int)
+
+
+def test_what_the_kernel_sees(http):
+    """All of the plan is there, none of it swapped out or never touched (huge pages may round up)."""
+    entry = device(http)
+    assert 0 <= entry["resident_bytes"] - entry["allocated_bytes"] < 64 * 1024
+
+
+def test_little_is_unexplained(http):
+    """Stacks, thread-local data, what malloc rounds up."""
+    if SANITIZED:
+        pytest.skip("shadow memory is in no plan")
+    complete(http, prompt="A", max_tokens=5)
+    process = memory(http)["process"]
+    assert abs(process["unexplained_bytes"]) < 4 << 20
+    assert 0 < process["heap_bytes"] < 16 << 20
+
+
+def test_models_and_devices_agree(http):
+    reply = memory(http)
+    assert reply["models"][0]["components"] == device(http)["components"]
+    assert reply["models"][0]["planned_bytes"] == device(http)["planned_bytes"]
+
+
+def test_history(http):
+    assert "history" not in memory(http)
+    reply = http.get("/v1/memory?history=1").json()
+    samples = reply["history"]["samples"]
+    assert reply["history"]["interval_s"] == 10 and 1 <= len(samples) <= 360
+    assert abs(samples[-1]["time"] - time.time()) < 60
+    assert samples[-1]["rss_bytes"] > samples[-1]["resident_bytes"] > 0
+    assert samples[-1]["jobs_rss_bytes"] == 0
+
+
+@pytest.mark.parametrize("query", ["history=yes", "history=", "histry=1", "history=1&a=b"])
+def test_a_query_it_does_not_know(http, query):
+    reply = http.get("/v1/memory?" + query)
+    assert reply.status_code == 400
+    assert check_error(reply)["param"] in ("history", "histry", "a")
+
+
+def test_metrics_say_the_same(http):
+    text = http.get("/metrics").text
+    entry = device(http)
+    weights = entry["components"]["weights"]["planned_bytes"]
+    assert f'gptd_memory_bytes{{component="weights",kind="planned"}} {weights}\n' in text
+    assert re.search(r'gptd_model_memory_bytes\{model="shakespeare",kind="allocated"\} '
+                     f'{entry["allocated_bytes"]}\n', text)
+    assert re.search(r"^gptd_memory_unexplained_bytes -?\d+$", text, re.M)
+    assert f'gptd_memory_resident_bytes {entry["resident_bytes"]}\n' in text
 
 
 @pytest.mark.parametrize("body", [{"n": 3}, {"prompt": ["A", "B", "C"]}, {"max_tokens": 200},

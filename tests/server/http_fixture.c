@@ -73,7 +73,8 @@ void http_fixture_open(struct http_fixture *f, const struct http_options *o)
                                   .model_path = f->model.path, .chat = f->chat};
     api_limits_init(&f->api.limits);
     http_metrics_init(f->metrics, f->model.id, "cpu");
-    if (!http_start(o, &f->api, f->metrics, 0, &f->server, &err)) fail_msg("%s", err.text);
+    struct process_baseline baseline = {0};
+    if (!http_start(o, &f->api, f->metrics, &baseline, &f->server, &err)) fail_msg("%s", err.text);
 }
 
 void http_fixture_close(struct http_fixture *f)

@@ -25,11 +25,15 @@ static struct metrics *metrics_new(const char *model_id)
 static char *render(const struct metrics *m)
 {
     struct engine_stats engine = {.running = 3, .kv = {.free = 5, .cached = 6, .active = 7}};
-    struct api_process_memory process = {.rss_bytes = 1 << 20, .peak_rss_bytes = 1 << 21};
+    struct api_job_memory job = {.id = "ftjob-1", .planned_bytes = 7, .rss_bytes = 12,
+                                 .baseline_bytes = 3, .planned[MEMORY_GRADIENTS] = 7};
+    struct api_memory_view memory = {.process = {.rss_bytes = 1 << 20, .peak_rss_bytes = 1 << 21,
+                                                 .heap_bytes = 1 << 10},
+                                     .resident_bytes = 99, .jobs = &job, .n_jobs = 1};
     struct buf out;
     engine.memory.planned[MEMORY_WEIGHTS] = 12345678901;
     buf_init(&out, 1 << 20);
-    metrics_render(m, &engine, &process, &out);
+    metrics_render(m, &engine, &memory, &out);
     assert_true(buf_check(&out, "metrics", NULL));
     return buf_take(&out, NULL);
 }
@@ -121,8 +125,26 @@ static void test_gauges(void **state)
     assert_line(text, "gptd_kv_pages{state=\"active\"} 7");
     assert_line(text, "gptd_memory_bytes{component=\"weights\",kind=\"planned\"} 12345678901");
     assert_line(text, "process_resident_memory_bytes 1048576");
+    assert_line(text, "gptd_memory_resident_bytes 99");
+    assert_line(text, "gptd_memory_unexplained_bytes 1047552");
+    assert_line(text, "gptd_job_planned_bytes{job=\"ftjob-1\",component=\"gradients\"} 7");
+    assert_line(text, "gptd_job_memory_bytes{job=\"ftjob-1\",kind=\"rss\"} 12");
+    assert_line(text, "gptd_job_memory_bytes{job=\"ftjob-1\",kind=\"unexplained\"} 2");
     free(text);
     free(m);
+}
+
+static void test_models(void **state)
+{
+    struct engine_memory memory = {.in_use = {[MEMORY_WEIGHTS] = 5, [MEMORY_HOST] = 6}};
+    struct buf out;
+    buf_init(&out, 1 << 16);
+    metrics_models(&out);
+    metrics_model("a\"b", &memory, &out);
+    assert_true(buf_check(&out, "metrics", NULL));
+    assert_line(out.data, "gptd_model_memory_bytes{model=\"a\\\"b\",kind=\"in_use\"} 11");
+    assert_line(out.data, "gptd_model_memory_bytes{model=\"a\\\"b\",kind=\"peak\"} 0");
+    buf_free(&out);
 }
 
 static void test_labels_are_escaped(void **state)
@@ -173,6 +195,7 @@ int main(void)
         cmocka_unit_test(test_buckets_are_cumulative_and_bounds_inclusive),
         cmocka_unit_test(test_a_completion_is_counted_everywhere),
         cmocka_unit_test(test_gauges),
+        cmocka_unit_test(test_models),
         cmocka_unit_test(test_labels_are_escaped),
         cmocka_unit_test(test_every_family_is_declared_once),
     };
