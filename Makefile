@@ -33,9 +33,23 @@ endif
 CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
+# The CUDA device: built where the toolkit is (CUDA_HOME), not under sanitizers; CUDA=0 leaves it out.
+CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda))
+CUDA      ?= 0
+NVCC      := $(CUDA_HOME)/bin/nvcc
+GENCODE   ?= $(foreach sm,75 80 86 89,-gencode arch=compute_$(sm),code=sm_$(sm)) \
+             -gencode arch=compute_90,code=[sm_90,compute_90]
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
+             -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics" $(GENCODE)
+
 FOLDERS := base model cpu cuda api server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
-OBJS    := $(SRCS:%.c=$(BUILD)/%.o)
+ifeq ($(CUDA),1)
+SRCS    := $(filter-out cuda/cuda_none.c,$(SRCS))
+KERNELS := $(wildcard cuda/*.cu)
+LIBS    += -L$(CUDA_HOME)/lib64 -lcudart_static -lrt
+endif
+OBJS    := $(SRCS:%.c=$(BUILD)/%.o) $(KERNELS:%.cu=$(BUILD)/%.cu.o)
 TESTS   := $(wildcard tests/*/test_*.c)
 TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 # Where threads meet: what SAN=thread is for.
@@ -63,6 +77,10 @@ $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -m
 $(BUILD)/cpu/%_avx512vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3)
+
+$(BUILD)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

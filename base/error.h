@@ -12,6 +12,10 @@
 #include <stdarg.h>
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define MUST_CHECK __attribute__((warn_unused_result))
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 
@@ -55,5 +59,9 @@ bool error_errno(struct error *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 const char *error_code_name(enum error_code code);
 
 /* Ends the process with file and line: for broken invariants (bugs), in release builds too. */
-_Noreturn void bug_at(const char *file, int line, const char *what);
+__attribute__((noreturn)) void bug_at(const char *file, int line, const char *what);
 #define ASSERT(cond) ((cond) ? (void)0 : bug_at(__FILE__, __LINE__, #cond))
+
+#ifdef __cplusplus
+}
+#endif

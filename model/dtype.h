@@ -4,6 +4,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum dtype {
     DTYPE_F32,
     DTYPE_F16,
@@ -51,3 +55,7 @@ static inline uint16_t f32_to_bf16(float f)
 
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
+
+#ifdef __cplusplus
+}
+#endif

@@ -18,6 +18,10 @@
 
 #include "base/error.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { SAMPLE_MAX_TOP = 20, SAMPLE_MAX_BIAS = 1024 };
 
 struct token_bias { int32_t id; float bias; };
@@ -66,3 +70,7 @@ struct sample_out {
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 /* Uniform in [0, 1) with 24 bits, for a choice's token at `position`. */
 float sample_uniform(uint64_t seed, int32_t choice, int64_t position);
+
+#ifdef __cplusplus
+}
+#endif

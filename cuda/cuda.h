@@ -1,0 +1,25 @@
+/* A CUDA GPU as a device (model/device.h). Every build has these functions; one without the toolkit
+ * answers that it has no CUDA (cuda_none.c). The same binary runs where there is no driver. */
+#pragma once
+
+#include "model/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+bool cuda_is_built(void);
+/* Usable GPUs; 0 without a driver, or without CUDA in this build. */
+int32_t cuda_device_count(void);
+/* GPU number `ordinal`. ERR_UNSUPPORTED says what is missing: CUDA in this build, a driver, that many
+ * GPUs, or a compute capability that this build has code for. */
+bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err) MUST_CHECK;
+
+/* What the driver says of the device's memory, and what of it went to the context and the modules
+ * before the first arena. */
+struct cuda_memory { int64_t total_bytes, free_bytes, context_bytes; };
+struct cuda_memory cuda_device_memory(const struct device *d);
+
+#ifdef __cplusplus
+}
+#endif

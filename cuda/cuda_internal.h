@@ -1,0 +1,125 @@
+/* What the files of cuda/ share: the device struct, launching, and the operations of model/device.h and
+ * model/device_train.h, one group a .cu file. Owned by the engine's (or trainer's) thread. */
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "base/checked.h"
+#include "cuda/cuda_sizes.h"
+#include "model/device_train.h"
+#include "model/sampler.h"
+
+struct cuda_device {
+    struct device base; /* first: a struct device * is a struct cuda_device * */
+    int32_t ordinal, sm, n_multiprocessors;
+    cudaStream_t stream;  /* everything runs on it, in order */
+    cudaError_t failure;  /* the first one; sticks */
+    const char *failed_at;
+    uint8_t *workspace;   /* device memory: of the operation at work */
+    int64_t workspace_bytes;
+    int64_t context_bytes;
+    char description[384];
+};
+
+static inline struct cuda_device *cuda_of(struct device *d) { return (struct cuda_device *)d; }
+
+/* Remembers the first failure; device_sync reports it. */
+static inline void cuda_note(struct cuda_device *c, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess || c->failure != cudaSuccess) return;
+    c->failure = e;
+    c->failed_at = what;
+}
+
+/* Workspace from byte `offset` on. What an operation takes of it is part of cuda_sizes.c's sums. */
+static inline void *cuda_workspace(struct cuda_device *c, int64_t offset, int64_t bytes)
+{
+    ASSERT(offset >= 0 && offset % 16 == 0 && offset + bytes <= c->workspace_bytes);
+    return c->workspace + offset;
+}
+
+#ifdef __CUDACC__
+/* Launches on the device's stream; arguments are converted to the kernel's parameters. A grid of 0 blocks is
+ * nothing to do. */
+template <class... P, class... A>
+void cuda_launch(struct cuda_device *c, const char *what, void (*kernel)(P...), dim3 grid, dim3 block,
+                 size_t shared_bytes, A... args)
+{
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || c->failure != cudaSuccess) return;
+    if (shared_bytes > 48 << 10)
+        cuda_note(c, cudaFuncSetAttribute((const void *)kernel,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          (int)shared_bytes), what);
+    kernel<<<grid, block, shared_bytes, c->stream>>>(static_cast<P>(args)...);
+    cuda_note(c, cudaGetLastError(), what);
+}
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cuda_matrix.cu */
+void cuda_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                       const float *rows);
+void cuda_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
+                      float *rows);
+/* embed.cu */
+void cuda_embed(struct device *d, struct tensor out, const struct batch *b, const struct matrix *wte,
+                const float *wpe);
+void cuda_gather(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
+/* norm.cu */
+void cuda_norm(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
+/* matmul.cu */
+void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                 const float *bias, enum epilogue epilogue);
+/* activation.cu */
+void cuda_swiglu(struct device *d, struct tensor out, struct tensor gate_up);
+void cuda_gelu(struct device *d, struct tensor out, struct tensor in, bool exact);
+void cuda_gelu_backward(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,
+                        bool exact);
+void cuda_swiglu_backward(struct device *d, struct tensor dgate_up, struct tensor dmlp,
+                          struct tensor gate_up);
+/* kv_write.cu */
+void cuda_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer);
+/* attention.cu */
+void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                    const struct attention *a, const struct kv_cache *kv, int32_t layer);
+/* sample.cu */
+void cuda_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+                 struct sample_out *out);
+
+/* dropout.cu */
+void cuda_zero(struct device *d, void *p, int64_t bytes);
+void cuda_dropout(struct device *d, struct tensor out, struct tensor in, struct dropout drop);
+void cuda_add_dropout(struct device *d, struct tensor x, struct tensor y, struct dropout drop);
+/* matmul_backward.cu */
+void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
+                            const struct matrix *w);
+void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
+                            struct tensor x, uint64_t rounding_key);
+/* norm_backward.cu */
+void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
+                        struct tensor dy, struct tensor x, const struct norm *n);
+/* attention_backward.cu */
+void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,
+                             struct tensor qkv, struct tensor out, const float *lse,
+                             const struct batch *b, const struct attention *a);
+/* rope_backward.cu */
+void cuda_rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre, float *dq_norm,
+                        float *dk_norm, const struct batch *b, const struct attention *a);
+/* embed_backward.cu */
+void cuda_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
+                         const struct batch *b);
+/* cross_entropy.cu */
+void cuda_cross_entropy(struct device *d, struct tensor dlogits, struct tensor logits,
+                        const int32_t *targets, const struct loss_options *o, struct loss_row *rows);
+/* optimizer.cu */
+double cuda_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n);
+void cuda_master_init(struct device *d, const struct adamw_tensor *t);
+void cuda_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);
+
+#ifdef __cplusplus
+}
+#endif
