@@ -19,8 +19,8 @@ int cmd_key(int argc, char **argv)
         return command_usage("key", &err);
     if (help) {
         options_print_help(stdout, "gptd key new [--name NAME]",
-                           "Prints a new random key as a line for the file that gptd serve "
-                           "--api-key-file or --admin-key-file reads: gptd key new >> FILE",
+                           "Prints a new random key as a line for a key file: gptd key new >> "
+                           "FILE",
                            table, 1);
         return EXIT_DONE;
     }

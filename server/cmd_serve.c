@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "server/auth.h"
 #include "server/command.h"
+#include "server/guard.h"
 #include "server/http.h"
 #include "server/jobs.h"
 #include "server/listen.h"
@@ -191,6 +192,22 @@ static bool check_names(const struct option_list *models, struct error *err)
     return true;
 }
 
+/* What a browser would never send is a slip: it would let nobody in, and say nothing. */
+static bool browsers_check(const struct serve_options *o, struct error *err)
+{
+    for (int32_t i = 0; i < o->http.cors_origins.n; i++)
+        if (!guard_is_origin(o->http.cors_origins.at[i]))
+            return error_set(err, ERR_INVALID, "cors-origin",
+                             "--cors-origin %s: must be * or SCHEME://HOST[:PORT], with no path",
+                             o->http.cors_origins.at[i]);
+    for (int32_t i = 0; i < o->http.allowed_hosts.n; i++)
+        if (!guard_host_is_local(o->http.allowed_hosts.at[i], &o->http.allowed_hosts))
+            return error_set(err, ERR_INVALID, "allowed-host",
+                             "--allowed-host %s: must be a name, with no port and no path",
+                             o->http.allowed_hosts.at[i]);
+    return true;
+}
+
 /* What single options cannot check on their own. */
 static bool options_check(struct serve_options *o, struct error *err)
 {
@@ -206,7 +223,7 @@ static bool options_check(struct serve_options *o, struct error *err)
     log_set_format(format);
     if (o->models.n == 0)
         return error_set(err, ERR_INVALID, "model", "say what to serve: --model PATH");
-    if (!keys_check(o, err)) return false;
+    if (!keys_check(o, err) || !browsers_check(o, err)) return false;
     if (!o->tls_cert != !o->tls_key)
         return error_set(err, ERR_INVALID, o->tls_cert ? "tls-key" : "tls-cert",
                          "--tls-cert and --tls-key are two halves of one thing: give both");

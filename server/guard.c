@@ -21,7 +21,7 @@ bool guard_host_is_local(const char *host, const struct option_list *allowed)
     char name[256];
     size_t n = host[0] == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
     size_t len = strlen(host);
-    if (n > len || n >= sizeof name) return false;
+    if (n == 0 || n > len || n >= sizeof name) return false;
     if (host[n] == ':' && strspn(host + n + 1, "0123456789") == len - n - 1) len = n;
     if (n != len) return false;
     snprintf(name, sizeof name, "%.*s", (int)n, host);
@@ -29,6 +29,13 @@ bool guard_host_is_local(const char *host, const struct option_list *allowed)
         if (strcasecmp(name, allowed->at[i]) == 0) return true;
     return strcasecmp(name, "localhost") == 0 || strcmp(name, "127.0.0.1") == 0
            || strcmp(name, "[::1]") == 0;
+}
+
+bool guard_is_origin(const char *s)
+{
+    const char *authority = strstr(s, "://");
+    return strcmp(s, "*") == 0
+           || (authority && authority > s && authority[3] && !strpbrk(authority + 3, "/?#@, "));
 }
 
 bool guard_origin_is_host(const char *origin, const char *host)
@@ -46,8 +53,8 @@ static bool cors_allows(const struct option_list *origins, const char *origin)
 }
 
 /* A page on the web can point its own name at 127.0.0.1 and then talk to what listens there: its
- * requests still carry that name. (header_guard.c has seen to it that there is one Host at most; none
- * is HTTP/1.0's, which no browser speaks.) */
+ * requests still carry that name. (header_guard.c has seen to it that there is one Host at most;
+ * none is HTTP/1.0's, which no browser speaks.) */
 static bool check_host(struct request *r, struct error *err)
 {
     const struct http_options *o = &r->server->options;

@@ -23,5 +23,7 @@ void guard_end(struct request *r);
 /* "127.0.0.1", "localhost:8080", "[::1]:8080" or a name in `allowed`, in any case: what a browser
  * may call a server on loopback. A name that someone else's DNS points here is none of these. */
 bool guard_host_is_local(const char *host, const struct option_list *allowed);
+/* Is it "*", or as browsers write an origin: "https://example.org:8443"? */
+bool guard_is_origin(const char *s);
 /* Is the Origin that a browser sent the very place that `host` names? */
 bool guard_origin_is_host(const char *origin, const char *host);

@@ -282,6 +282,10 @@ def test_start_says_what_is_wrong(tmp_path):
     assert "--api-key-file" in refused_start("--host", "0.0.0.0")
     assert "--no-auth" in refused_start("--no-auth", "--api-key-file", good)
     assert "--api-key-file" in refused_start("--requests-per-minute", 5)
+    for slip in ("a.example", "https://a.example/", "null"):
+        assert "SCHEME://HOST" in refused_start("--cors-origin", slip)
+    for slip in ("gpt.example:8080", "https://gpt.example", ""):
+        assert "with no port" in refused_start("--allowed-host", slip)
     assert "nowhere" in refused_start("--api-key-file", tmp_path / "nowhere", code=1)
     message = refused_start("--api-key-file", bad, code=1)
     assert "line 1" in message and "secret" not in message

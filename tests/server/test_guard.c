@@ -66,6 +66,11 @@ static void test_random_hosts(void **state)
 
 static void test_origins(void **state)
 {
+    static const char *const good[] = {"*", "https://a.example", "http://[::1]:80", "app://x"};
+    static const char *const bad[] = {"", "a.example", "https://", "://a", "https://a/", "null",
+                                      "https://a?b", "https://u@a", "https://a,https://b", "**"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) assert_true(guard_is_origin(good[i]));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(guard_is_origin(bad[i]));
     assert_true(guard_origin_is_host("http://localhost:8080", "localhost:8080"));
     assert_true(guard_origin_is_host("https://Box", "box"));
     assert_false(guard_origin_is_host("http://localhost:8081", "localhost:8080"));
