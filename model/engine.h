@@ -35,6 +35,7 @@
 
 struct engine;
 
+enum { ENGINE_MAX_SEQS = 4096, ENGINE_MAX_BATCH_TOKENS = 65536 };
 struct engine_options {
     enum dtype dtype;         /* of weights: f32, bf16, q8_0, q4_0 (quantized as they are loaded; the KV
                                  cache is bf16 then) */

@@ -153,8 +153,8 @@ static bool resolve_options(struct engine *e, struct error *err)
     struct engine_options *o = &e->options;
     const struct gpt_config *c = &e->gpt.config;
     const struct { const char *name; int64_t value, min, max; } ranges[] = {
-        {"max_seqs", o->max_seqs, 1, 4096},
-        {"max_batch_tokens", o->max_batch_tokens, 1, 65536},
+        {"max_seqs", o->max_seqs, 1, ENGINE_MAX_SEQS},
+        {"max_batch_tokens", o->max_batch_tokens, 1, ENGINE_MAX_BATCH_TOKENS},
         {"max_queue", o->max_queue, 1, 1 << 20},
         {"max_context", o->max_context, 0, c->block_size},
         {"kv_bytes", o->kv_bytes, 0, INT64_MAX},
