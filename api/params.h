@@ -22,6 +22,7 @@ enum route {
     ROUTE_DETOKENIZE = 8,
     ROUTE_FINE_TUNING = 16,
     ROUTE_LOAD = 32,
+    ROUTE_PLAN = 64,
 };
 
 /* What a row's reader works with. */

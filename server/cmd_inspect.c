@@ -8,6 +8,7 @@
 #include "model/checkpoint.h"
 #include "model/tokenizer.h"
 #include "server/command.h"
+#include "server/format.h"
 
 enum { REPORT_LIMIT = 64 << 20, TEXT_BYTES = 64 };
 
@@ -141,27 +142,6 @@ static void config_pairs(const struct gpt_config *c, struct pairs *p)
 
 /* ---- For people ---- */
 
-static void print_grouped(struct buf *out, int64_t n)
-{
-    char digits[24];
-    int len = snprintf(digits, sizeof digits, "%" PRId64, n);
-    for (int i = 0; i < len; i++) {
-        if (i && (len - i) % 3 == 0) buf_putc(out, ',');
-        buf_putc(out, digits[i]);
-    }
-}
-
-static void print_bytes(struct buf *out, int64_t n)
-{
-    print_grouped(out, n);
-    if (n >= 1 << 30)
-        buf_printf(out, " bytes (%.2f GiB)", (double)n / (1 << 30));
-    else if (n >= 1 << 20)
-        buf_printf(out, " bytes (%.1f MiB)", (double)n / (1 << 20));
-    else
-        buf_puts(out, " bytes");
-}
-
 static void print_shape(struct buf *out, const struct checkpoint_tensor *t)
 {
     buf_putc(out, '[');
@@ -185,7 +165,7 @@ static void print_tensors(struct buf *out, const struct checkpoint *ck)
         buf_printf(out, "  %-*s  %-5s ", width, t.name, t.type);
         print_shape(out, &t);
         buf_puts(out, "  ");
-        print_grouped(out, t.bytes);
+        format_grouped(out, t.bytes);
         buf_putc(out, '\n');
     }
 }
@@ -205,25 +185,25 @@ static void print_text(struct buf *out, const struct report *r)
                dtype_info(checkpoint_dtype(r->ck))->name, r->fingerprint);
     buf_printf(out, "tokenizer     %s\nweight files  ",
                r->tokenizer ? r->tokenizer : "none: serves token ids only");
-    print_bytes(out, checkpoint_file_bytes(r->ck));
+    format_bytes(out, checkpoint_file_bytes(r->ck));
     buf_puts(out, "\n\nconfig\n");
     for (int i = 0; i < config.n; i++)
         buf_printf(out, "  %-22s %s\n", config.at[i].key, config.at[i].value);
     buf_puts(out, "\nparameters    ");
-    print_grouped(out, r->total);
+    format_grouped(out, r->total);
     buf_putc(out, '\n');
     for (int k = 0; k < N_KINDS; k++) {
         buf_printf(out, "  %-22s ", kind_names[k]);
-        print_grouped(out, r->parameters[k]);
+        format_grouped(out, r->parameters[k]);
         buf_putc(out, '\n');
     }
     buf_puts(out, "\nmemory, without what a device adds\n");
     for (int i = 0; i < 2; i++) {
         const char *name = dtype_info(load_dtypes[i])->name;
         buf_printf(out, "  weights as %-11s ", name);
-        print_bytes(out, r->weight_bytes[i]);
+        format_bytes(out, r->weight_bytes[i]);
         buf_printf(out, "\n  KV a token as %-8s ", name);
-        print_bytes(out, r->kv_bytes_per_token[i]);
+        format_bytes(out, r->kv_bytes_per_token[i]);
         buf_putc(out, '\n');
     }
     print_tensors(out, r->ck);

@@ -17,6 +17,7 @@ static const struct subcommand subcommands[] = {
     {"generate", "generate text on the command line", cmd_generate},
     {"train", "train a model from text", cmd_train},
     {"eval", "loss and perplexity of a model on text", cmd_eval},
+    {"plan", "print what a model takes, before anything is taken", cmd_plan},
     {"inspect", "print what a checkpoint holds", cmd_inspect},
     {"convert", "write a model in another format or element type", cmd_convert},
     {"data", "turn text into token shards for training", cmd_data},
