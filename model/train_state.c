@@ -171,6 +171,8 @@ bool train_state_read_config(const char *dir, struct gpt_config *model, struct t
     ok = ok && gpt_config_from_preset(json, text.len, path, model, err)
          && train_config_from_json(json, text.len, path, c, err);
     buf_free(&text);
+    /* What an older gptd did not know to write was the default. */
+    if (ok) train_config_resolve(c, model->block_size, max_i64(1, model->vocab_size));
     return ok;
 }
 

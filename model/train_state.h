@@ -32,7 +32,7 @@ bool train_state_write(const char *dir, const struct train_state *s, const struc
                        struct error *err) MUST_CHECK;
 /* trainer_state.json. ERR_FORMAT when it is not what train_state_write writes. */
 bool train_state_read(const char *dir, struct train_state *out, struct error *err) MUST_CHECK;
-/* train_config.json of a run or a checkpoint: the model and how it is trained. */
+/* train_config.json of a run or a checkpoint: the model and how it is trained, resolved. */
 bool train_state_read_config(const char *dir, struct gpt_config *model, struct train_config *c,
                              struct error *err) MUST_CHECK;
 bool train_state_write_config(const char *dir, const struct gpt_config *model,

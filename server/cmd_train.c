@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "server/process.h"
 #include "server/signals.h"
+#include "server/train_fit.h"
 #include "server/train_progress.h"
 #include "server/train_setup.h"
 
@@ -37,7 +38,6 @@ static void on_signal(void *ctx, int number, int count)
 static void trainer_options_from(const struct training *t, struct trainer_options *o)
 {
     const struct train_setup *s = &t->setup;
-    int64_t budget = t->options.memory_budget;
     *o = (struct trainer_options){
         .config = t->options.training,
         .model = s->model,
@@ -47,12 +47,26 @@ static void trainer_options_from(const struct training *t, struct trainer_option
         .tokenizer_dir = *s->tokenizer_dir ? s->tokenizer_dir : NULL,
         .dir = s->dir,
         .init_from = t->options.init_from,
-        .memory_budget = budget > 0 ? budget
-                                    : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT,
         .listener = {train_progress_stepped, train_progress_evaluated, train_progress_saved,
                      (void *)&t->progress},
     };
     for (int32_t i = 0; i < s->n_sets; i++) o->sets[i] = s->sets[i];
+}
+
+/* What the config leaves open becomes the fastest that fits. */
+static bool fit(const struct training *t, struct trainer_options *o, struct error *err)
+{
+    int64_t budget = t->options.memory_budget;
+    struct train_fit f = {
+        .freedom = t->setup.freedom,
+        .budget = budget > 0 ? budget : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT,
+        .budget_given = budget > 0,
+        .explain = t->options.explain,
+    };
+    if (!train_fit(&f, t->device, o, err)) return false;
+    o->memory_budget = f.budget;
+    o->peak_flops = f.rates.flops;
+    return true;
 }
 
 static bool open_trainer(struct training *t, struct error *err)
@@ -61,10 +75,11 @@ static bool open_trainer(struct training *t, struct error *err)
     struct trainer *trainer;
     const char *from = *t->setup.resume_from ? t->setup.resume_from : NULL;
     trainer_options_from(t, &o);
-    if (!trainer_open(t->device, &o, from, &trainer, err)) return false;
+    if (!fit(t, &o, err) || !trainer_open(t->device, &o, from, &trainer, err)) return false;
     struct memory_plan memory = trainer_memory(trainer);
     train_progress_print_plan(&memory);
     train_progress_init(&t->progress, &o.config, t->setup.dir, &memory, t->baseline_bytes);
+    t->progress.peak_flops = o.peak_flops;
     log_info("model %s: %s, %lld parameters, %s", t->options.model_name, o.model.arch,
              (long long)gpt_config_parameters(&o.model), dtype_info(o.config.dtype)->name);
     if (from) log_info("going on after step %lld, from %s", (long long)trainer_step_number(trainer),

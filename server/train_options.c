@@ -33,8 +33,11 @@ static void own_options(struct train_options *o)
         {"epochs", OPTION_INT, &o->epochs, 0, 1000000, "N",
          "Train as many steps as see the input N times, instead of --max-iters; 0: --max-iters."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
-         "The most that training may take; what cannot fit is refused at start. 0: 80 % of what "
-         "the machine and the cgroup leave."},
+         "The most that training may take. What the config leaves open is chosen to be the fastest "
+         "within it; what cannot fit is refused at start. 0: 80 % of what the machine and the "
+         "cgroup leave, and the defaults where they fit."},
+        {"explain", OPTION_FLAG, &o->explain, 0, 0, NULL,
+         "Print the plan chosen for the memory budget and those next to it, with bytes and time."},
         {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where to train."},
         {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
          "CPU threads; 0: as many as the process may use."},

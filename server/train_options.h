@@ -6,7 +6,7 @@
 #include "server/command.h"
 #include "server/device.h"
 
-enum { N_TRAIN_OPTIONS = 14, TRAIN_FLAG_BYTES = 32 };
+enum { N_TRAIN_OPTIONS = 15, TRAIN_FLAG_BYTES = 32 };
 
 struct train_options {
     struct device_options device;
@@ -16,7 +16,7 @@ struct train_options {
     struct option_list input, val_input;
     int64_t memory_budget; /* 0: what the machine leaves */
     int64_t epochs;        /* 0: max_iters says how long */
-    bool resume, overwrite;
+    bool resume, overwrite, explain;
 
     /* Flags over `training`, which holds what they do not name. */
     struct train_config training;

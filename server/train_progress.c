@@ -63,14 +63,17 @@ static void format_duration(char *out, size_t size, double seconds)
 static void describe(const struct train_progress *p, const struct trainer_step *s, char *out,
                      size_t size)
 {
-    char eta[32], skipped[48] = "";
+    char eta[32], skipped[48] = "", share[32] = "";
+    double flops_per_s = p->flops / p->seconds;
+    if (p->peak_flops > 0)
+        snprintf(share, sizeof share, " (%.0f %% of peak)", 100 * flops_per_s / p->peak_flops);
     format_duration(eta, sizeof eta, p->seconds_per_step * (double)(p->max_iters - s->step));
     if (s->n_skipped > 0)
         snprintf(skipped, sizeof skipped, "  %lld skipped", (long long)s->n_skipped);
     snprintf(out, size, "step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s  %.1f ms/step  "
-             "%.1f GFLOP/s  %.0f MiB%s  ETA %s", (long long)s->step, (long long)p->max_iters,
+             "%.1f GFLOP/s%s  %.0f MiB%s  ETA %s", (long long)s->step, (long long)p->max_iters,
              p->loss / (double)p->steps, s->lr, p->tokens / p->seconds,
-             1e3 * p->seconds / (double)p->steps, p->flops / p->seconds / 1e9,
+             1e3 * p->seconds / (double)p->steps, flops_per_s / 1e9, share,
              mib(p->memory.planned_bytes), skipped, eta);
 }
 

@@ -15,6 +15,7 @@ struct train_progress {
     const char *dir; /* of the run; borrowed */
     struct api_job_memory memory;
     int64_t reported_ns;    /* when memory.json was last written */
+    double peak_flops;      /* of the device, a second, set after init; 0: not known */
     /* Sums since the last line. */
     double seconds, loss, tokens, flops;
     int64_t steps;

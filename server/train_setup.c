@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "model/checkpoint.h"
 #include "model/file_write.h"
+#include "model/train_search.h"
 #include "model/tokenizer_char.h"
 #include "model/tokenizer_train.h"
 #include "model/tokenizer_write.h"
@@ -88,6 +89,20 @@ static bool read_config(struct train_options *o, struct train_setup *s, bool mod
     return ok;
 }
 
+/* A run goes on with the sizes and formats that it began with, unless the command line names others (and
+ * is then refused). What to compute again changes no bits: it may be chosen anew. */
+static void keep_begun(const struct train_config *begun, struct train_setup *s,
+                       struct train_config *c)
+{
+    if (c->micro_batch_size == 0) c->micro_batch_size = begun->micro_batch_size;
+    if (c->loss_rows == 0) c->loss_rows = begun->loss_rows;
+    if ((int)c->moments == TRAIN_AUTO) c->moments = begun->moments;
+    if ((int)c->master == TRAIN_AUTO) c->master = begun->master;
+    if ((int)c->gradients == TRAIN_AUTO) c->gradients = begun->gradients;
+    s->freedom = train_search_freedom(c);
+    if ((int)c->recompute == TRAIN_AUTO) c->recompute = begun->recompute;
+}
+
 /* The model of the checkpoint, of --init-from, or of --config; then how to train it: of the
  * checkpoint, of --config, or the defaults, and flags over it. */
 static bool open_config(struct train_options *o, int argc, char **argv, struct train_setup *s,
@@ -101,10 +116,14 @@ static bool open_config(struct train_options *o, int argc, char **argv, struct t
                          "to begin, say --config FILE", s->dir);
     if (*s->resume_from && !train_state_read_config(s->resume_from, &s->model, &o->training, err))
         return false;
+    struct train_config begun = o->training;
+    if (*s->resume_from) o->training.recompute = (enum recompute)TRAIN_AUTO;
     if (!*s->resume_from && o->init_from && !init_config(o->init_from, &s->model, err))
         return false;
     if (!read_config(o, s, known, err) || !train_options_parse(o, argc, argv, &help, err))
         return false;
+    if (*s->resume_from) keep_begun(&begun, s, &o->training);
+    else s->freedom = train_search_freedom(&o->training);
     s->model.dropout = (float)o->training.dropout;
     return train_config_check(&o->training, "the command line", err);
 }

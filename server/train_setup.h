@@ -11,6 +11,7 @@ struct train_setup {
     char dir[RUN_PATH_MAX];         /* OUT_DIR/NAME */
     char resume_from[RUN_PATH_MAX]; /* the checkpoint to go on from; "": begin */
     int lock;
+    unsigned freedom;               /* what the config leaves open: train_search_freedom */
     struct gpt_config model;
     struct tokenizer *tokenizer;    /* NULL: token shards without one */
     char tokenizer_dir[RUN_PATH_MAX]; /* "" without one */
