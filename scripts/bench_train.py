@@ -9,9 +9,11 @@ tokens, so that a large one takes seconds: whole steps are a little faster, as t
 of the weights among more tokens. The text is made of random words; nothing is written to keep.
 
 With peers, GPT-2 124M (B 4, T 64: llm.c's own settings) takes --steps steps in each program in
-turn, --rounds times, so that all meet the same weather; the table shows medians and the ratio to
-gptd in the same arithmetic. llm.c is f32 and takes its weights from a file, which is written here
-with random ones. Standard library only; torch runs scripts/bench_train_torch.py.
+turn, --rounds times, so that all meet the same weather; the table shows medians and the ratios to
+gptd in both arithmetics, by time and by CPU time: the latter says more where other work shares the
+machine, and with one thread (with more, threads that wait for others count too). llm.c is f32 and
+takes its weights from a file, which is written here with random ones. Standard library only; torch
+runs scripts/bench_train_torch.py.
 """
 
 import argparse
@@ -59,9 +61,15 @@ def lines_until(process, enough):
         process.wait()
 
 
+def cpu_ms(pid):
+    """The time that all threads of a process have had from the processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+
+
 def measure(command, pattern, steps, **popen):
-    """The matches of `pattern` on the lines of steps 2 .. steps + 1."""
-    found = []
+    """What `pattern` finds on the lines of steps 2 .. steps + 1, and the CPU time of each."""
+    found, cpu = [], []
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
                                errors="replace", **popen)
@@ -70,14 +78,15 @@ def measure(command, pattern, steps, **popen):
         match = pattern.search(line)
         if match:
             found.append([float(value) for value in match.groups()])
+            cpu.append(cpu_ms(process.pid))
         return len(found) > steps
 
     lines_until(process, enough)
-    return found[1:]
+    return [[*row, after - before] for row, before, after in zip(found[1:], cpu, cpu[1:])]
 
 
 def train(arguments, folder, config, dtype, batch, sequence, steps):
-    """Steps of gptd: {"ms", "tokens_per_s", "gflop_per_s", "memory_mib"}."""
+    """Steps of gptd: {"ms", "tokens_per_s", "gflop_per_s", "memory_mib", "cpu_ms"}."""
     text = folder / "text.txt"
     if not text.exists():
         write_text(text)
@@ -87,9 +96,9 @@ def train(arguments, folder, config, dtype, batch, sequence, steps):
                "--save-interval", 0, "--log-interval", 1, "--max-iters", 1000000,
                "--warmup-iters", 1, *arguments.more]
     rows = measure(command, LINE, steps)
-    ms, gflops, mib = (statistics.median(column) for column in zip(*rows))
+    ms, gflops, mib, cpu = (statistics.median(column) for column in zip(*rows))
     return {"ms": ms, "tokens_per_s": 1e3 * batch * sequence / ms, "gflop_per_s": gflops,
-            "memory_mib": mib}
+            "memory_mib": mib, "cpu_ms": cpu}
 
 
 def bench_presets(arguments, folder):
@@ -140,40 +149,53 @@ def write_llmc_files(folder):
             out.write(array.array("H", (dice.randrange(V) for _ in range(n))).tobytes())
 
 
-def bench_peers(arguments, folder):
-    """{program: [ms of every step of every round]}."""
+def peer(command, steps, **popen):
+    """Steps of another program, each of which says "took N ms": {"ms", "cpu_ms"}."""
+    rows = measure(command, re.compile(r"took ([\d.]+) ms"), steps, **popen)
+    ms, cpu = (statistics.median(column) for column in zip(*rows))
+    return {"ms": ms, "cpu_ms": cpu}
+
+
+def peers(arguments, folder):
+    """{program: a function that runs it once}."""
     config = folder / "gpt2.json"
     config.write_text(json.dumps(GPT2))
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    took = re.compile(r"took ([\d.]+) ms")
     programs = {f"gptd {dtype}": lambda dtype=dtype: train(
-        arguments, folder, config, dtype, BATCH, SEQUENCE, arguments.steps)["ms"]
+        arguments, folder, config, dtype, BATCH, SEQUENCE, arguments.steps)
         for dtype in ("f32", "bf16")}
     if arguments.llmc:
         write_llmc_files(folder)
-        programs["llm.c f32"] = lambda: statistics.median(row[0] for row in measure(
-            ["stdbuf", "-oL", Path(arguments.llmc).resolve()], took, arguments.steps, cwd=folder,
-            env=environment))
+        programs["llm.c f32"] = lambda: peer(["stdbuf", "-oL", Path(arguments.llmc).resolve()],
+                                             arguments.steps, cwd=folder, env=environment)
     if arguments.torch:
         for dtype in "f32", "bf16":
-            programs[f"torch {dtype}"] = lambda dtype=dtype: statistics.median(
-                row[0] for row in measure([
-                    arguments.torch, ROOT / "scripts/bench_train_torch.py", "--dtype", dtype,
-                    "--threads", arguments.threads], took, arguments.steps, env=environment))
-    times = {name: [] for name in programs}
+            programs[f"torch {dtype}"] = lambda dtype=dtype: peer(
+                [arguments.torch, ROOT / "scripts/bench_train_torch.py", "--dtype", dtype,
+                 "--threads", arguments.threads], arguments.steps, env=environment)
+    return programs
+
+
+def bench_peers(arguments, folder):
+    """{program: [the figures of each round]}."""
+    programs = peers(arguments, folder)
+    rounds = {name: [] for name in programs}
     for i in range(arguments.rounds):
         print(f"round {i + 1} of {arguments.rounds}", file=sys.stderr)
         for name, program in programs.items():
-            times[name].append(program())
+            rounds[name].append(program())
     print(f"GPT-2 124M, B {BATCH}, T {SEQUENCE}, {arguments.threads} threads, medians of "
-          f"{arguments.rounds} rounds\n{'':12}{'ms/step':>10}{'tokens/s':>10}"
-          f"{'gptd f32 is':>14}{'gptd bf16 is':>14}")
-    ms = {name: statistics.median(values) for name, values in times.items()}
-    for name, value in ms.items():
-        ratios = (f"{value / ms[ours]:.2f} x" for ours in ("gptd f32", "gptd bf16"))
-        print(f"{name:12}{value:10.1f}{1e3 * BATCH * SEQUENCE / value:10.1f}"
-              + "".join(f"{ratio:>14}" for ratio in ratios))
-    return times
+          f"{arguments.rounds} rounds\n{'':12}{'ms/step':>10}{'tokens/s':>10}{'CPU ms/step':>13}"
+          "    x gptd f32    x gptd bf16  (CPU)")
+    median = {name: {key: statistics.median(r[key] for r in rows) for key in ("ms", "cpu_ms")}
+              for name, rows in rounds.items()}
+    for name, row in median.items():
+        line = (f"{name:12}{row['ms']:10.1f}{1e3 * BATCH * SEQUENCE / row['ms']:10.1f}"
+                f"{row['cpu_ms']:13.0f}")
+        for ours in median["gptd f32"], median["gptd bf16"]:
+            line += f"{row['ms'] / ours['ms']:8.2f} ({row['cpu_ms'] / ours['cpu_ms']:5.2f})"
+        print(line)
+    return rounds
 
 
 def parse_arguments():
