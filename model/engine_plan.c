@@ -199,9 +199,15 @@ static struct engine *allocate(struct engine *e, struct error *err)
         return NULL;
     struct engine *self = layout_host(e, &e->host_plan);
     layout_device(e, &e->device_plan);
-    ASSERT(plan_matches(&e->host_plan) && plan_matches(&e->device_plan));
     e->device->ops->set_workspace(e->device, e->workspace, e->workspace_bytes);
-    return self;
+    if (plan_matches(&e->host_plan) && plan_matches(&e->device_plan)) return self;
+    error_set(err, ERR_INTERNAL, NULL, "the memory plan and the allocation differ: planned %lld bytes "
+              "on the device and %lld on the host, took %lld and %lld; this is a bug of gptd on %s",
+              (long long)e->device_plan.planned, (long long)e->host_plan.planned,
+              (long long)e->device_plan.total, (long long)e->host_plan.total, e->device->name);
+    e->device->ops->free(e->device, e->device_arena, (size_t)e->device_plan.planned);
+    free(e->host_arena);
+    return NULL;
 }
 
 static void remember_plan(const struct engine *e, int64_t component[])

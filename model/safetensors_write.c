@@ -12,7 +12,7 @@
 #include "model/checkpoint_write.h"
 #include "model/file_write.h"
 
-enum { CHUNK_BYTES = 4 << 20, HEADER_LIMIT = 16 << 20 };
+enum { CHUNK_BYTES = 1 << 20, HEADER_LIMIT = 16 << 20 };
 
 static const char *type_name(const struct tensor_source *t)
 {

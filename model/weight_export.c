@@ -10,7 +10,7 @@
 #include "model/dtype_write.h"
 
 /* A block holds some rows of the file, a strip some rows of the weight. */
-enum { BLOCK_FLOATS = 4 << 20, STRIP_FLOATS = 1 << 20 };
+enum { BLOCK_FLOATS = 512 << 10, STRIP_FLOATS = 256 << 10 };
 
 /* ---- Sources ---- */
 

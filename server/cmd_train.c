@@ -119,8 +119,10 @@ static bool train(struct training *t, int argc, char **argv, struct error *err)
 {
     enum trainer_end end;
     if (!train_setup_open(&t->options, argc, argv, &t->setup, err)
-        || !device_open(&t->options.device, &t->device, err) || !open_trainer(t, err))
+        || !device_open(&t->options.device, &t->device, err))
         return false;
+    process_trim(); /* the text and its tokenizer were taken apart: from here on it is the plan */
+    if (!open_trainer(t, err)) return false;
     bool ok = trainer_run(t->trainer, &end, err);
     train_progress_end(&t->progress);
     if (ok) print_end(t, end);

@@ -155,6 +155,7 @@ bool model_open(const char *spec, const struct model_options *o, struct model *o
         return false;
     }
     checkpoint_close(ck);
+    process_trim(); /* of what reading the tokenizer and the files' headers took */
     const struct gpt_config *c = engine_config(m.engine);
     log_info("model %s: %s, %lld parameters, %s, %s, opened in %.2f s", m.id, c->arch,
              (long long)gpt_config_parameters(c), dtype_info(engine_options.dtype)->name,

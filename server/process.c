@@ -25,6 +25,8 @@ void process_settle(void)
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK);
 }
 
+void process_trim(void) { (void)malloc_trim(0); }
+
 /* ---- what is taken ---- */
 
 /* From /proc/PID/statm: resident bytes, and those of mapped files. */

@@ -12,6 +12,10 @@
  * on it (RLIMIT_DATA counts stacks in full) can be tight. */
 void process_settle(void);
 
+/* What malloc holds of memory that was freed goes back to the system: after work that was large and is
+ * done, like reading a tokenizer. */
+void process_trim(void);
+
 int64_t process_rss_bytes(void);
 /* The kernel's count for another process; false when it is gone. */
 bool process_memory_of(pid_t pid, int64_t *rss_bytes, int64_t *peak_rss_bytes);

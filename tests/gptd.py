@@ -51,13 +51,13 @@ def run(*arguments, timeout=60, **kwargs):
 class Server:
     """`gptd serve` on a free port of 127.0.0.1. Requests that tests write by hand say `Host: x`."""
 
-    def __init__(self, *arguments, model=MODEL, wait=True, verify=True):
+    def __init__(self, *arguments, model=MODEL, wait=True, verify=True, **popen):
         self.verify = verify  # httpx's: of a server with TLS
         self.log = tempfile.NamedTemporaryFile("w+", prefix="gptd-", suffix=".log", delete=False)
         self.process = subprocess.Popen(
             command("serve", "--model", model, "--host", "127.0.0.1", "--port", 0,
                     "--allowed-host", "x", *arguments),
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, **popen)
         self.pid = self.process.pid
         self.url = None
         if wait:

@@ -138,6 +138,41 @@ static void test_plan_without_opening(void **state)
     close_clean(&f);
 }
 
+/* A device whose workspace shrinks once its memory is there. */
+static const struct device_ops *honest;
+static bool shrunk;
+
+static void *alloc_and_shrink(struct device *d, size_t bytes, struct error *err)
+{
+    shrunk = true;
+    return honest->alloc(d, bytes, err);
+}
+
+static int64_t shrinking_workspace(const struct device *d, const struct workspace_shape *s)
+{
+    return honest->workspace_bytes(d, s) - (shrunk ? 2 * DEVICE_ALIGN : 0);
+}
+
+static void test_what_is_not_as_planned_does_not_serve(void **state)
+{
+    (void)state;
+    struct engine_fixture f;
+    struct error err = {0};
+    fixture_open(&f, MODEL, NULL);
+    engine_close(f.engine);
+    struct engine_options o = fixture_options();
+    struct device_ops liar = *(honest = f.device->ops);
+    liar.alloc = alloc_and_shrink;
+    liar.workspace_bytes = shrinking_workspace;
+    f.device->ops = &liar;
+    assert_false(engine_open(f.device, f.checkpoint, f.tokenizer, &o, &f.engine, &err));
+    assert_int_equal(err.code, ERR_INTERNAL);
+    assert_non_null(strstr(err.text, "the memory plan and the allocation differ: planned"));
+    f.device->ops = honest;
+    assert_true(engine_open(f.device, f.checkpoint, f.tokenizer, &o, &f.engine, &err));
+    fixture_close(&f);
+}
+
 static void test_budget(void **state)
 {
     (void)state;
@@ -809,6 +844,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plan_is_the_allocation),
         cmocka_unit_test(test_plan_without_opening),
+        cmocka_unit_test(test_what_is_not_as_planned_does_not_serve),
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_options_refused),
         cmocka_unit_test(test_request_refused),
