@@ -62,6 +62,14 @@ static bool lies_in_jobs(const struct data_dir *d, const char *path)
     return strncmp(path, real, n) == 0 && path[n] == '/';
 }
 
+/* A checkpoint's manifest is the last of it to be written, and the first to go. */
+static bool is_complete(const char *checkpoint)
+{
+    char manifest[PATH_MAX];
+    return path_join(manifest, sizeof manifest, checkpoint, "manifest.json", NULL)
+           && file_exists(manifest);
+}
+
 static bool take_start(const struct data_dir *d, struct ft_job *job, struct error *err)
 {
     static const char *const names[] = {"config.json", "model.safetensors", "tokenizer.json",
@@ -79,6 +87,8 @@ static bool take_start(const struct data_dir *d, struct ft_job *job, struct erro
         if (i < 2) /* without these it is no model */
             return error_set(err, ERR_NOT_FOUND, "model", "the model was removed meanwhile");
     }
+    if (strstr(job->init_from, "/checkpoints/step-") && !is_complete(job->init_from))
+        return error_set(err, ERR_NOT_FOUND, "model", "the checkpoint was removed meanwhile");
     snprintf(job->init_from, sizeof job->init_from, "%s", start);
     return true;
 }
@@ -338,7 +348,7 @@ static int newest_checkpoint_first(const void *a, const void *b)
     return x->c.step < y->c.step ? 1 : x->c.step > y->c.step ? -1 : 0;
 }
 
-/* The folders model/checkpoints/step-N; those that are being written have another name. */
+/* The folders model/checkpoints/step-N that are complete. */
 static bool list_checkpoints(const struct data_dir *d, const struct ft_job *job,
                              struct checkpoint_list *out, struct error *err)
 {
@@ -362,7 +372,7 @@ static bool list_checkpoints(const struct data_dir *d, const struct ft_job *job,
         *c = (struct checkpoint_seen){
             .c = {.step = step, .train_loss = NAN, .valid_loss = NAN}};
         ok = path_join(c->path, sizeof c->path, dir, e->d_name, err);
-        if (!ok || stat(c->path, &st) != 0) continue;
+        if (!ok || !is_complete(c->path) || stat(c->path, &st) != 0) continue;
         c->c.created_at = st.st_mtime;
         out->n++;
     }
@@ -382,9 +392,9 @@ bool job_find_checkpoint(const struct data_dir *d, const struct ft_job *job, int
     char name[80];
     struct stat st;
     snprintf(name, sizeof name, JOB_MODEL_NAME "/checkpoints/step-%" PRId64, step);
-    if (!job_path(d, job, name, path, NULL) || stat(path, &st) != 0) return false;
+    if (!job_path(d, job, name, path, NULL) || !is_complete(path) || stat(path, &st) != 0) return false;
     *created_at = st.st_mtime;
-    return S_ISDIR(st.st_mode);
+    return true;
 }
 
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job)

@@ -75,8 +75,10 @@ static void load_job(struct jobs *j, const char *id)
         log_warn("job %s is left out: no memory", id);
         return;
     }
-    if (f.state == JOB_RUNNING || f.state == JOB_VALIDATING)
+    if (f.state == JOB_RUNNING || f.state == JOB_VALIDATING) {
+        job->goes_first = true;
         job_set_state(j, job, JOB_QUEUED, "warn", "The server was restarted; the job goes on");
+    }
 }
 
 static void load_jobs(struct jobs *j)

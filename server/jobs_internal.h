@@ -12,6 +12,7 @@
 struct job {
     struct ft_job job;
     pid_t pid;                /* its trainer's; 0: none runs */
+    bool goes_first;          /* it ran when the last server ended */
     bool stopping;            /* it was told to end: how it does is no failure */
     int64_t kill_ns;          /* when patience with it ends */
     int64_t metrics_offset;   /* read so far */

@@ -99,11 +99,11 @@ static void fail_job(struct jobs *j, struct job *job, const char *code, const ch
 
 static void start_job(struct jobs *j, struct job *job)
 {
-    char dir[DATA_PATH_MAX], out[DATA_PATH_MAX], errors[DATA_PATH_MAX], message[64];
+    char dir[DATA_PATH_MAX], out[DATA_PATH_MAX], errors[DATA_PATH_MAX], message[96];
     struct job_command command = {0};
     struct error err;
     job->metrics_offset = 0;
-    job->stopping = false;
+    job->stopping = job->goes_first = false;
     job->memory = (struct api_job_memory){0};
     snprintf(job->memory.id, sizeof job->memory.id, "%s", job->job.id);
     bool resumed = job_has_checkpoint(j->dir, &job->job);
@@ -253,8 +253,8 @@ static bool was_stopped(const struct jobs *j, const struct job *job)
 static void end_job(struct jobs *j, struct job *job, int status)
 {
     struct error err;
-    job->pid = 0;
     flush_metrics(j, job);
+    job->pid = 0; /* the event that follows is the last, if it is over */
     if (job->stopping) {
         /* What it is now was decided when it was told to end. */
         job->stopping = false;
@@ -333,15 +333,23 @@ static void watch_running(struct jobs *j)
     }
 }
 
-static void start_queued(struct jobs *j)
+/* The oldest that waits, but before all one that a server's end interrupted; NULL: none. */
+static struct job *next_queued(const struct jobs *j)
 {
-    int64_t running = count_running(j);
-    for (size_t i = 0; i < j->n && running < j->options.max_running; i++) {
+    struct job *next = NULL;
+    for (size_t i = 0; i < j->n; i++) {
         struct job *job = j->at[i];
         if (job->job.state != JOB_QUEUED || job->pid) continue;
-        start_job(j, job);
-        running += job->pid != 0;
+        if (job->goes_first) return job;
+        if (!next) next = job;
     }
+    return next;
+}
+
+static void start_queued(struct jobs *j)
+{
+    struct job *job;
+    while (count_running(j) < j->options.max_running && (job = next_queued(j))) start_job(j, job);
 }
 
 static void wait_for_news(struct jobs *j)

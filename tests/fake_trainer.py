@@ -31,19 +31,17 @@ def options(argv):
 
 
 def newest(folder):
-    steps = [int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")]
+    steps = [int(path.parent.name.removeprefix("step-"))
+             for path in folder.glob("checkpoints/step-*/manifest.json")]
     return max(steps, default=0)
 
 
 def save(folder, step):
-    final = folder / "checkpoints" / f"step-{step}"
-    if final.exists():
-        return
-    temporary = folder / "checkpoints" / f"tmp-{step}"
-    temporary.mkdir(parents=True, exist_ok=True)
-    publish(temporary)
-    (temporary / "trainer_state.json").write_text(json.dumps({"step": step}))
-    temporary.rename(final)
+    path = folder / "checkpoints" / f"step-{step}"
+    path.mkdir(parents=True, exist_ok=True)
+    publish(path)
+    (path / "trainer_state.json").write_text(json.dumps({"step": step}))
+    (path / "manifest.json").write_text("{}")  # without it, it is not complete
 
 
 def publish(folder):

@@ -153,10 +153,11 @@ def check_error(reply):
 
 
 def events(lines):
-    """The JSON objects of a stream of SSE lines, up to [DONE], which must be the last."""
+    """The JSON objects of a stream of SSE lines, up to [DONE], which must be the last. Comments are
+    signs of life."""
     done = False
     for line in lines:
-        if not line:
+        if not line or line.startswith(":"):
             continue
         assert not done, f"after [DONE]: {line!r}"
         assert line.startswith("data: "), line

@@ -217,10 +217,10 @@ def follow(http, job, **query):
 
 
 def streamed(reply):
-    """The events of a stream that must end well; comments are passed over."""
+    """The events of a stream that must end well."""
     assert reply.status_code == 200
     assert reply.headers["content-type"].startswith("text/event-stream")
-    return list(gptd.events(line for line in reply.iter_lines() if not line.startswith(":")))
+    return list(gptd.events(reply.iter_lines()))
 
 
 def test_events_come_as_they_happen(client, http):

@@ -258,8 +258,11 @@ def test_from_a_checkpoint_to_a_model(server, http, tmp_path):
     again = jobs.create(model=newest, training_file=client.files.create(
         file=("t.txt", b"steps=2\n"), purpose="fine-tune").id)
     assert jobs.retrieve(again.id).status == "queued"
-    shutil.rmtree(tmp_path / "data" / "jobs" / job.id / "model" / "checkpoints" / "step-8")
+    checkpoint = tmp_path / "data" / "jobs" / job.id / "model" / "checkpoints" / "step-8"
+    (checkpoint / "manifest.json").unlink()  # as while it is written, or removed
+    assert newest not in [c.fine_tuned_model_checkpoint for c in jobs.checkpoints.list(job.id)]
     assert refused(http, {"model": newest}, 404, LOAD)["param"] == "model"
+    shutil.rmtree(checkpoint)
     jobs.cancel(job.id)
     wait_until(lambda: jobs.retrieve(again.id).status == "succeeded", 30)
     start = tmp_path / "data" / "jobs" / again.id / "start"

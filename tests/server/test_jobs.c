@@ -167,6 +167,26 @@ static void test_orders(void **state)
     fixture_close(f);
 }
 
+/* It goes on before one that is older but waited. */
+static void test_who_ran_goes_first(void **state)
+{
+    struct fixture *f = *state;
+    fixture_open(f);
+    struct ft_job older = create(f, "steps=1000 pause=0.01\n");
+    struct ft_job job = create(f, "steps=40 pause=0.05\n");
+    wait_for(f, older.id, JOB_RUNNING, 1);
+    give_order(f, older.id, JOB_PAUSE, true);
+    wait_for(f, job.id, JOB_RUNNING, 2);
+    give_order(f, older.id, JOB_RESUME, true);
+    fixture_close(f);
+    fixture_open(f);
+    wait_for(f, job.id, JOB_RUNNING, 5);
+    assert_int_equal(look(f, older.id).state, JOB_QUEUED);
+    wait_for(f, job.id, JOB_SUCCEEDED, 40);
+    give_order(f, older.id, JOB_CANCEL, true);
+    fixture_close(f);
+}
+
 /* Paused, and resumed before the trainer is gone. */
 static void test_orders_in_a_hurry(void **state)
 {
@@ -324,6 +344,7 @@ int main(void)
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_to_success), TEST(test_orders), TEST(test_orders_in_a_hurry),
+        TEST(test_who_ran_goes_first),
         TEST(test_restarts), TEST(test_damaged_folders_are_left_out),
         TEST(test_events_after_a_crash), TEST(test_metrics_in_pieces), TEST(test_processes),
     };
