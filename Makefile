@@ -53,7 +53,8 @@ OBJS    := $(SRCS:%.c=$(BUILD)/%.o) $(KERNELS:%.cu=$(BUILD)/%.cu.o)
 TESTS   := $(wildcard tests/*/test_*.c)
 TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 # Where threads meet: what SAN=thread is for.
-THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool cpu/test_pool api/ server/,\
+THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/test_gpt_train \
+                      model/test_trainer cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that

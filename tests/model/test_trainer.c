@@ -243,7 +243,7 @@ static void test_a_power_of_two_changes_no_bit(void **state)
  * left of it is in the checkpoint. */
 static void test_overflow_skips_steps(void **state)
 {
-    static const int64_t breaks[] = {5, 10};
+    static const int64_t breaks[] = {5};
     const double scale = 0x1p120;
     int64_t n;
     f.options.config.loss_scale = scale;
@@ -264,7 +264,7 @@ static void test_overflow_skips_steps(void **state)
 
     f.options.config.loss_scale = 0x1p75; /* some are skipped, most are not */
     each_way(&f.options.config);
-    check_resume(breaks, 2);
+    check_resume(breaks, 1); /* amid those that are skipped */
     double skipped = train_fixture_metric(&f, 19, "skipped_steps");
     if (!(skipped > 3 && skipped < 17)) fail_msg("%g steps were skipped", skipped);
     double last = train_fixture_metric(&f, 19, "loss_scale") / 0x1p75;

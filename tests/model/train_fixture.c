@@ -89,7 +89,7 @@ void train_fixture_open_data(struct train_fixture *f)
 void train_fixture_open(struct train_fixture *f, int64_t n_bytes)
 {
     struct error err;
-    struct cpu_options cpu = {.n_threads = 1, .isa = CPU_ISA_BEST};
+    struct cpu_options cpu = {.n_threads = 2, .isa = CPU_ISA_BEST};
     *f = (struct train_fixture){.dir = "/tmp/gptd-train-XXXXXX"};
     assert_non_null(mkdtemp(f->dir));
     snprintf(f->text_path, sizeof f->text_path, "%s/text.txt", f->dir);
