@@ -1,15 +1,29 @@
 /* The seconds of a training step, from what it computes and moves:
  *
- *     seconds = products / rate + attention / (rate x share) + bytes / bandwidth + calls x overhead
+ *     seconds = products / rate + attention / (rate x its share) + bytes / bandwidth
+ *               + row work / f32 rate + calls x overhead
  *
- * Products and attention are counted in floating-point operations, the rest in bytes to and from memory, each
- * operation of gpt_train.c by what it reads and writes. The constants beside what the device is
- * measured to do are below, each with its origin; the comparison with real steps is in docs/memory.md. */
+ * Products and attention are counted in floating-point operations. Bytes are those that operations read and
+ * write, each of gpt_train.c's counted. What rows cost beside the memory's time (packing, rounding, norms,
+ * activations) and what compressed moments cost is counted in operations of the f32 product, so that it
+ * shrinks with more cores and all but vanishes on a GPU.
+ *
+ * The constants were measured with one thread on the CPU of docs/performance.md; docs/memory.md has the
+ * comparison with real steps. */
 #include "base/checked.h"
 #include "model/train_search.h"
 
-/* Of the product rate, what attention reaches: forward and backward, softmax and all. Measured. */
-#define ATTENTION_SHARE 0.4
+/* Of the product rate, what attention reaches. Forward: 134 to 146 of 216 GFLOP/s. Backward: its share of a
+ * profile of configs/small_char.json. */
+#define ATTENTION_FORWARD 0.6
+#define ATTENTION_BACKWARD 0.2
+/* The f32 product's rate in terms of that of bf16, or of f16: 112 of 216 GFLOP/s. */
+#define F32_OF_HALF 0.5
+/* Row work, per byte that rows read or write: what steps of four presets take beyond all else. */
+#define ROW_FLOPS_PER_BYTE 13.0
+/* AdamW's two moments of a weight, from their format and back: 3 and 15 ns at 112 GFLOP/s. */
+#define BF16_MOMENTS_FLOPS 340.0
+#define Q8_MOMENTS_FLOPS 1700.0
 /* What an operation costs however little it does: waking the threads, or launching a kernel. */
 #define CALL_SECONDS 4e-6
 #define CALLS_PER_LAYER 32.0
@@ -64,10 +78,11 @@ static double product_flops(const struct shape *s)
     return s->tokens * (blocks + 2 * s->C * s->V * 3);
 }
 
-/* Two products forward and five backward, over half of the sequence on average. */
+/* Two products forward and five backward, over half of the sequence on average: this many operations
+ * for each product. */
 static double attention_flops(const struct shape *s)
 {
-    return s->tokens * s->layers * s->T * s->A * (2 * s->forwards + 5);
+    return s->tokens * s->layers * s->T * s->A;
 }
 
 /* Of a token in one block, there and back. Every product packs its operands: read, and written
@@ -129,19 +144,36 @@ static int32_t count_lossy(const struct train_config *c)
            + (c->gradients == DTYPE_BF16);
 }
 
+/* What moments that are not f32 cost to unpack and pack. The embeddings' stay f32 under q8. */
+static double moment_flops(const struct shape *s, const struct train_config *c)
+{
+    double blocks = s->layers * block_weights(s);
+    switch (c->moments) {
+    case MOMENT_F32: return 0;
+    case MOMENT_BF16: return (blocks + s->V * s->C) * BF16_MOMENTS_FLOPS;
+    case MOMENT_Q8: return blocks * Q8_MOMENTS_FLOPS;
+    }
+    ASSERT(!"moment_format");
+    return 0;
+}
+
 void train_cost(const struct trainer_options *o, const struct device *d,
                 const struct device_rates *rates, struct train_choice *choice)
 {
     const struct train_config *c = &choice->config;
     struct shape s = shape_of(o, c);
     double products = product_flops(&s), attention = attention_flops(&s);
+    double forward = 2 * s.forwards * attention, backward = 5 * attention;
+    double rows = s.tokens * (s.layers * block_bytes(&s, c->recompute) + logit_bytes(&s));
+    double work = rows * ROW_FLOPS_PER_BYTE + moment_flops(&s, c);
+    double f32_rate = rates->flops * (c->dtype == DTYPE_F32 ? 1 : F32_OF_HALF);
     double chunks = s.micro_batches * (double)ceil_div((int64_t)s.rows, c->loss_rows);
     double calls = s.micro_batches * s.layers * CALLS_PER_LAYER * (s.forwards + 1) / 2
                    + chunks * CALLS_PER_CHUNK;
-    choice->flops = products + attention;
-    choice->bytes = s.tokens * (s.layers * block_bytes(&s, c->recompute) + logit_bytes(&s))
-                    + weight_bytes(&s, c) + update_bytes(&choice->memory);
-    choice->seconds = (products + attention / ATTENTION_SHARE) / rates->flops
-                      + choice->bytes / rates->bytes + calls * CALL_SECONDS;
+    choice->flops = products + forward + backward;
+    choice->bytes = rows + weight_bytes(&s, c) + update_bytes(&choice->memory);
+    choice->seconds = (products + forward / ATTENTION_FORWARD + backward / ATTENTION_BACKWARD)
+                          / rates->flops
+                      + choice->bytes / rates->bytes + work / f32_rate + calls * CALL_SECONDS;
     choice->lossy = count_lossy(c);
 }
