@@ -16,9 +16,11 @@
 #include "server/jobs.h"
 #include "server/listen.h"
 #include "server/models.h"
+#include "server/notify.h"
 #include "server/process.h"
 #include "server/signals.h"
 #include "server/tls.h"
+#include "server/watchdog.h"
 
 struct serve_options {
     struct option_list models;
@@ -31,7 +33,7 @@ struct serve_options {
     int64_t max_n, max_prompt_tokens, request_timeout_s, drain_timeout_s;
     const char *tls_cert, *tls_key;
     const char *log_level, *log_format;
-    bool auth, hint;
+    bool auth, hint, exit_on_stall;
 };
 
 enum { N_SERVE_OPTIONS = 40, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
@@ -42,6 +44,7 @@ static void options_init(struct serve_options *o)
     *o = (struct serve_options){
         .http = {.host = "127.0.0.1", .port = 8080, .threads = 2, .max_header = 16 << 10,
                  .max_connections = 1024, .max_connections_per_address = 512, .log_requests = true,
+                 .stall_timeout_s = 60,
                  .times = {.idle_s = 60, .header_s = 30, .body_s = 60, .send_s = 60}},
         .request_timeout_s = 600,
         .drain_timeout_s = 30,
@@ -121,6 +124,10 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "8 KiB."},
         {"drain-timeout", OPTION_INT, &o->drain_timeout_s, 0, 86400, "SECONDS",
          "How long requests may go on after SIGTERM or SIGINT."},
+        {"stall-timeout", OPTION_INT, &o->http.stall_timeout_s, 1, 86400, "SECONDS",
+         "How long a step of the engine may take until /health says 503."},
+        {"exit-on-stall", OPTION_FLAG, &o->exit_on_stall, 0, 0, NULL,
+         "End the process then, with exit code 4, for whoever starts it again."},
         {"http-threads", OPTION_INT, &o->http.threads, 1, 64, "N", "Threads for connections."},
         {"data-dir", OPTION_STRING, &o->data_dir, 0, 0, "DIR",
          "Where uploaded files and training jobs are kept; made when first needed."},
@@ -246,12 +253,19 @@ struct shutdown {
     bool requested;
 };
 
+static void reload(struct http_server *http)
+{
+    notify_reloading();
+    http_reload(http);
+    notify_send("READY=1");
+}
+
 static void on_signal(void *ctx, int number, int count)
 {
     struct shutdown *s = ctx;
     pthread_mutex_lock(&s->mutex);
     if (number == SIGHUP) {
-        if (s->http) http_reload(s->http);
+        if (s->http) reload(s->http);
         pthread_mutex_unlock(&s->mutex);
         return;
     }
@@ -354,15 +368,28 @@ static bool keys_open(const struct serve_options *o, struct auth **out, struct e
     return auth_open(&o->keys, out, err);
 }
 
+/* watchdog_options.on_stall: nothing can be saved, since nothing moves. */
+static void exit_stalled(void *ctx) { _exit(EXIT_STALLED); }
+
 /* While `http` serves: until a signal, and what it lets finish. */
-static void serve_until_signal(const struct serve_options *o, struct http_server *http,
-                               struct models *models, struct jobs *jobs, struct shutdown *shutdown)
+static bool serve_until_signal(const struct serve_options *o, struct http_server *http,
+                               struct models *models, struct jobs *jobs, struct shutdown *shutdown,
+                               struct error *err)
 {
+    struct watchdog *watchdog;
+    struct watchdog_options watch = {.api = models_api(models),
+                                     .stall_timeout_s = o->http.stall_timeout_s,
+                                     .on_stall = o->exit_on_stall ? exit_stalled : NULL};
+    if (!watchdog_start(&watch, &watchdog, err)) return false;
     const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
     print_ready(o, first, http_port(http));
     api_release(first);
+    notify_send("READY=1");
     wait_for_shutdown(shutdown, http);
+    notify_send("STOPPING=1");
     drain(http, models, jobs, o->drain_timeout_s);
+    watchdog_stop(watchdog);
+    return true;
 }
 
 static bool serve(const struct serve_options *o, struct auth *auth, struct tls *tls,
@@ -391,7 +418,7 @@ static bool serve(const struct serve_options *o, struct auth *auth, struct tls *
     http_options.tls = tls;
     http_options.check_host = listen_is_local(o->http.host) && !listen_unix_path(o->http.host);
     bool ok = http_start(&http_options, models_api(models), metrics, baseline, &http, err);
-    if (ok) serve_until_signal(o, http, models, training.jobs, shutdown);
+    ok = ok && serve_until_signal(o, http, models, training.jobs, shutdown, err);
     http_stop(http);
     training_close(&training, o->drain_timeout_s);
     free(metrics);

@@ -193,6 +193,7 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
     if (!r) return MHD_NO;
     *out = r;
     r->server = s;
+    atomic_fetch_add(&s->n_open, 1);
     r->connection = connection;
     r->begin_ns = clock_ns();
     r->method = request_log_method(method);
@@ -404,6 +405,7 @@ static void request_end(void *cls, struct MHD_Connection *connection, void **con
     if (r->reply_fd >= 0) close(r->reply_fd);
     buf_free(&r->reply);
     buf_free(&r->body);
+    atomic_fetch_sub(&r->server->n_open, 1);
     free(r);
 }
 
@@ -553,7 +555,12 @@ void http_drain(struct http_server *s)
     exchanges_drain(s->exchanges);
 }
 
-int32_t http_active(struct http_server *s) { return exchanges_count(s->exchanges); }
+int32_t http_active(struct http_server *s)
+{
+    /* An exchange lives on after its request, until the engine has let go. */
+    int32_t open = atomic_load(&s->n_open), exchanges = exchanges_count(s->exchanges);
+    return open > exchanges ? open : exchanges;
+}
 
 void http_stop(struct http_server *s)
 {

@@ -30,6 +30,7 @@ struct http_options {
     int64_t max_connections_per_address; /* 0: no limit; more are closed at once */
     /* idle_s also: without a byte in either direction, unless waiting for the engine */
     struct connection_times times;
+    int64_t stall_timeout_s; /* see engine_is_stalled: what /health says */
     bool log_requests;
     struct tls *tls; /* NULL: plain HTTP */
     /* Who may ask. Without keys (NULL) anyone may do anything. */
@@ -58,5 +59,5 @@ bool http_start(const struct http_options *o, const struct api_context *api,
 void http_reload(struct http_server *s);
 int http_port(const struct http_server *s); /* 0: a Unix socket */
 void http_drain(struct http_server *s);
-int32_t http_active(struct http_server *s); /* completions that still run or are being sent */
+int32_t http_active(struct http_server *s); /* requests that are not answered, to their end */
 void http_stop(struct http_server *s);      /* NULL-safe */

@@ -31,6 +31,7 @@ struct http_server {
     struct exchanges *exchanges;
     struct connections *connections;
     _Atomic bool draining;
+    _Atomic int32_t n_open; /* requests */
     uint32_t id_prefix; /* random, of this process */
     _Atomic uint64_t n_requests;
     /* Slow answers, each on a thread of its own. */

@@ -4,11 +4,9 @@
 #include <strings.h>
 
 #include "api/registry.h"
-#include "base/clock.h"
 #include "server/request.h"
 #include "server/routes_memory.h"
-
-enum { STALLED_AFTER_S = 5 };
+#include "server/watchdog.h"
 
 /* ---- Answers ---- */
 
@@ -25,10 +23,8 @@ static bool post_detokenize(struct request *r, struct buf *out, struct error *er
 /* Alive: the engine rests, or has finished a step lately. */
 static bool get_health(struct request *r, struct buf *out, struct error *err)
 {
-    struct engine_stats stats;
-    api_stats(r->server->api, &stats);
-    double since_s = (double)(clock_ns() - stats.last_progress_ns) / 1e9;
-    if ((stats.running > 0 || stats.queued > 0) && since_s > STALLED_AFTER_S)
+    double since_s;
+    if (engine_is_stalled(r->server->api, r->server->options.stall_timeout_s, &since_s))
         return error_set(err, ERR_UNAVAILABLE, NULL,
                          "the engine has work and made no progress for %.0f s", since_s);
     buf_puts(out, "{\"status\":\"ok\"}");

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from gptd import MODEL, PATIENCE, Server, events, joined, run, text_of
+from gptd import MODEL, PATIENCE, Server, events, joined, run, text_of, wait_until
 
 LONG = {"prompt": "A", "max_tokens": 240, "ignore_eos": True, "temperature": 0}
 
@@ -59,6 +59,61 @@ def test_ready_says_no_while_draining():
                 time.sleep(0.005)
             assert 503 in statuses
             assert [line for line in lines if line][-1] == "data: [DONE]"
+    server.check_end()
+
+
+def post(connection, body):
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: "
+                       b"application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+def test_new_requests_are_told_to_go_elsewhere_while_draining():
+    server = Server("--max-seqs", 1)
+    late = socket.create_connection(("127.0.0.1", server.port), timeout=30 * PATIENCE)
+    with server.client() as http, late, late.makefile("rb") as file:
+        with http.stream("POST", "/v1/completions",
+                         json={**LONG, "prompt": ["A"] * 60, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "shutting down" in server.output())
+            post(late, b'{"prompt": "A"}')
+            head = []
+            while (line := file.readline().strip()):
+                head.append(line.lower())
+            assert b" 503 " in head[0]
+            assert b"connection: close" in head and b"retry-after: 1" in head
+            assert file.read().startswith(b'{"error":') and file.read() == b""
+            assert len(list(events([first, *lines]))) >= 60 * 240
+    server.check_end()
+
+
+def test_what_does_not_finish_in_time_is_ended():
+    server = Server("--max-seqs", 1, "--drain-timeout", 0)
+    with server.client() as http:
+        with http.stream("POST", "/v1/completions",
+                         json={**LONG, "prompt": ["A"] * 60, "stream": True}) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            begin = time.monotonic()
+            rest = "".join(lines)
+            assert '"canceled"' in rest and rest.endswith("data: [DONE]")
+    server.check_end()
+    assert time.monotonic() - begin < 5 * PATIENCE
+
+
+def test_a_body_that_is_on_its_way_may_arrive():
+    server = Server()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30 * PATIENCE) as s:
+        s.sendall(b"POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n"
+                  b"Expect: 100-continue\r\n\r\n")
+        assert b"100" in s.recv(1000)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "shutting down" in server.output())
+        time.sleep(0.2)
+        s.sendall(b'{"prompt": "A"}')
+        assert b"200 OK" in s.recv(1000)
     server.check_end()
 
 

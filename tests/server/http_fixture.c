@@ -22,7 +22,7 @@ void http_fixture_options(struct http_options *o)
 {
     *o = (struct http_options){
         .host = "127.0.0.1", .threads = 2, .max_body = 100000, .max_header = 4096,
-        .max_connections = 200, .times = {300, 300, 300, 300},
+        .max_connections = 200, .times = {300, 300, 300, 300}, .stall_timeout_s = 300,
     };
 }
 
