@@ -14,7 +14,10 @@
 #include "base/file.h"
 #include "base/options.h"
 
-enum { CONFIG_LIMIT = 1 << 20 };
+enum {
+    CONFIG_LIMIT = 1 << 20,
+    MOST_LAYERS = 160, /* of a plan over HTTP: all plans that are compared list every layer */
+};
 #define MAX_BUDGET 9007199254740992.0 /* 2^53: what a JSON number says exactly */
 
 /* ---- the answer ------------------------------------------------------------------------------ */
@@ -266,7 +269,7 @@ static const struct param rows[] = {
      CUSTOM(read_config, "\"type\":[\"object\",\"null\"],\"additionalProperties\":true"),
      .help = "Instead of model: a config in a preset's words (n_layer, n_head, n_embd, block_size, "
              "vocab_size, batch_size, ...)."},
-    {.name = "gpu", CUSTOM(read_gpu, "\"type\":[\"string\",\"null\"]"),
+    {.name = "gpu", CUSTOM(read_gpu, "\"type\":[\"string\",\"null\"],\"examples\":[\"RTX 3060\"]"),
      .help = "A card (\"RTX 3060\") or its memory (\"8GiB\"): the budget is what it leaves."},
     {.name = "memory_budget",
      CUSTOM(read_budget, "\"anyOf\":[{\"type\":\"integer\",\"minimum\":1},{\"type\":\"string\"},"
@@ -283,6 +286,14 @@ const struct param *memory_plan_param_table(size_t *n)
 
 /* ---- the route ------------------------------------------------------------------------------- */
 
+/* A client's question shall cost no more than a moment. */
+static bool check_work(const struct gpt_config *m, struct error *err)
+{
+    if (m->n_layer <= MOST_LAYERS) return true;
+    return error_set(err, ERR_INVALID, "n_layer", "n_layer is %" PRId64 "; over HTTP models of up to "
+                     "%d layers are planned, and any by gptd plan", m->n_layer, MOST_LAYERS);
+}
+
 static bool render_answer(const struct plan_request *r, const struct plan_devices *devices,
                           struct buf *out, struct error *err)
 {
@@ -290,7 +301,8 @@ static bool render_answer(const struct plan_request *r, const struct plan_device
     struct fit_answer *a = malloc(sizeof *a); /* its alternatives are large for a thread's stack */
     struct fit_card *cards = calloc(n_gpus, sizeof *cards);
     bool ok = (a && cards) || error_set(err, ERR_MEMORY, NULL, "no memory to plan in");
-    ok = ok && plan_request_resolve(r, devices, &c, err) && fit_answer(&c.question, a, err)
+    ok = ok && plan_request_resolve(r, devices, &c, err)
+         && check_work(&c.question.model, err) && fit_answer(&c.question, a, err)
          && fit_cards(&c.question, devices->cuda, cards, err);
     if (ok) memory_plan_render(&c, a, cards, out);
     free(cards);

@@ -5,6 +5,7 @@
 #include "api/api.h"
 #include "api/fine_tuning.h"
 #include "api/json_out.h"
+#include "api/memory_plan.h"
 #include "api/request.h"
 #include "api/tokenize.h"
 
@@ -162,6 +163,30 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":" INTEGER
         ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - "
         "planned; negative before the trainer has taken its memory.\"}")},
+    {"MemoryPlanPart", OBJECT("\"components\",\"total_bytes\",\"options\"",
+        "\"components\":" REF("MemoryComponents") ",\"total_bytes\":" INTEGER
+        ",\"device_bytes\":" INTEGER ",\"host_bytes\":" INTEGER
+        ",\"options\":{\"type\":\"object\"},\"fits\":{\"type\":\"boolean\"}"
+        ",\"shortfall_bytes\":" INTEGER ",\"largest\":{\"type\":[\"object\",\"null\"],"
+        "\"description\":\"The most that the budget holds; null without one.\"}"
+        ",\"estimated_step_seconds\":{\"type\":\"number\"}"
+        ",\"estimated_tokens_per_s\":{\"type\":\"number\"},\"estimate_source\":" STRING
+        ",\"slowdown\":{\"type\":\"number\",\"description\":\"Time, of training's above.\"}")},
+    {"MemoryPlan", OBJECT("\"object\",\"model\",\"parameters\",\"device\",\"training\","
+            "\"generation\",\"ratio\",\"fits\",\"shortfall_bytes\",\"alternatives\",\"gpus\"",
+        "\"object\":{\"const\":\"memory.plan\"},\"model\":" STRING ",\"parameters\":" INTEGER
+        ",\"vocab_size\":" INTEGER ",\"vocab_size_assumed\":{\"type\":\"boolean\"}"
+        ",\"device\":{\"enum\":[\"cpu\",\"cuda\"]},\"gpu\":{\"type\":[\"object\",\"null\"]}"
+        ",\"budget_bytes\":" INTEGER_OR_NULL ",\"device_overhead_bytes\":" INTEGER
+        ",\"device_overhead_source\":" STRING ",\"training\":" REF("MemoryPlanPart")
+        ",\"generation\":" REF("MemoryPlanPart") ",\"ratio\":{\"type\":\"number\"}"
+        ",\"fits\":{\"type\":\"boolean\"},\"shortfall_bytes\":" INTEGER
+        ",\"alternatives\":" ARRAY(REF("MemoryPlanPart")) ",\"gpus\":" ARRAY(
+            OBJECT("\"name\",\"memory_bytes\",\"trains\",\"generates\"",
+                "\"name\":" STRING ",\"memory_bytes\":" INTEGER
+                ",\"trains\":{\"type\":\"boolean\"},\"generates\":{\"type\":\"boolean\"}"
+                ",\"training_bytes\":" INTEGER
+                ",\"estimated_tokens_per_s\":{\"type\":\"number\"}")))},
     {"MemorySample", OBJECT("\"time\",\"rss_bytes\",\"resident_bytes\",\"kv_in_use_bytes\","
             "\"jobs_rss_bytes\"",
         "\"time\":" INTEGER ",\"rss_bytes\":" INTEGER ",\"resident_bytes\":" INTEGER
@@ -267,6 +292,9 @@ static const struct operation {
      "The checkpoints that are kept, newest first", 0, "FineTuningCheckpointList", NULL, NULL,
      ERRORS_ID | TAKES_PAGE},
     {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, TAKES_HISTORY},
+    {"/v1/memory/plan", "post", "planMemory",
+     "What a model would take to train and to generate, and what fits a budget", ROUTE_PLAN,
+     "MemoryPlan", NULL, NULL, ERRORS_BODY},
     {"/health", "get", "health", "Is the server alive?", 0, NULL, NULL, "application/json",
      ERRORS_READY},
     {"/ready", "get", "ready", "Does it take requests?", 0, NULL, NULL, "application/json",
@@ -280,6 +308,7 @@ static void render_body(const struct api_context *c, enum route route, struct bu
     size_t n;
     const struct param *table = route == ROUTE_FINE_TUNING ? ft_param_table(&n)
                                 : route == ROUTE_LOAD      ? api_load_param_table(&n)
+                                : route == ROUTE_PLAN      ? memory_plan_param_table(&n)
                                 : route & (ROUTE_COMPLETIONS | ROUTE_CHAT)
                                     ? completion_param_table(&n)
                                     : tokenize_param_table(&n);

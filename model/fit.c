@@ -88,16 +88,26 @@ static bool shorten(const struct fit_question *q, struct fit_answer *a, struct e
     return true;
 }
 
-/* Nothing fits within what is free: what would, with less said. */
-static bool find_nearest(const struct fit_question *q, struct fit_answer *a, struct error *err)
+/* What a run takes however short its sequences are. */
+static int64_t resident(const struct memory_plan *m)
 {
+    const int64_t *c = m->component;
+    return c[MEMORY_WEIGHTS] + c[MEMORY_MASTER] + c[MEMORY_GRADIENTS] + c[MEMORY_OPTIMIZER];
+}
+
+/* Nothing of `found` fits: what would, with less said, and then with shorter sequences. */
+static bool find_nearest(const struct fit_question *q, const struct train_search *found,
+                         struct fit_answer *a, struct error *err)
+{
+    int64_t least = resident(&smallest(found)->memory);
     if (q->freedom != FREE_ALL) {
         struct train_search all;
         if (!search(q, FREE_ALL, &all, err)) return false;
         add_alternatives(&all, false, a);
+        least = resident(&smallest(&all)->memory);
         train_search_free(&all);
     }
-    return a->n_alternatives > 0 || shorten(q, a, err);
+    return a->n_alternatives > 0 || least > q->budget || shorten(q, a, err);
 }
 
 static bool fits_as(const struct fit_question *q, const struct trainer_options *o)
@@ -141,10 +151,10 @@ static bool answer_training(const struct fit_question *q, struct fit_answer *a, 
     a->training = found.choices[0];
     a->training_fits = found.n_fit > 0;
     if (a->training_fits) add_alternatives(&found, true, a);
-    struct train_config least = smallest(&found)->config;
+    stretch(q, &smallest(&found)->config, a);
+    bool ok = a->training_fits || find_nearest(q, &found, a, err);
     train_search_free(&found);
-    stretch(q, &least, a);
-    return a->training_fits || find_nearest(q, a, err);
+    return ok;
 }
 
 /* ---- generation ------------------------------------------------------------------------------ */

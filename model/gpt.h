@@ -120,6 +120,13 @@ struct gpt_param {
 };
 int64_t gpt_n_params(const struct gpt *g);
 struct gpt_param gpt_param(struct gpt *g, int64_t i);
+/* The same for who asks for many: which weights a config has, in order, is worked out once. */
+struct gpt_roles {
+    enum weight_role whole[N_WEIGHT_ROLES], layer[N_WEIGHT_ROLES];
+    int64_t n_whole, n_layer;
+};
+struct gpt_roles gpt_roles(const struct gpt_config *c);
+struct gpt_param gpt_param_of(struct gpt *g, const struct gpt_roles *r, int64_t i);
 /* Random weights as GPT-2 starts: normal, 0.02; projections into the residual stream scaled by
  * 1 / sqrt(2 L); biases 0, norms 1. The bits depend on seed and config alone. `staging`: gpt_load's. */
 bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, struct error *err)

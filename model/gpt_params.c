@@ -15,15 +15,9 @@ static bool param_exists(const struct gpt_config *c, enum weight_role role)
     return weight_role_shape(c, role, &n_out, &n_in);
 }
 
-/* The weights of this config, in order: those of the whole model, those of a layer. */
-struct roles {
-    enum weight_role whole[N_WEIGHT_ROLES], layer[N_WEIGHT_ROLES];
-    int64_t n_whole, n_layer;
-};
-
-static struct roles roles_of(const struct gpt_config *c)
+struct gpt_roles gpt_roles(const struct gpt_config *c)
 {
-    struct roles r;
+    struct gpt_roles r;
     r.n_whole = r.n_layer = 0;
     for (int i = 0; i < N_WEIGHT_ROLES; i++) {
         enum weight_role role = (enum weight_role)i;
@@ -36,7 +30,7 @@ static struct roles roles_of(const struct gpt_config *c)
 
 int64_t gpt_n_params(const struct gpt *g)
 {
-    struct roles r = roles_of(&g->config);
+    struct gpt_roles r = gpt_roles(&g->config);
     return r.n_whole + g->config.n_layer * r.n_layer;
 }
 
@@ -77,12 +71,17 @@ static float *param_vector(struct gpt *g, enum weight_role role, struct gpt_laye
 
 struct gpt_param gpt_param(struct gpt *g, int64_t i)
 {
+    struct gpt_roles r = gpt_roles(&g->config);
+    return gpt_param_of(g, &r, i);
+}
+
+struct gpt_param gpt_param_of(struct gpt *g, const struct gpt_roles *r, int64_t i)
+{
     const struct gpt_config *c = &g->config;
-    struct roles r = roles_of(c);
-    ASSERT(i >= 0 && i < r.n_whole + c->n_layer * r.n_layer);
+    ASSERT(i >= 0 && i < r->n_whole + c->n_layer * r->n_layer);
     struct gpt_param p = {0};
-    p.layer = i < r.n_whole ? 0 : (i - r.n_whole) / r.n_layer;
-    p.role = i < r.n_whole ? r.whole[i] : r.layer[(i - r.n_whole) % r.n_layer];
+    p.layer = i < r->n_whole ? 0 : (i - r->n_whole) / r->n_layer;
+    p.role = i < r->n_whole ? r->whole[i] : r->layer[(i - r->n_whole) % r->n_layer];
     struct gpt_layer *l = &g->layers[p.layer];
     p.matrix = param_matrix(g, p.role, l);
     p.vector = param_vector(g, p.role, l);

@@ -86,9 +86,10 @@ static void tensor_layout(struct adamw_tensor *t, const struct optimizer_options
 void optimizer_layout(struct optimizer *o, struct gpt *g, struct gpt *grads, const struct device *d,
                       struct plan *plan)
 {
+    struct gpt_roles roles = gpt_roles(&g->config);
     o->n = gpt_n_params(g);
     for (int64_t i = 0; i < o->n; i++) {
-        struct gpt_param p = gpt_param(g, i), grad = gpt_param(grads, i);
+        struct gpt_param p = gpt_param_of(g, &roles, i), grad = gpt_param_of(grads, &roles, i);
         o->frozen[i] = is_frozen(&o->options, &p);
         tensor_layout(&o->tensors[i], &o->options, &p, &grad, d, plan);
     }

@@ -414,6 +414,7 @@ static bool serve(const struct serve_options *o, struct auth *auth, struct tls *
     http_options.files = training.files;
     http_options.jobs = training.jobs;
     http_options.models = models;
+    http_options.configs_dir = o->jobs.configs_dir;
     http_options.auth = auth;
     http_options.tls = tls;
     http_options.check_host = listen_is_local(o->http.host) && !listen_unix_path(o->http.host);

@@ -43,6 +43,7 @@ struct http_options {
     struct file_store *files;
     struct jobs *jobs;
     struct models *models; /* NULL: the model is the one that it was at start */
+    const char *configs_dir; /* where presets are, which plans may be asked for */
     int64_t max_upload;
 };
 

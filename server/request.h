@@ -18,7 +18,7 @@
 #include "server/request_log.h"
 #include "server/upload.h"
 
-enum { N_ROUTES = 26 };
+enum { N_ROUTES = 27 };
 
 struct http_server {
     struct http_options options;

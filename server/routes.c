@@ -80,6 +80,7 @@ static const struct route routes[N_ROUTES] = {
     {USER, "GET", "/v1/models/{id}", get_model, SLOW},
     {ADMIN, "DELETE", "/v1/models/{id}", delete_model, SLOW},
     {USER, "GET", "/v1/memory", get_memory, QUICK},
+    {USER, "POST", "/v1/memory/plan", post_memory_plan, JSON_BODY, SLOW},
     {OPEN, "GET", "/health", get_health, QUICK},
     {OPEN, "GET", "/ready", get_ready, QUICK},
     {USER, "GET", "/metrics", get_metrics,

@@ -5,7 +5,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "api/memory_plan.h"
 #include "api/registry.h"
+#include "cpu/cpu.h"
+#include "cuda/cuda_sizes.h"
 #include "server/process.h"
 
 /* What all engines have, as the kernel counts it. */
@@ -115,4 +118,18 @@ bool get_metrics(struct request *r, struct buf *out, struct error *err)
     metrics_models(out);
     api_visit(r->server->api, render_model, out);
     return true;
+}
+
+/* Plans for the CPU as `gptd plan` does by default: with all threads that the process may use. The
+ * device is asked for sizes alone, and none of the engines' own could be: a model may leave. */
+bool post_memory_plan(struct request *r, struct buf *out, struct error *err)
+{
+    const struct cpu_options cpu = {.isa = CPU_ISA_BEST};
+    struct device *device;
+    if (!cpu_device_open(&cpu, &device, err)) return false;
+    struct plan_devices devices = {.cpu = device, .cuda = cuda_sizes};
+    bool ok = api_memory_plan(r->server->api, &devices, r->server->options.configs_dir,
+                              r->body.data ? r->body.data : "", r->body.len, out, err);
+    device->ops->close(device);
+    return ok;
 }

@@ -8,7 +8,9 @@ from gptd import PATIENCE
 BODIES = {"/v1/completions": {"prompt": "A", "max_tokens": 2},
           "/v1/chat/completions": {"messages": [{"role": "user", "content": "A"}],
                                    "max_tokens": 2},
-          "/v1/tokenize": {"prompt": "A"}, "/v1/detokenize": {"tokens": [5]}}
+          "/v1/tokenize": {"prompt": "A"}, "/v1/detokenize": {"tokens": [5]},
+          "/v1/memory/plan": {"config": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64,
+                                         "vocab_size": 100}}}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,8 @@ def test_every_documented_parameter_is_accepted(http, spec, model, path):
     """Alone beside the required ones; what it needs beside it is given too."""
     companions = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True},
                   "max_completion_tokens": {"max_tokens": None}}
+    if path == "/v1/memory/plan":
+        companions["model"] = {"config": None}
     for name, schema in request_schema(spec, path)["properties"].items():
         value = model if name == "model" else an_example(spec, schema)
         body = {**BODIES[path], **companions.get(name, {})}
