@@ -19,6 +19,7 @@ int cmd_eval(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_convert(int argc, char **argv);
 int cmd_data(int argc, char **argv);
+int cmd_probe(int argc, char **argv);
 int cmd_tokenizer(int argc, char **argv);
 int cmd_key(int argc, char **argv);
 

@@ -21,6 +21,7 @@ static const struct subcommand subcommands[] = {
     {"inspect", "print what a checkpoint holds", cmd_inspect},
     {"convert", "write a model in another format or element type", cmd_convert},
     {"data", "turn text into token shards for training", cmd_data},
+    {"probe", "ask a server how it is", cmd_probe},
     {"tokenizer", "make a tokenizer from text", cmd_tokenizer},
     {"key", "make a key for a server's key file", cmd_key},
 };
