@@ -33,10 +33,13 @@ static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
     return n_elements_as(d, t, DTYPE_F32);
 }
 
+/* A rare token's row has moments far below those of its neighbours in a block of 8 bits: what is lost there
+ * would be all of it. bf16 keeps each to its own scale. */
 static enum moment_format moments_of(const struct optimizer_options *o, const struct gpt_param *p)
 {
-    bool small = p->n_out * p->n_in < Q8_MIN_ELEMENTS;
-    return o->moments == MOMENT_Q8 && (small || is_embedding(p->role)) ? MOMENT_F32 : o->moments;
+    if (o->moments != MOMENT_Q8) return o->moments;
+    if (p->n_out * p->n_in < Q8_MIN_ELEMENTS) return MOMENT_F32;
+    return is_embedding(p->role) ? MOMENT_BF16 : MOMENT_Q8;
 }
 
 static int64_t master_bytes(enum master_format format, int64_t n)

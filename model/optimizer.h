@@ -8,7 +8,7 @@
 struct optimizer_options {
     float beta1, beta2, eps, weight_decay;
     float grad_clip;              /* global norm; 0: off */
-    enum moment_format moments;   /* tensors under 4,096 elements and embeddings stay f32 under Q8 */
+    enum moment_format moments;   /* under Q8 tensors of under 4,096 elements are f32, embeddings bf16 */
     enum master_format master;    /* for bf16 weights; f32 weights are their own */
     int64_t freeze_layers;        /* the first n layers do not learn */
     bool freeze_embeddings;

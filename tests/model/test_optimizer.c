@@ -41,7 +41,7 @@ static void layout(struct fixture *f)
     optimizer_layout(&f->o, &f->gpt, &f->grads, f->device, &f->plan);
     struct workspace_shape shape = {.dtype = f->gpt.dtype, .max_rows = 1, .max_logit_rows = 1,
                                     .n_embd = 32, .n_ff = 128, .n_head = 2, .n_kv_head = 2,
-                                    .head_dim = 16, .vocab_size = 70, .block_size = 12};
+                                    .head_dim = 16, .vocab_size = 140, .block_size = 12};
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
     f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
@@ -50,7 +50,7 @@ static void fixture_open_with(struct fixture *f, enum dtype dtype, enum dtype gr
                               const struct optimizer_options *o)
 {
     static const char model[] = "{\"n_layer\":2,\"n_head\":2,\"n_embd\":32,\"block_size\":12,"
-                                "\"vocab_size\":70,\"bias\":true,\"tie_weights\":false}";
+                                "\"vocab_size\":140,\"bias\":true,\"tie_weights\":false}";
     struct error err;
     struct gpt_config c;
     must(gpt_config_from_preset(model, strlen(model), "test", &c, &err), &err);
@@ -299,6 +299,31 @@ static void test_small_moments(void **state)
     check_steps(DTYPE_F32, &o, 10, 0.1);
 }
 
+/* Under Q8 what is small keeps f32 and embeddings bf16; the other formats are everyone's. */
+static void test_which_moments(void **state)
+{
+    static struct fixture f;
+    struct optimizer_options o = plain;
+    bool seen[3] = {false};
+    o.moments = MOMENT_Q8;
+    fixture_open(&f, DTYPE_F32, &o);
+    for (int64_t i = 0; i < f.o.n; i++) {
+        struct gpt_param p = gpt_param(&f.gpt, i);
+        enum moment_format want = MOMENT_Q8;
+        if (p.role == WEIGHT_TOKEN_EMBEDDING) want = MOMENT_BF16;
+        if (p.n_out * p.n_in < 4096) want = MOMENT_F32;
+        seen[want] = true;
+        assert_int_equal(f.tensors[i].m_format, want);
+        assert_int_equal(f.tensors[i].v_format, want);
+    }
+    fixture_close(&f);
+    assert_true(seen[MOMENT_F32] && seen[MOMENT_BF16] && seen[MOMENT_Q8]);
+    o.moments = MOMENT_BF16;
+    fixture_open(&f, DTYPE_F32, &o);
+    for (int64_t i = 0; i < f.o.n; i++) assert_int_equal(f.tensors[i].m_format, MOMENT_BF16);
+    fixture_close(&f);
+}
+
 static void test_frozen(void **state)
 {
     static struct fixture f;
@@ -352,7 +377,7 @@ int main(void)
         cmocka_unit_test(test_f32),           cmocka_unit_test(test_clipping),
         cmocka_unit_test(test_no_decay),      cmocka_unit_test(test_bf16_with_masters),
         cmocka_unit_test(test_masters_agree), cmocka_unit_test(test_small_moments),
-        cmocka_unit_test(test_bf16_gradients),
+        cmocka_unit_test(test_bf16_gradients), cmocka_unit_test(test_which_moments),
         cmocka_unit_test(test_frozen),        cmocka_unit_test(test_arrays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
