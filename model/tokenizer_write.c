@@ -208,7 +208,9 @@ bool tokenizer_write(const char *dir, const struct buf *json, const char *eos, s
     bool ok = root &&
               put(root, "tokenizer_class", cJSON_CreateString("PreTrainedTokenizerFast")) &&
               put(root, "clean_up_tokenization_spaces", cJSON_CreateFalse());
-    if (eos) ok = ok && put(root, "eos_token", cJSON_CreateString(eos));
+    if (eos)
+        ok = ok && put(root, "bos_token", cJSON_CreateString(eos)) &&
+             put(root, "eos_token", cJSON_CreateString(eos));
     buf_init(&config, 1 << 20);
     ok = print(root, ok, &config, err) &&
          file_write_atomic(config_path, config.data, config.len, err) &&

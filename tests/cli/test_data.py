@@ -76,7 +76,7 @@ def test_special_tokens_are_the_users(tmp_path, text):
     made = json.loads((tmp_path / "a/tokenizer.json").read_text(encoding="utf-8"))
     assert [t["content"] for t in made["added_tokens"]] == ["<eot>", "<pad>"]
     config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
-    assert config["eos_token"] == "<eot>"
+    assert config["bos_token"] == config["eos_token"] == "<eot>"
     ok("tokenizer", "train", "--input", text, "--vocab-size", 256, "--output", tmp_path / "b",
        "--no-special")
     assert json.loads((tmp_path / "b/tokenizer.json").read_text())["added_tokens"] == []

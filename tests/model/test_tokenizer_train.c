@@ -290,6 +290,7 @@ static void test_what_is_written_opens(void **state)
     assert_true(tokenizer_open_dir(dir, &t, &f->err));
     assert_non_null(t);
     assert_int_equal(tokenizer_eos(t), 0);
+    assert_int_equal(tokenizer_bos(t), 0);
     assert_false(tokenizer_adds_bos(t));
     tokenizer_free(t);
 }
