@@ -49,8 +49,8 @@ static struct candidates micro_batches(const struct train_config *c)
     return all;
 }
 
-/* Rows of logits for a micro-batch of n sequences: few, as many as gradients are summed over at a time,
- * many, and the trainer's own choice. */
+/* Rows of logits for a micro-batch of n sequences: few, as many as gradients are summed over at a
+ * time, many, and the trainer's own choice. */
 static struct candidates loss_rows(const struct train_config *c, int64_t n, int64_t vocab_size)
 {
     static const int64_t sizes[] = {32, 64, 512, 2048};
@@ -137,7 +137,8 @@ static bool try_all(struct search *s)
     struct candidates micro = s->freedom & FREE_MICRO_BATCH ? micro_batches(&c)
                                                             : only(c.micro_batch_size);
     struct candidates levels = s->freedom & FREE_RECOMPUTE
-                               ? up_to(RECOMPUTE_NONE, RECOMPUTE_BLOCK) : only((int64_t)c.recompute);
+                               ? up_to(RECOMPUTE_NONE, RECOMPUTE_BLOCK)
+                               : only((int64_t)c.recompute);
     for (int32_t i = 0; i < micro.n; i++) {
         c.micro_batch_size = micro.at[i];
         struct candidates rows = s->freedom & FREE_LOSS_ROWS

@@ -42,11 +42,12 @@ bool train_search(const struct trainer_options *o, const struct device *d,
                   struct train_search *out, struct error *err) MUST_CHECK;
 void train_search_free(struct train_search *s);
 
-/* What a config that is not resolved yet leaves open: sizes of 0, formats that are TRAIN_AUTO. Ask before
- * train_config_resolve fills it in. */
+/* What a config that is not resolved yet leaves open: sizes of 0, formats that are TRAIN_AUTO. Ask
+ * before train_config_resolve fills it in. */
 unsigned train_search_freedom(const struct train_config *c);
-/* The way down from choices[0], for people: of those that fit, in their order, each that takes at least a
- * tenth less than the one before; the smallest is last. Borrowed from s; returns how many, at most max. */
+/* The way down from choices[0], for people: of those that fit, in their order, each that takes at
+ * least a tenth less than the one before; the smallest is last. Borrowed from s; returns how many,
+ * at most max. */
 int32_t train_search_ladder(const struct train_search *s, const struct train_choice **out,
                             int32_t max);
 

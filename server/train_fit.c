@@ -43,16 +43,17 @@ static void describe(const struct train_config *c, char out[PLAN_TEXT_BYTES])
 
 static void print_header(FILE *to)
 {
-    fprintf(to, "  %5s  %-9s %-7s %-9s %-9s %5s  %9s %9s %9s %9s %9s %10s  %9s %9s\n", "micro",
+    fprintf(to, "  %5s  %-9s %-7s %-9s %-9s %5s  %9s %9s %9s %9s %9s %14s  %9s %9s\n", "micro",
             "", "", "", "", "loss", "weights,", "", "", "activat.,", "", "total", "seconds",
             "tokens");
-    fprintf(to, "  %5s  %-9s %-7s %-9s %-9s %5s  %9s %9s %9s %9s %9s %10s  %9s %9s  %s\n", "batch",
+    fprintf(to, "  %5s  %-9s %-7s %-9s %-9s %5s  %9s %9s %9s %9s %9s %14s  %9s %9s  %s\n", "batch",
             "recompute", "moments", "master", "gradients", "rows", "master MB", "grads MB",
             "optim. MB", "logits MB", "other MB", "MB", "a step", "a second", "beside the choice");
 }
 
 /* `chosen`: what the others are compared with. */
-static void print_row(FILE *to, const struct train_choice *choice, const struct train_choice *chosen)
+static void print_row(FILE *to, const struct train_choice *choice,
+                      const struct train_choice *chosen)
 {
     const struct train_config *c = &choice->config;
     const int64_t *m = choice->memory.component;
@@ -65,12 +66,12 @@ static void print_row(FILE *to, const struct train_choice *choice, const struct 
         snprintf(beside, sizeof beside, "%+.1f MB, time %+.1f %%",
                  mb(choice->memory.total_bytes - chosen->memory.total_bytes),
                  100 * (choice->seconds / chosen->seconds - 1));
-    fprintf(to, "%c %5lld  %-9s %-7s %-9s %-9s %5lld  %9.1f %9.1f %9.1f %9.1f %9.1f %10.1f  %9.4g "
+    fprintf(to, "%c %5lld  %-9s %-7s %-9s %-9s %5lld  %9.1f %9.1f %9.1f %9.1f %9.1f %14lld  %9.4g "
             "%9.0f  %s\n", choice == chosen ? '*' : ' ', (long long)c->micro_batch_size,
             word_of(c, "recompute"), word_of(c, "moments"),
             c->dtype == DTYPE_F32 ? "-" : word_of(c, "master"), word_of(c, "gradients"),
             (long long)c->loss_rows, mb(weights), mb(m[MEMORY_GRADIENTS]), mb(m[MEMORY_OPTIMIZER]),
-            mb(activations), mb(other), mb(choice->memory.total_bytes), choice->seconds,
+            mb(activations), mb(other), (long long)choice->memory.total_bytes, choice->seconds,
             tokens_of(c) / choice->seconds, beside);
 }
 
@@ -110,7 +111,8 @@ static bool print_nearest(const struct train_fit *f, const struct device *d,
     int32_t n = train_search_ladder(&all, ladder, 64);
     int32_t first = n > NEAREST_PLANS ? n - NEAREST_PLANS : 0;
     print_basis(stderr, f, d, &o->config);
-    fprintf(stderr, "the nearest plans, the fastest first; each fits a --memory-budget of its total\n");
+    fprintf(stderr, "the nearest plans, the fastest first; each fits a --memory-budget of its total "
+            "bytes\n");
     print_header(stderr);
     for (int32_t i = first; i < n; i++) print_row(stderr, ladder[i], NULL);
     train_search_free(&all);

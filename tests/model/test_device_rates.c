@@ -16,7 +16,8 @@ static struct device *device;
 static int set_up(void **state)
 {
     struct error err;
-    return cpu_device_open(&(struct cpu_options){.n_threads = 1}, &device, &err) ? 0 : -1;
+    struct cpu_options one = {.n_threads = 1, .isa = CPU_ISA_BEST};
+    return cpu_device_open(&one, &device, &err) ? 0 : -1;
 }
 
 static int tear_down(void **state)
