@@ -3,16 +3,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-/* Opens a regular file for reading; the size goes to *size. -1 with `err` set on failure. */
-static int open_regular(const char *path, size_t *size, struct error *err)
+/* O_NONBLOCK: a FIFO by this name must not hang the loader. */
+enum { OPEN_FLAGS = O_RDONLY | O_CLOEXEC | O_NONBLOCK };
+
+/* The descriptor of an open regular file, its size in *size; else it is closed, and -1 with `err`
+ * set. */
+static int check_regular(int fd, const char *path, size_t *size, struct error *err)
 {
-    /* O_NONBLOCK: a FIFO by this name must not hang the loader. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         error_errno(err, "cannot open %s", path);
         return -1;
@@ -28,6 +35,44 @@ static int open_regular(const char *path, size_t *size, struct error *err)
     }
     close(fd);
     return -1;
+}
+
+/* Opens a regular file for reading; the size goes to *size. -1 with `err` set on failure. */
+static int open_regular(const char *path, size_t *size, struct error *err)
+{
+    return check_regular(open(path, OPEN_FLAGS), path, size, err);
+}
+
+/* Without openat2: what the path is once its links are followed must lie in the folder. */
+static int open_looked_at(const char *root, const char *name)
+{
+    char joined[2 * PATH_MAX], real_root[PATH_MAX], real[PATH_MAX];
+    int n = snprintf(joined, sizeof joined, "%s/%s", root, name);
+    if (n < 0 || (size_t)n >= sizeof joined || !realpath(root, real_root)
+        || !realpath(joined, real))
+        return -1;
+    size_t len = strlen(real_root);
+    if (strncmp(real, real_root, len) == 0 && real[len] == '/')
+        return open(real, OPEN_FLAGS | O_NOFOLLOW);
+    errno = EXDEV;
+    return -1;
+}
+
+bool file_open_beneath(const char *root, const char *name, int *fd, size_t *size,
+                       struct error *err)
+{
+    struct open_how how = {.flags = OPEN_FLAGS, .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+    int folder = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0) return error_errno(err, "cannot open %s", root);
+    int found = (int)syscall(SYS_openat2, folder, name, &how, sizeof how);
+    if (found < 0 && (errno == ENOSYS || errno == EPERM)) found = open_looked_at(root, name);
+    int why = errno;
+    close(folder);
+    errno = why;
+    if (found < 0 && why == EXDEV)
+        return error_set(err, ERR_INVALID, NULL, "%s/%s leads out of its folder", root, name);
+    *fd = check_regular(found, name, size, err);
+    return *fd >= 0;
 }
 
 bool file_map_open(const char *path, struct file_map *out, struct error *err)

@@ -22,6 +22,12 @@ void file_map_close(struct file_map *map); /* NULL-safe for a zeroed struct */
 /* Appends the whole file to `out`, whose limit bounds it. */
 bool file_read(const char *path, struct buf *out, struct error *err) MUST_CHECK;
 
+/* Opens the regular file `name` in the folder `root` for reading: the kernel follows neither ".."
+ * nor a link out of the folder (openat2; before Linux 5.6 links are looked at first). The caller
+ * closes *fd. */
+bool file_open_beneath(const char *root, const char *name, int *fd, size_t *size,
+                       struct error *err) MUST_CHECK;
+
 bool file_exists(const char *path);  /* anything by that name */
 bool file_is_dir(const char *path);
 /* "dir/name" into out; ERR_TOO_LARGE when it does not fit. */

@@ -190,6 +190,14 @@ bool file_store_content(struct file_store *s, const char *id, char path[DATA_PAT
            && data_dir_path(s->dir, path, "files", id, content_name(f.filename), err);
 }
 
+bool file_store_open_content(struct file_store *s, const char *id, int *fd, size_t *size,
+                             struct error *err)
+{
+    char path[DATA_PATH_MAX];
+    return file_store_content(s, id, path, err)
+           && file_open_beneath(s->dir->path, path + strlen(s->dir->path) + 1, fd, size, err);
+}
+
 bool file_store_remove(struct file_store *s, const char *id, struct error *err)
 {
     struct api_file f;

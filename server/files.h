@@ -24,6 +24,10 @@ bool file_store_list(struct file_store *s, const struct api_page *page, const ch
 /* Where the bytes are. */
 bool file_store_content(struct file_store *s, const char *id, char path[DATA_PATH_MAX],
                         struct error *err) MUST_CHECK;
+/* The content, open for reading; a link that leads out of the server's folder is not followed. The
+ * caller closes *fd. */
+bool file_store_open_content(struct file_store *s, const char *id, int *fd, size_t *size,
+                             struct error *err) MUST_CHECK;
 bool file_store_remove(struct file_store *s, const char *id, struct error *err) MUST_CHECK;
 
 /* One upload, in the hands of one request. */

@@ -1,12 +1,10 @@
 /* The routes of files and fine-tuning jobs. All of them run on threads of their own (work.c): they
  * may wait for the disk. */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "api/api.h"
 #include "base/json.h"
@@ -117,13 +115,11 @@ bool get_file(struct request *r, struct buf *out, struct error *err)
 bool get_file_content(struct request *r, struct buf *out, struct error *err)
 {
     struct file_store *files;
-    char path[DATA_PATH_MAX];
-    struct stat st;
-    if (!files_of(r, &files, err) || !file_store_content(files, r->param, path, err)) return false;
-    r->reply_fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (r->reply_fd < 0 || fstat(r->reply_fd, &st) != 0)
-        return error_errno(err, "cannot open %s", path);
-    r->reply_bytes = st.st_size;
+    size_t size;
+    if (!files_of(r, &files, err)
+        || !file_store_open_content(files, r->param, &r->reply_fd, &size, err))
+        return false;
+    r->reply_bytes = (int64_t)size;
     return true;
 }
 

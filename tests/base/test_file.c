@@ -170,10 +170,47 @@ static void test_join(void **state)
     assert_int_equal(err.code, ERR_TOO_LARGE);
 }
 
+/* Is the file's one byte to be had, by this name in this folder? */
+static enum error_code beneath(const char *root, const char *name)
+{
+    struct error err = {0};
+    size_t size = 0;
+    int fd;
+    if (!file_open_beneath(root, name, &fd, &size, &err)) return err.code;
+    assert_int_equal(size, 1);
+    close(fd);
+    return ERR_NONE;
+}
+
+static void test_files_beneath_a_folder(void **state)
+{
+    char sub[128], link[160], absolute[160];
+    write_file("x", 1);
+    snprintf(sub, sizeof sub, "%s/sub", dir);
+    snprintf(link, sizeof link, "%s/link", sub);
+    snprintf(absolute, sizeof absolute, "%s/absolute", sub);
+    assert_int_equal(mkdir(sub, 0700), 0);
+    assert_int_equal(symlink("../file", link), 0);
+    assert_int_equal(symlink(path, absolute), 0);
+    assert_int_equal(beneath(dir, "file"), ERR_NONE);
+    assert_int_equal(beneath(dir, "sub/../file"), ERR_NONE);
+    assert_int_equal(beneath(dir, "sub/link"), ERR_NONE); /* it stays inside */
+    assert_int_equal(beneath(sub, "link"), ERR_INVALID);
+    assert_int_equal(beneath(sub, "absolute"), ERR_INVALID);
+    assert_int_equal(beneath(sub, "../file"), ERR_INVALID);
+    assert_int_equal(beneath(sub, path), ERR_INVALID);
+    assert_int_equal(beneath(sub, "none"), ERR_NOT_FOUND);
+    assert_int_equal(beneath(dir, "sub"), ERR_FORMAT);
+    unlink(absolute);
+    unlink(link);
+    rmdir(sub);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_map),
+        cmocka_unit_test(test_files_beneath_a_folder),
         cmocka_unit_test(test_an_empty_file_maps_to_nothing),
         cmocka_unit_test(test_what_is_no_file_is_refused),
         cmocka_unit_test(test_read_appends_within_the_limit),
