@@ -16,6 +16,7 @@ static const struct error_shape {
     {ERR_NO_FIT, 400, "invalid_request_error", "does_not_fit"},
     {ERR_UNAUTHENTICATED, 401, "invalid_request_error", "invalid_api_key"},
     {ERR_FORBIDDEN, 403, "invalid_request_error", "insufficient_permissions"},
+    {ERR_NO_ROOM, 409, "invalid_request_error", "does_not_fit"},
     {ERR_NOT_FOUND, 404, "invalid_request_error", "not_found"},
     {ERR_TOO_LARGE, 413, "invalid_request_error", "request_too_large"},
     {ERR_BUSY, 429, "rate_limit_error", "rate_limit_exceeded"},

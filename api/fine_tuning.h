@@ -82,6 +82,7 @@ struct ft_job {
     char metadata[2048];             /* JSON object; "": none */
     int64_t step;                    /* last one that metrics.jsonl told of */
     char error_code[32], error_message[512]; /* "": none */
+    char queued_reason[512]; /* why it does not start yet, while it is queued; "": its turn has not come */
     /* How the trainer is started. */
     char config_path[1024], init_from[1024]; /* one of them is "" */
     char training_path[64], validation_path[64]; /* in the job's folder; "": none */

@@ -87,6 +87,7 @@ void ft_job_render(const struct ft_job *job, struct buf *out)
     buf_puts(out, "}}");
     render_keys(job, out);
     render_error(job, out);
+    text(out, "queued_reason", job->state == JOB_QUEUED ? job->queued_reason : "");
     buf_printf(out, ",\"metadata\":%s", job->metadata[0] ? job->metadata : "null");
     buf_printf(out, ",\"step\":%" PRId64, job->step);
     buf_puts(out, ",\"trainer\":{\"config\":");

@@ -126,7 +126,9 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"training_file\":" STRING ",\"validation_file\":" STRING_OR_NULL ",\"seed\":" INTEGER
         ",\"hyperparameters\":{\"type\":\"object\"},\"method\":{\"type\":\"object\"}"
         ",\"training\":{\"type\":\"object\",\"description\":\"Training keys as given.\"}"
-        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"error\":" OR_NULL(
+        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"queued_reason\":{\"type\":["
+        "\"string\",\"null\"],\"description\":\"Why a queued job does not start: what it needs and what "
+        "there is.\"},\"error\":" OR_NULL(
         OBJECT("\"code\",\"message\"", "\"code\":" STRING ",\"message\":" STRING))
         ",\"metadata\":{\"type\":[\"object\",\"null\"]}")},
     {"FineTuningJobList", PAGE("FineTuningJob")},
@@ -235,6 +237,7 @@ enum {
     TAKES_UPLOAD = 64,
     TAKES_STREAM = 128,
     TAKES_HISTORY = 256,
+    ERRORS_ROOM = 512,
 };
 
 static const struct operation {
@@ -273,7 +276,7 @@ static const struct operation {
     {"/v1/files/{id}/content", "get", "downloadFile", "The file's bytes", 0, NULL, NULL,
      "application/octet-stream", ERRORS_ID},
     {"/v1/fine_tuning/jobs", "post", "createFineTuningJob", "Train a model", ROUTE_FINE_TUNING,
-     "FineTuningJob", NULL, NULL, ERRORS_BODY},
+     "FineTuningJob", NULL, NULL, ERRORS_BODY | ERRORS_ROOM},
     {"/v1/fine_tuning/jobs", "get", "listFineTuningJobs", "The jobs, newest first", 0,
      "FineTuningJobList", NULL, NULL, TAKES_PAGE},
     {"/v1/fine_tuning/jobs/{id}", "get", "retrieveFineTuningJob", "One job", 0, "FineTuningJob",
@@ -412,6 +415,9 @@ static void render_operation(const struct api_context *c, const struct operation
                                      "in param); or more tokens than the context", out);
         render_error_response("413", "The body is over the server's limit", out);
     }
+    if (op->errors & ERRORS_ROOM)
+        render_error_response("409", "The job's plan does not fit into what there is for training; the "
+                              "message has the numbers", out);
     if (op->errors & (ERRORS_BODY | ERRORS_ID))
         render_error_response("404", "Nothing by that id", out);
     render_security_errors(op, access, out);

@@ -59,6 +59,7 @@ const char *error_code_name(enum error_code code)
     case ERR_UNSUPPORTED: return "unsupported";
     case ERR_TOO_LARGE: return "too_large";
     case ERR_NO_FIT: return "no_fit";
+    case ERR_NO_ROOM: return "no_room";
     case ERR_BUSY: return "busy";
     case ERR_TIMEOUT: return "timeout";
     case ERR_CANCELED: return "canceled";

@@ -27,6 +27,7 @@ enum error_code {
     ERR_UNSUPPORTED, /* well formed, but not something gptd does */
     ERR_TOO_LARGE,   /* over a stated limit */
     ERR_NO_FIT,      /* does not fit into memory (or the budget), ever */
+    ERR_NO_ROOM,     /* valid, but this machine, or its operator, has not the memory for it */
     ERR_BUSY,        /* would fit, but not now: retry later */
     ERR_TIMEOUT,     /* the deadline passed */
     ERR_CANCELED,    /* the caller went away or asked to stop */

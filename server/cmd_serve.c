@@ -36,7 +36,7 @@ struct serve_options {
     bool auth, hint, exit_on_stall;
 };
 
-enum { N_SERVE_OPTIONS = 40, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
+enum { N_SERVE_OPTIONS = 41, MAX_BODY = 1 << 30, MAX_RATE = 1 << 30 };
 static const int64_t DEFAULT_MAX_UPLOAD = (int64_t)512 << 20, MAX_UPLOAD = (int64_t)1 << 42;
 
 static void options_init(struct serve_options *o)
@@ -139,6 +139,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
          "Where the presets are that jobs name as configs/NAME."},
         {"train-threads", OPTION_INT, &o->jobs.threads, 1, 4096, "N",
          "CPU threads of a training job, which has a lower priority than serving."},
+        {"training-memory", OPTION_BYTES, &o->jobs.memory, 0, 0, "SIZE",
+         "For all training jobs together; 0: 95 % of what the machine and the cgroup leave."},
         {"max-jobs", OPTION_INT, &o->jobs.max_running, 0, JOBS_MAX_RUNNING, "N",
          "Training jobs that run at once; others wait."},
         {"trainer", OPTION_STRING, &o->jobs.trainer, 0, 0, "PROGRAM",

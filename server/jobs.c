@@ -20,7 +20,6 @@
 #include "server/jobs_internal.h"
 
 enum {
-    CONFIG_LIMIT = 1 << 20,
     CANCEL_PATIENCE_S = 15,  /* nobody needs the checkpoint */
     STOP_PATIENCE_S = 300,   /* a large model's checkpoint on a slow disk */
 };
@@ -190,57 +189,15 @@ bool jobs_preset_path(const struct jobs *j, const char *model, char *path, size_
     return true;
 }
 
-static struct ft_key *find_key(struct ft_job *job, const char *name)
-{
-    for (int32_t i = 0; i < job->n_keys; i++)
-        if (strcmp(job->keys[i].name, name) == 0) return &job->keys[i];
-    return NULL;
-}
-
-static const struct train_key *training_key(const char *name)
-{
-    for (size_t i = 0; i < N_TRAIN_KEYS; i++)
-        if (strcmp(train_keys[i].name, name) == 0) return &train_keys[i];
-    ASSERT(!"a training key by that name");
-    return NULL;
-}
-
 static void set_number(struct ft_job *job, const char *name, double value)
 {
-    struct ft_key *key = find_key(job, name);
+    struct ft_key *key = job_find_key(job, name);
     if (!key) {
         ASSERT(job->n_keys < FT_MAX_KEYS);
         key = &job->keys[job->n_keys++];
-        *key = (struct ft_key){.name = training_key(name)->name};
+        *key = (struct ft_key){.name = job_training_key(name)->name};
     }
     snprintf(key->value, sizeof key->value, "%.17g", value);
-}
-
-/* What the trainer will make of a key. */
-static bool apply_key(const struct ft_key *key, struct train_config *c, struct error *err)
-{
-    const struct train_key *k = training_key(key->name);
-    void *at = (char *)c + k->offset;
-    switch (k->type) {
-    case TRAIN_INT: *(int64_t *)at = strtoll(key->value, NULL, 10); break;
-    case TRAIN_DOUBLE: *(double *)at = strtod(key->value, NULL); break;
-    case TRAIN_BOOL: *(bool *)at = strcmp(key->value, "true") == 0; break;
-    case TRAIN_WORD: return train_key_set_word(k, key->value, "the job", c, err);
-    }
-    return true;
-}
-
-/* The preset's values, checked like the trainer does. */
-static bool read_preset(const char *path, struct train_config *c, struct error *err)
-{
-    struct gpt_config model;
-    struct buf json;
-    buf_init(&json, CONFIG_LIMIT);
-    bool ok = file_read(path, &json, err)
-              && gpt_config_from_preset(json.data, json.len, path, &model, err)
-              && train_config_from_json(json.data, json.len, path, c, err);
-    buf_free(&json);
-    return ok;
 }
 
 /* The multiplier's product goes to the keys; then the whole is checked, so that a job that the
@@ -248,21 +205,15 @@ static bool read_preset(const char *path, struct train_config *c, struct error *
 static bool settle_keys(struct ft_job *job, struct error *err)
 {
     struct train_config c;
-    if (job->config_path[0]) train_config_init(&c);
-    else train_config_init_fine_tuning(&c);
-    if (job->config_path[0] && !read_preset(job->config_path, &c, err)) return false;
-    for (int32_t i = 0; i < job->n_keys; i++)
-        if (!apply_key(&job->keys[i], &c, err)) return false;
+    if (!job_config(job, NULL, &c, err)) return false;
     double multiplier = job->learning_rate_multiplier;
     if (multiplier > 0) {
-        bool own_min = find_key(job, "min_lr") != NULL;
+        bool own_min = job_find_key(job, "min_lr") != NULL;
         c.learning_rate *= multiplier;
         set_number(job, "learning_rate", c.learning_rate);
         if (c.min_lr > 0 && !own_min) set_number(job, "min_lr", c.min_lr *= multiplier);
     }
-    if (job->batch_size) c.batch_size = job->batch_size;
     if (job->seed < 0) job->seed = c.seed;
-    c.seed = job->seed;
     return train_config_check(&c, "the job", err);
 }
 
@@ -321,7 +272,8 @@ static bool name_is_free(const struct jobs *j, const char *suffix, struct error 
 
 /* With the mutex held. */
 static bool create(struct jobs *j, const struct ft_request *r, struct ft_job *job,
-                   const char *training, const char *validation, struct error *err)
+                   const char *training, const char *validation, int64_t n_characters,
+                   struct error *err)
 {
     if (j->draining)
         return error_set(err, ERR_UNAVAILABLE, NULL, "the server is shutting down");
@@ -332,7 +284,9 @@ static bool create(struct jobs *j, const struct ft_request *r, struct ft_job *jo
                          (long long)j->options.max_jobs);
     if (!name_is_free(j, r->suffix, err)) return false;
     if (!job_store_create(j->dir, job, training, validation, err)) return false;
-    if (!add_job(j, job)) return error_set(err, ERR_MEMORY, NULL, "no memory for the job");
+    struct job *added = add_job(j, job);
+    if (!added) return error_set(err, ERR_MEMORY, NULL, "no memory for the job");
+    added->n_characters = n_characters;
     job_store_event(j->dir, job, "info", NULL, "Created fine-tuning job: %s", job->id);
     pthread_cond_signal(&j->news);
     return true;
@@ -347,9 +301,13 @@ bool jobs_create(struct jobs *j, const struct ft_request *r, const char *config_
     if (r->validation_file
         && !check_file(j, "validation_file", r->validation_file, validation, err))
         return false;
-    if (!make_job(j, r, config_path, init_from, &job, err)) return false;
+    const char *held_out = r->validation_file ? validation : NULL;
+    int64_t n_characters;
+    if (!make_job(j, r, config_path, init_from, &job, err)
+        || !job_check_room(j, &job, training, held_out, &n_characters, err))
+        return false;
     pthread_mutex_lock(&j->mutex);
-    bool ok = create(j, r, &job, training, r->validation_file ? validation : NULL, err);
+    bool ok = create(j, r, &job, training, held_out, n_characters, err);
     pthread_mutex_unlock(&j->mutex);
     if (ok) ft_job_render(&job, out);
     return ok;

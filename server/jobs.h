@@ -13,6 +13,7 @@ struct jobs_options {
     const char *configs_dir; /* where "configs/NAME" is looked for */
     const char *trainer;     /* a program that takes the arguments of gptd; NULL: gptd itself */
     int64_t threads;         /* of a trainer */
+    int64_t memory;          /* bytes for all trainers together; 0: what the machine leaves */
     int64_t max_running;
     int64_t max_jobs;        /* kept, whatever their state; more are refused */
 };
@@ -36,7 +37,8 @@ bool jobs_preset_path(const struct jobs *j, const char *model, char *path, size_
                       struct error *err) MUST_CHECK;
 
 /* Creates a job from what the client asked and where the model is: `config_path` of a preset, or
- * `init_from`, a model's path; the other is NULL. The job's object goes to `out`. */
+ * `init_from`, a model's path; the other is NULL. The job's object goes to `out`. ERR_NO_ROOM when its plan can never fit into what there is
+ * for training; one that does not fit now waits. */
 bool jobs_create(struct jobs *j, const struct ft_request *request, const char *config_path,
                  const char *init_from, struct buf *out, struct error *err) MUST_CHECK;
 /* The job's object. ERR_NOT_FOUND. */

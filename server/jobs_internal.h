@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include "server/job_feed.h"
+#include "server/job_plan.h"
 #include "server/job_store.h"
 #include "server/jobs.h"
 
@@ -19,6 +20,9 @@ struct job {
     int64_t metrics_event_ns; /* when the last event about them was written */
     char metrics_line[512];   /* the newest line without an event; "": none */
     struct api_job_memory memory; /* what its trainer plans and takes */
+    struct job_need need;     /* what it was admitted with; 0: without a plan */
+    int64_t n_characters;     /* of its text; 0: not counted */
+    int64_t retry_ns;         /* when to look for memory again */
 };
 
 struct jobs {
@@ -50,5 +54,15 @@ void job_set_state(struct jobs *j, struct job *job, enum job_state state, const 
 bool job_is_over(const struct job *job);
 /* Tells the trainer to end, and when to kill it. */
 void job_stop(struct job *job, int64_t patience_s);
+
+/* May the job start now? Then its need is reserved; else its queued_reason says why not. */
+bool job_admit(struct jobs *j, struct job *job);
+/* What training could have if no job ran. */
+int64_t jobs_room_ever(struct jobs *j);
+
+/* Without the mutex: */
+/* ERR_NO_ROOM when the job cannot start however long it waits. */
+bool job_check_room(struct jobs *j, const struct ft_job *job, const char *training,
+                    const char *validation, int64_t *n_characters, struct error *err) MUST_CHECK;
 
 void *jobs_run(void *arg); /* the supervisor's thread */

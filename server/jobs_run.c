@@ -67,9 +67,10 @@ static void add_key(struct job_command *c, const struct ft_key *key)
     else job_command_add(c, "--%s=%s", flag, key->value);
 }
 
-/* gptd train, with everything that the job says. Paths are absolute. */
+/* gptd train, with everything that the job says, within the budget that it was admitted with (0: none).
+ * Paths are absolute. */
 static void make_command(const struct jobs *j, const struct ft_job *job, const char *dir,
-                         struct job_command *c)
+                         int64_t budget, struct job_command *c)
 {
     *c = (struct job_command){.program = j->options.trainer ? j->options.trainer
                                                             : "/proc/self/exe"};
@@ -87,6 +88,7 @@ static void make_command(const struct jobs *j, const struct ft_job *job, const c
     if (job->n_epochs) job_command_add(c, "--epochs=%" PRId64, job->n_epochs);
     if (job->batch_size) job_command_add(c, "--batch-size=%" PRId64, job->batch_size);
     for (int32_t i = 0; i < job->n_keys; i++) add_key(c, &job->keys[i]);
+    if (budget) job_command_add(c, "--memory-budget=%" PRId64 "B", budget);
     job_command_add(c, "--resume"); /* from the newest checkpoint, if there is one */
 }
 
@@ -106,12 +108,13 @@ static void start_job(struct jobs *j, struct job *job)
     job->stopping = job->goes_first = false;
     job->memory = (struct api_job_memory){0};
     snprintf(job->memory.id, sizeof job->memory.id, "%s", job->job.id);
+    job_memory_set_plan(&job->memory, &job->need.memory);
     bool resumed = job_has_checkpoint(j->dir, &job->job);
     bool ok = job_path(j->dir, &job->job, NULL, dir, &err)
               && job_path(j->dir, &job->job, "stdout.log", out, &err)
               && job_path(j->dir, &job->job, "stderr.log", errors, &err);
     if (ok) {
-        make_command(j, &job->job, dir, &command);
+        make_command(j, &job->job, dir, job->need.memory.total_bytes, &command);
         ok = job_process_start(&command, out, errors, &job->pid, &err);
         job_command_free(&command);
     }
@@ -333,6 +336,15 @@ static void watch_running(struct jobs *j)
     }
 }
 
+/* Does one wait for memory? */
+static bool anyone_waits(const struct jobs *j)
+{
+    bool waits = false;
+    for (size_t i = 0; i < j->n && !waits; i++)
+        waits = j->at[i]->job.state == JOB_QUEUED && j->at[i]->job.queued_reason[0];
+    return waits && !j->draining;
+}
+
 /* The oldest that waits, but before all one that a server's end interrupted; NULL: none. */
 static struct job *next_queued(const struct jobs *j)
 {
@@ -349,12 +361,14 @@ static struct job *next_queued(const struct jobs *j)
 static void start_queued(struct jobs *j)
 {
     struct job *job;
-    while (count_running(j) < j->options.max_running && (job = next_queued(j))) start_job(j, job);
+    /* Nobody overtakes one that waits for memory. */
+    while (count_running(j) < j->options.max_running && (job = next_queued(j)) && job_admit(j, job))
+        start_job(j, job);
 }
 
 static void wait_for_news(struct jobs *j)
 {
-    if (count_running(j) == 0) {
+    if (count_running(j) == 0 && !anyone_waits(j)) {
         pthread_cond_wait(&j->news, &j->mutex);
         return;
     }

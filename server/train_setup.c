@@ -55,9 +55,7 @@ static bool open_directory(const struct train_options *o, struct train_setup *s,
 
 /* ---- the config ---- */
 
-/* The shape of the model to start from. A model that gptd trained says more of itself than
- * config.json can: which biases it never had. */
-static bool init_config(const char *path, struct gpt_config *model, struct error *err)
+bool train_setup_init_config(const char *path, struct gpt_config *model, struct error *err)
 {
     char own[RUN_PATH_MAX];
     struct train_config ignored;
@@ -118,7 +116,7 @@ static bool open_config(struct train_options *o, int argc, char **argv, struct t
         return false;
     struct train_config begun = o->training;
     if (*s->resume_from) o->training.recompute = (enum recompute)TRAIN_AUTO;
-    if (!*s->resume_from && o->init_from && !init_config(o->init_from, &s->model, err))
+    if (!*s->resume_from && o->init_from && !train_setup_init_config(o->init_from, &s->model, err))
         return false;
     if (!read_config(o, s, known, err) || !train_options_parse(o, argc, argv, &help, err))
         return false;
