@@ -1,10 +1,11 @@
-/* Adding f32 sums to a bf16 gradient, rounded stochastically: up with the odds that keep the mean, so that what
- * many micro-batches add is not lost below the last bit. Plain C on whole rows of 32, which the compiler turns into
- * the vectors of the file that includes this; integers throughout but for the addition, so every
- * instruction set has the same bits.
+/* Adding f32 sums to a bf16 gradient, rounded stochastically: up with the odds that keep the mean, so
+ * that what many micro-batches add is not lost below the last bit. Plain C on whole rows of 32,
+ * which the compiler turns into the vectors of the file that includes this; integers throughout but
+ * for the addition, so every instruction set has the same bits.
  *
  * Who includes it has defined random_words(counter, key, words): PANEL words of Philox from
- * `counter` on, in order, to 64-byte aligned memory. A word's low half goes to the even one of a pair, its high half to the odd. */
+ * `counter` on, in order, to 64-byte aligned memory. A word's low half goes to the even one of a
+ * pair, its high half to the odd. */
 #pragma once
 
 #include "cpu/kernels.h"
