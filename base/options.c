@@ -8,8 +8,9 @@
 #include <strings.h>
 
 #include "base/checked.h"
+#include "base/options_internal.h"
 
-enum { HELP_COLUMN = 34, HELP_WIDTH = 100, MAX_CANDIDATES = 128 };
+enum { HELP_COLUMN = 34, HELP_WIDTH = 100, MAX_CANDIDATES = OPTIONS_MAX + 1 };
 
 /* ---- Values ---- */
 
@@ -64,7 +65,7 @@ static bool value_error(const struct option *o, const char *given, struct error 
                      range);
 }
 
-static bool set_value(const struct option *o, const char *text, struct error *err)
+bool option_set(const struct option *o, const char *text, struct error *err)
 {
     char *end;
     errno = 0;
@@ -136,11 +137,32 @@ static bool unknown_option(const struct option *table, size_t n, const char *arg
                      nearest);
 }
 
-/* One option at argv[*i], which begins with "--"; moves *i past a value taken from the next one. */
-static bool parse_option(const struct option *table, size_t n, int argc, char **argv, int *i,
-                         struct error *err)
+/* A pass over the arguments, which come in layers: files, the environment, the command line. */
+struct pass {
+    const struct option *table;
+    size_t n;
+    int argc;
+    char **argv;
+    uint8_t layer, list_layer[OPTIONS_MAX]; /* the one that a list's values are from */
+};
+
+/* The value of `o`. A list that a layer gives begins anew there. */
+static bool take_value(struct pass *p, const struct option *o, const char *text, struct error *err)
 {
-    const char *arg = argv[*i] + 2;
+    size_t i = (size_t)(o - p->table);
+    if (o->type == OPTION_LIST && p->list_layer[i] != p->layer) {
+        p->list_layer[i] = p->layer;
+        ((struct option_list *)o->value)->n = 0;
+    }
+    return option_set(o, text, err);
+}
+
+/* One option at argv[*i], which begins with "--"; moves *i past a value taken from the next one. */
+static bool parse_option(struct pass *p, int *i, struct error *err)
+{
+    const struct option *table = p->table;
+    const size_t n = p->n;
+    const char *arg = p->argv[*i] + 2;
     const char *equals = strchr(arg, '=');
     size_t len = equals ? (size_t)(equals - arg) : strlen(arg);
     const struct option *o = find_option(table, n, arg, len);
@@ -160,29 +182,34 @@ static bool parse_option(const struct option *table, size_t n, int argc, char **
         *(bool *)o->value = on;
         return true;
     }
-    if (equals) return set_value(o, equals + 1, err);
-    if (*i + 1 >= argc)
+    if (equals) return take_value(p, o, equals + 1, err);
+    if (*i + 1 >= p->argc)
         return error_set(err, ERR_INVALID, o->name, "--%s needs a value: --%s %s", o->name, o->name,
                          o->arg ? o->arg : "VALUE");
-    return set_value(o, argv[++*i], err);
+    return take_value(p, o, p->argv[++*i], err);
 }
 
 bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
                    const char **positional, int max_positional, int *n_positional, bool *help,
                    struct error *err)
 {
+    struct pass pass = {.table = table, .n = n, .argc = argc, .argv = argv, .layer = 1};
     bool options_ended = false;
+    ASSERT(n <= OPTIONS_MAX);
     *help = false;
     if (n_positional) *n_positional = 0;
     for (int i = first; i < argc; i++) {
         const char *arg = argv[i];
-        if (!options_ended && strcmp(arg, "--") == 0) {
+        if (arg == options_environment_mark) {
+            if (!options_from_environment(table, n, err)) return false;
+            pass.layer++;
+        } else if (!options_ended && strcmp(arg, "--") == 0) {
             options_ended = true;
         } else if (!options_ended && (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0)) {
             *help = true;
             return true;
         } else if (!options_ended && strncmp(arg, "--", 2) == 0) {
-            if (!parse_option(table, n, argc, argv, &i, err)) return false;
+            if (!parse_option(&pass, &i, err)) return false;
         } else if (n_positional && *n_positional < max_positional) {
             positional[(*n_positional)++] = arg;
         } else {
@@ -270,7 +297,10 @@ void options_print_help(FILE *to, const char *usage, const char *summary,
 {
     fprintf(to, "usage: %s\n\n%s\n\n", usage, summary);
     for (size_t i = 0; i < n; i++) print_option(to, &table[i]);
-    fprintf(to, "  --options FILE.json%*sMore options, as {\"name\": value}; later ones count.\n",
+    fprintf(to, "  --options FILE.json%*sMore options, as {\"name\": value}.\n",
             HELP_COLUMN - 21, "");
     fprintf(to, "  --help%*sThis text.\n", HELP_COLUMN - 8, "");
+    fprintf(to, "\nEach is an environment variable too: --log-level is GPTD_LOG_LEVEL; flags are 1 or "
+                "0, lists\nhave a value a line or between commas. The command line counts over the "
+                "environment, that over\nfiles.\n");
 }

@@ -1,12 +1,14 @@
-/* `--options FILE.json`: the file becomes arguments, in place, so that both go the same way. */
+/* Options files become arguments before those of the command line, so that both go the same way. */
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
 #include "base/json.h"
 #include "base/options.h"
+#include "base/options_internal.h"
 
 enum { FILE_LIMIT = 1 << 20, FILE_DEPTH = 2, ARGV_LIMIT = 4096, NUMBER_BYTES = 32 };
 
@@ -96,24 +98,49 @@ static bool push_file(struct expansion *x, const char *path, struct error *err)
     return ok;
 }
 
+/* The file that argv[i] names with --options, or NULL when it is no such argument; *taken: how many
+ * arguments that is. */
+static const char *file_named(int argc, char **argv, int i, int *taken)
+{
+    *taken = 1;
+    if (strncmp(argv[i], "--options=", 10) == 0) return argv[i] + 10;
+    if (strcmp(argv[i], "--options") != 0) return NULL;
+    *taken = 2;
+    return i + 1 < argc ? argv[i + 1] : "";
+}
+
+/* GPTD_OPTIONS, then those of the command line, in their order. */
+static bool push_files(struct expansion *x, int argc, char **argv, int first, struct error *err)
+{
+    const char *file = getenv(OPTIONS_PREFIX "OPTIONS");
+    if (file && *file && !push_file(x, file, err)) return false;
+    for (int i = first, taken; i < argc && strcmp(argv[i], "--") != 0; i += taken) {
+        file = file_named(argc, argv, i, &taken);
+        if (file && taken == 2 && i + 1 == argc)
+            return error_set(err, ERR_INVALID, "options",
+                             "--options needs a value: --options FILE.json");
+        if (file && !push_file(x, file, err)) return false;
+    }
+    return true;
+}
+
 bool options_expand(int argc, char **argv, int first, struct arena *memory, int *out_argc,
                     char ***out_argv, struct error *err)
 {
     struct expansion x = {.memory = memory};
     x.argv = arena_array(memory, ARGV_LIMIT + 1, sizeof *x.argv);
     if (!x.argv) return no_memory(err);
+    while (first < argc && argv[first][0] != '-') first++;
+    for (int i = 0; i < first && i < argc; i++)
+        if (!push(&x, argv[i], err)) return false;
+    if (!push_files(&x, argc, argv, first, err)
+        || !push(&x, (char *)options_environment_mark, err))
+        return false;
     bool ended = false;
-    for (int i = 0; i < argc; i++) {
-        ended = ended || (i >= first && strcmp(argv[i], "--") == 0);
-        bool joined = strncmp(argv[i], "--options=", 10) == 0;
-        if (i < first || ended || (!joined && strcmp(argv[i], "--options") != 0)) {
-            if (!push(&x, argv[i], err)) return false;
-            continue;
-        }
-        if (!joined && i + 1 == argc)
-            return error_set(err, ERR_INVALID, "options",
-                             "--options needs a value: --options FILE.json");
-        if (!push_file(&x, joined ? argv[i] + 10 : argv[++i], err)) return false;
+    for (int i = first, taken = 1; i < argc; i += taken) {
+        ended = ended || strcmp(argv[i], "--") == 0;
+        taken = 1;
+        if ((ended || !file_named(argc, argv, i, &taken)) && !push(&x, argv[i], err)) return false;
     }
     x.argv[x.argc] = NULL;
     *out_argc = x.argc;

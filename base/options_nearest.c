@@ -25,9 +25,10 @@ static size_t edit_distance(const char *a, size_t n_a, const char *b, size_t n_b
     return row[n_b];
 }
 
-const char *nearest_name(const char *name, const char *const *candidates, size_t n)
+const char *nearest_name_within(const char *name, const char *const *candidates, size_t n,
+                                size_t max_edits)
 {
-    size_t len = strlen(name), best = MAX_EDITS + 1;
+    size_t len = strlen(name), best = max_edits + 1;
     const char *nearest = NULL;
     if (len > NAME_MAX_BYTES) return NULL;
     for (size_t i = 0; i < n; i++) {
@@ -40,4 +41,9 @@ const char *nearest_name(const char *name, const char *const *candidates, size_t
         nearest = candidates[i];
     }
     return nearest;
+}
+
+const char *nearest_name(const char *name, const char *const *candidates, size_t n)
+{
+    return nearest_name_within(name, candidates, n, MAX_EDITS);
 }

@@ -63,7 +63,7 @@ static bool check_options(struct tokenizer_options *o, struct error *err)
         return error_set(err, ERR_INVALID, "no-special", "--special and --no-special exclude each "
                          "other");
     if (!o->no_special && !characters && o->special.n == 0)
-        o->special = (struct option_list){1, {"<|endoftext|>"}};
+        o->special = (struct option_list){.n = 1, .at = {"<|endoftext|>"}};
     return true;
 }
 

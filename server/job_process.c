@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/options.h"
+
 enum { NICENESS = 10, EXEC_FAILED = 127 };
 
 void job_command_add(struct job_command *c, const char *fmt, ...)
@@ -72,6 +74,7 @@ static _Noreturn void become_trainer(const struct child *c)
         give_up(c);
     /* Whatever a library has opened without O_CLOEXEC: connections above all. */
     close_range(STDERR_FILENO + 1, ~0u, CLOSE_RANGE_CLOEXEC);
+    options_hide_environment(); /* what the server was told is not for its trainers */
     execv(c->command->program, c->command->argv);
     give_up(c);
 }

@@ -270,12 +270,28 @@ static void test_a_file_becomes_arguments(void **state)
                        "\"hint\": true, \"cache\": false, \"stop\": [\"x\", \"y\"]}", &memory, &argc,
                        &argv, &err));
     static const char *const expected[] = {
-        "gptd", "test", "--port", "1", "--model=a b", "--port=8081", "--temperature=0.25",
-        "--hint", "--no-cache", "--stop=x", "--stop=y", "--port", "2",
+        "gptd", "test", "--model=a b", "--port=8081", "--temperature=0.25", "--hint", "--no-cache",
+        "--stop=x", "--stop=y", "the environment", "--port", "1", "--port", "2",
     };
     assert_int_equal(argc, sizeof expected / sizeof *expected);
     for (int i = 0; i < argc; i++) assert_string_equal(argv[i], expected[i]);
     assert_null(argv[argc]);
+    arena_free(&memory);
+}
+
+static void test_what_stands_before_options_stays_there(void **state)
+{
+    char *args[] = {"gptd", "tokenizer", "train", "--port", "1", "--", "--options", "x"};
+    struct arena memory;
+    struct error err;
+    int argc;
+    char **argv;
+    arena_init(&memory, 1 << 20);
+    assert_true(options_expand(8, args, 2, &memory, &argc, &argv, &err));
+    assert_int_equal(argc, 9);
+    assert_string_equal(argv[2], "train");
+    assert_string_equal(argv[4], "--port");
+    assert_string_equal(argv[7], "--options");
     arena_free(&memory);
 }
 
@@ -312,7 +328,7 @@ static void test_options_needs_a_file(void **state)
     assert_false(options_expand(3, missing, 2, &memory, &argc, &argv, &err));
     assert_non_null(strstr(err.text, "/no/such/file"));
     assert_true(options_expand(4, literal, 2, &memory, &argc, &argv, &err));
-    assert_int_equal(argc, 4);
+    assert_int_equal(argc, 5);
     arena_free(&memory);
 }
 
@@ -331,6 +347,7 @@ int main(void)
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_help_shows_names_and_defaults),
         cmocka_unit_test(test_a_file_becomes_arguments),
+        cmocka_unit_test(test_what_stands_before_options_stays_there),
         cmocka_unit_test(test_files_that_will_not_do),
         cmocka_unit_test(test_options_needs_a_file),
     };

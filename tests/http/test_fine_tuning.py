@@ -552,3 +552,19 @@ def test_a_trainer_that_cannot_run(tmp_path):
     job = finished(client, submit(client, "text"))
     assert job.status == "failed" and "No such file" in job.error.message
     server.stop()
+
+
+def test_the_servers_variables_are_not_its_trainers(tmp_path, monkeypatch):
+    """GPTD_DTYPE says what is served with; a trainer that took it would train with it."""
+    trainer = tmp_path / "trainer.sh"
+    trainer.write_text(f'#!/bin/sh\nenv >{tmp_path}/variables\nexec {TRAINER} "$@"\n')
+    trainer.chmod(0o755)
+    monkeypatch.setenv("GPTD_MAX_SEQS", "3")
+    monkeypatch.setenv("GPTD_TRAINER", str(trainer))
+    monkeypatch.setenv("OTHER_VARIABLE", "stays")
+    server = gptd.Server("--data-dir", tmp_path / "data")
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    assert finished(client, submit(client, "steps=1")).status == "succeeded"
+    server.stop()
+    variables = (tmp_path / "variables").read_text()
+    assert "OTHER_VARIABLE=stays" in variables and "GPTD_" not in variables
