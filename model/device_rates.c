@@ -1,6 +1,7 @@
-/* Measuring a device: see device_rates.h. The matrix product is one of training's, with numbers that
- * are not zero (zeroed memory is faster than memory in use); the stream is AdamW's, whose arrays are too
- * large for the caches. The fastest of a few counts: what else the machine does only slows. */
+/* Measuring a device: see device_rates.h. The matrix product is one of training's, with numbers
+ * that are not zero (zeroed memory is faster than memory in use); the stream is AdamW's, whose
+ * arrays are too large for the caches. The fastest of a few counts: what else the machine does
+ * only slows. */
 #include "model/device_rates.h"
 
 #include <stdlib.h>
@@ -95,7 +96,8 @@ static void stream(struct bench *b)
     b->d->train->adamw(b->d, &t, &s);
 }
 
-/* Seconds of the fastest round. The first warms up, and counts only where one takes all the time there is. */
+/* Seconds of the fastest round. The first warms up, and counts only where one takes all the time
+ * there is. */
 static bool fastest(struct bench *b, void (*work)(struct bench *), double *seconds,
                     struct error *err)
 {

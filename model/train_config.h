@@ -15,8 +15,8 @@
 
 struct config_reader; /* model/config_json.h */
 
-/* The word "auto", which leaves a format to the trainer (as 0 does a size): beyond every enum's values, and
- * gone once the config is resolved. */
+/* The word "auto", which leaves a format to the trainer (as 0 does a size): beyond every enum's
+ * values, and gone once the config is resolved. */
 #define TRAIN_AUTO 3
 
 struct train_config {

@@ -3,18 +3,19 @@
  *     seconds = products / rate + attention / (rate x its share) + bytes / bandwidth
  *               + row work / f32 rate + calls x overhead
  *
- * Products and attention are counted in floating-point operations. Bytes are those that operations read and
- * write, each of gpt_train.c's counted. What rows cost beside the memory's time (packing, rounding, norms,
- * activations) and what compressed moments cost is counted in operations of the f32 product, so that it
- * shrinks with more cores and all but vanishes on a GPU.
+ * Products and attention are counted in floating-point operations. Bytes are those that
+ * operations read and write, each of gpt_train.c's counted. What rows cost beside the memory's
+ * time (packing, rounding, norms, activations) and what compressed moments cost is counted in
+ * operations of the f32 product, so that it shrinks with more cores and all but vanishes on a
+ * GPU.
  *
- * The constants were measured with one thread on the CPU of docs/performance.md; docs/memory.md has the
- * comparison with real steps. */
+ * The constants were measured with one thread on the CPU of docs/performance.md; docs/memory.md
+ * has the comparison with real steps. */
 #include "base/checked.h"
 #include "model/train_search.h"
 
-/* Of the product rate, what attention reaches. Forward: 134 to 146 of 216 GFLOP/s. Backward: its share of a
- * profile of configs/small_char.json. */
+/* Of the product rate, what attention reaches. Forward: 134 to 146 of 216 GFLOP/s. Backward: its
+ * share of a profile of configs/small_char.json. */
 #define ATTENTION_FORWARD 0.6
 #define ATTENTION_BACKWARD 0.2
 /* The f32 product's rate in terms of that of bf16, or of f16: 112 of 216 GFLOP/s. */
@@ -78,8 +79,8 @@ static double product_flops(const struct shape *s)
     return s->tokens * (blocks + 2 * s->C * s->V * 3);
 }
 
-/* Two products forward and five backward, over half of the sequence on average: this many operations
- * for each product. */
+/* Two products forward and five backward, over half of the sequence on average: this many
+ * operations for each product. */
 static double attention_flops(const struct shape *s)
 {
     return s->tokens * s->layers * s->T * s->A;
@@ -108,24 +109,25 @@ static double block_bytes(const struct shape *s, enum recompute recompute)
     return forward + again + packed + dx + rows;
 }
 
-/* Of a token's logits: written, read twice by the loss; their gradient written, packed for two products. */
+/* Of a token's logits: written, read twice by the loss; their gradient written, packed for two
+ * products. */
 static double logit_bytes(const struct shape *s)
 {
     return s->V * (4 + 8 + s->act + 4 * s->act) + 8 * s->V / OUTPUT_CHUNK * s->C;
 }
 
-/* Passes over weights: read by each product, turned for dX; gradients read and written for each chunk
- * of rows. */
+/* Passes over weights: read by each product, turned for dX; gradients read and written for each
+ * chunk of rows. */
 static double weight_bytes(const struct shape *s, const struct train_config *c)
 {
     bool half = c->gradients == DTYPE_BF16;
-    double chunks = s->micro_batches
-                    * (double)ceil_div((int64_t)s->rows, half ? GRADIENT_CHUNK_BF16 : GRADIENT_CHUNK);
+    int64_t rows = (int64_t)s->rows, chunk = half ? GRADIENT_CHUNK_BF16 : GRADIENT_CHUNK;
+    double chunks = s->micro_batches * (double)ceil_div(rows, chunk);
     double loss_chunks = s->micro_batches
-                         * (double)ceil_div((int64_t)s->rows, min_i64(c->loss_rows, GRADIENT_CHUNK));
+                         * (double)ceil_div(rows, min_i64(c->loss_rows, GRADIENT_CHUNK));
     double read = s->micro_batches * (s->forwards + 3) * s->act;
     double blocks = s->layers * block_weights(s) * (read + (half ? 4 : 8) * chunks);
-    double passes = s->micro_batches * (double)ceil_div((int64_t)s->rows, c->loss_rows);
+    double passes = s->micro_batches * (double)ceil_div(rows, c->loss_rows);
     return blocks + s->V * s->C * (passes * 4 * s->act + 8 * loss_chunks);
 }
 
@@ -144,14 +146,14 @@ static int32_t count_lossy(const struct train_config *c)
            + (c->gradients == DTYPE_BF16);
 }
 
-/* What moments that are not f32 cost to unpack and pack. The embeddings' stay f32 under q8. */
+/* What moments that are not f32 cost to unpack and pack. The embeddings' are bf16 under q8. */
 static double moment_flops(const struct shape *s, const struct train_config *c)
 {
-    double blocks = s->layers * block_weights(s);
+    double blocks = s->layers * block_weights(s), embedding = s->V * s->C;
     switch (c->moments) {
     case MOMENT_F32: return 0;
-    case MOMENT_BF16: return (blocks + s->V * s->C) * BF16_MOMENTS_FLOPS;
-    case MOMENT_Q8: return blocks * Q8_MOMENTS_FLOPS;
+    case MOMENT_BF16: return (blocks + embedding) * BF16_MOMENTS_FLOPS;
+    case MOMENT_Q8: return blocks * Q8_MOMENTS_FLOPS + embedding * BF16_MOMENTS_FLOPS;
     }
     ASSERT(!"moment_format");
     return 0;

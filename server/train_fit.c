@@ -111,8 +111,8 @@ static bool print_nearest(const struct train_fit *f, const struct device *d,
     int32_t n = train_search_ladder(&all, ladder, 64);
     int32_t first = n > NEAREST_PLANS ? n - NEAREST_PLANS : 0;
     print_basis(stderr, f, d, &o->config);
-    fprintf(stderr, "the nearest plans, the fastest first; each fits a --memory-budget of its total "
-            "bytes\n");
+    fprintf(stderr, "the nearest plans, the fastest first; each fits a --memory-budget of its "
+            "total bytes\n");
     print_header(stderr);
     for (int32_t i = first; i < n; i++) print_row(stderr, ladder[i], NULL);
     train_search_free(&all);

@@ -1,5 +1,5 @@
-/* How a run is made to fit: what its config leaves open is chosen so that the step is fastest within
- * the memory budget (model/train_search.h), and people are told why. */
+/* How a run is made to fit: what its config leaves open is chosen so that the step is fastest
+ * within the memory budget (model/train_search.h), and people are told why. */
 #pragma once
 
 #include "model/train_search.h"
@@ -12,7 +12,8 @@ struct train_fit {
     struct device_rates rates; /* filled in: measured */
 };
 
-/* Changes o->config, which is resolved, as far as the freedom goes. The device's workspace must be set anew. ERR_NO_FIT when nothing fits;
- * the plans that would, and the budgets they need, are then on stderr. */
+/* Changes o->config, which is resolved, as far as the freedom goes. The device's workspace must
+ * be set anew. ERR_NO_FIT when nothing fits; the plans that would, and the budgets they need,
+ * are then on stderr. */
 bool train_fit(struct train_fit *f, struct device *d, struct trainer_options *o, struct error *err)
     MUST_CHECK;

@@ -87,8 +87,8 @@ static bool read_config(struct train_options *o, struct train_setup *s, bool mod
     return ok;
 }
 
-/* A run goes on with the sizes and formats that it began with, unless the command line names others (and
- * is then refused). What to compute again changes no bits: it may be chosen anew. */
+/* A run goes on with the sizes and formats that it began with, unless the command line names others
+ * (and is then refused). What to compute again changes no bits: it may be chosen anew. */
 static void keep_begun(const struct train_config *begun, struct train_setup *s,
                        struct train_config *c)
 {
