@@ -30,7 +30,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LINE = re.compile(r"step \d+/.* ([\d.]+) ms/step +([\d.]+) GFLOP/s +(\d+) MiB")
+LINE = re.compile(r"step \d+/.* ([\d.]+) ms/step +([\d.]+) GFLOP/s .*?(\d+) MiB")
 DEFAULT_PRESETS = "tiny_char,small_char,tiny,small,150M"
 # GPT-2's smallest, in gptd's words.
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257,
@@ -92,9 +92,9 @@ def train(arguments, folder, config, dtype, batch, sequence, steps):
         write_text(text)
     command = [arguments.binary, "train", "--config", config, "--model-name", "bench", "--input",
                text, "--out-dir", folder, "--overwrite", "--dtype", dtype, "--batch-size", batch,
-               "--sequence-length", sequence, "--threads", arguments.threads, "--eval-interval", 0,
-               "--save-interval", 0, "--log-interval", 1, "--max-iters", 1000000,
-               "--warmup-iters", 1, *arguments.more]
+               "--grad-accum-steps", 1, "--sequence-length", sequence, "--max-iters", 1000000,
+               "--warmup-iters", 1, "--eval-interval", 0, "--save-interval", 0, "--log-interval", 1,
+               "--threads", arguments.threads, *arguments.more]
     rows = measure(command, LINE, steps)
     ms, gflops, mib, cpu = (statistics.median(column) for column in zip(*rows))
     return {"ms": ms, "tokens_per_s": 1e3 * batch * sequence / ms, "gflop_per_s": gflops,
