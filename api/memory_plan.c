@@ -290,8 +290,8 @@ const struct param *memory_plan_param_table(size_t *n)
 static bool check_work(const struct gpt_config *m, struct error *err)
 {
     if (m->n_layer <= MOST_LAYERS) return true;
-    return error_set(err, ERR_INVALID, "n_layer", "n_layer is %" PRId64 "; over HTTP models of up to "
-                     "%d layers are planned, and any by gptd plan", m->n_layer, MOST_LAYERS);
+    return error_set(err, ERR_INVALID, "n_layer", "n_layer is %" PRId64 "; over HTTP models of up "
+                     "to %d layers are planned, and any by gptd plan", m->n_layer, MOST_LAYERS);
 }
 
 static bool render_answer(const struct plan_request *r, const struct plan_devices *devices,
