@@ -65,11 +65,16 @@ static const struct train_choice *smallest(const struct train_search *s)
     return least;
 }
 
-/* The way down from the fastest that fits; without it, where it is the answer already. */
+/* The way down from the fastest that fits; without it, where it is the answer already. Where
+ * there are more steps than room the last is the smallest all the same. */
 static void add_alternatives(const struct train_search *s, bool skip_first, struct fit_answer *a)
 {
     const struct train_choice *ladder[FIT_MAX_ALTERNATIVES + 1];
     int32_t n = train_search_ladder(s, ladder, FIT_MAX_ALTERNATIVES + skip_first);
+    if (n == FIT_MAX_ALTERNATIVES + skip_first) {
+        const struct train_choice *least = smallest(s);
+        if (least->memory.total_bytes < ladder[n - 1]->memory.total_bytes) ladder[n - 1] = least;
+    }
     for (int32_t i = skip_first; i < n; i++) a->alternatives[a->n_alternatives++] = *ladder[i];
 }
 

@@ -24,7 +24,7 @@ struct fit_question {
 /* The least that generates: bf16, one sequence, prompts in pieces of 4 tokens. */
 void fit_serving_init(struct engine_options *o);
 
-enum { FIT_MAX_ALTERNATIVES = 6 };
+enum { FIT_MAX_ALTERNATIVES = 8 };
 
 struct fit_answer {
     int64_t parameters;

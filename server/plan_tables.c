@@ -50,45 +50,22 @@ static bool open_preset(const struct plan_request *r, const struct plan_devices 
 
 /* ---- the guide ------------------------------------------------------------------------------- */
 
-struct guide_row {
-    int64_t parameters, generating;
-    struct train_choice fastest, smallest;
-};
+/* A plan whose time is within this of the fastest's counts as fast: nobody would pay in memory
+ * for the rest. */
+static const double as_fast = 1.05;
 
-/* The smallest of those whose time is within this of the fastest's: nobody notices. */
-static const double same_time = 1.02;
-
-static bool guide_row(const struct plan_devices *devices, const char *configs_dir,
-                      const struct preset *preset, struct guide_row *row, struct error *err)
+/* Of the answer's way down: the smallest that is fast, and the smallest. */
+static const struct train_choice *smallest_fast(const struct fit_answer *a)
 {
-    struct plan_request r = {.device = "cuda"};
-    struct plan_case c;
-    struct train_search found;
-    struct engine_need need;
-    if (!open_preset(&r, devices, configs_dir, preset->name, &c, err)) return false;
-    const struct fit_question *q = &c.question;
-    struct trainer_options o = {.config = q->training, .model = q->model};
-    train_config_resolve(&o.config, q->model.block_size, q->model.vocab_size);
-    if (!serve_plan_full(&q->model, &q->serving, q->device, NULL, NULL, &need, err)
-        || !train_search(&o, q->device, &q->rates, q->freedom, 0, &found, err))
-        return false;
-    row->parameters = gpt_config_parameters(&q->model);
-    row->generating = need.memory.total_bytes;
-    row->smallest = row->fastest = found.choices[0];
-    double fastest = found.choices[0].seconds;
-    for (int32_t i = 1; i < found.n; i++)
-        if (found.choices[i].seconds < fastest) fastest = found.choices[i].seconds;
-    for (int32_t i = 0; i < found.n; i++) {
-        const struct train_choice *choice = &found.choices[i];
-        int64_t bytes = choice->memory.total_bytes;
-        if (bytes < row->smallest.memory.total_bytes) row->smallest = *choice;
-        if (choice->seconds <= same_time * fastest
-            && (row->fastest.seconds > same_time * fastest
-                || bytes < row->fastest.memory.total_bytes))
-            row->fastest = *choice;
-    }
-    train_search_free(&found);
-    return true;
+    const struct train_choice *fast = &a->training;
+    for (int32_t i = 0; i < a->n_alternatives; i++)
+        if (a->alternatives[i].seconds <= as_fast * a->training.seconds) fast = &a->alternatives[i];
+    return fast;
+}
+
+static const struct train_choice *smallest(const struct fit_answer *a)
+{
+    return a->n_alternatives > 0 ? &a->alternatives[a->n_alternatives - 1] : &a->training;
 }
 
 static void print_expected(double training, double generating, struct buf *out)
@@ -97,25 +74,36 @@ static void print_expected(double training, double generating, struct buf *out)
     else buf_puts(out, "–");
 }
 
+static void print_guide_row(const struct preset *preset, const struct fit_answer *a,
+                            struct buf *out)
+{
+    const struct train_choice *fast = smallest_fast(a), *least = smallest(a);
+    buf_printf(out, "| %s | ", preset->name);
+    format_grouped(out, a->parameters);
+    buf_puts(out, " | ");
+    print_expected(preset->training, preset->generating, out);
+    buf_printf(out, " | %.2f | %.2f | x %.2f | %.2f |\n", (double)fast->memory.total_bytes / GB,
+               (double)least->memory.total_bytes / GB, least->seconds / fast->seconds,
+               (double)a->generation.memory.total_bytes / GB);
+}
+
 bool plan_guide(const struct plan_devices *devices, const char *configs_dir, struct buf *out,
                 struct error *err)
 {
-    buf_puts(out, "| preset | parameters | common guides: training / generating | training, "
-                  "fastest plan | training, smallest plan | its time | generating |\n"
+    const struct plan_request r = {.device = "cuda"};
+    struct fit_answer *a = malloc(sizeof *a);
+    bool ok = a || error_set(err, ERR_MEMORY, NULL, "no memory to plan in");
+    buf_puts(out, "| preset | parameters | common guides, GB: training / generating | training at "
+                  "full speed, GB | training, smallest plan, GB | its time | generating, GB |\n"
                   "| --- | --: | --: | --: | --: | --: | --: |\n");
-    for (int i = 0; i < N_PRESETS; i++) {
-        struct guide_row row;
-        if (!guide_row(devices, configs_dir, &presets[i], &row, err)) return false;
-        buf_printf(out, "| %s | ", presets[i].name);
-        format_grouped(out, row.parameters);
-        buf_puts(out, " | ");
-        print_expected(presets[i].training, presets[i].generating, out);
-        buf_printf(out, " | %.2f | %.2f | x %.2f | %.2f |\n",
-                   (double)row.fastest.memory.total_bytes / GB,
-                   (double)row.smallest.memory.total_bytes / GB,
-                   row.smallest.seconds / row.fastest.seconds, (double)row.generating / GB);
+    for (int i = 0; ok && i < N_PRESETS; i++) {
+        struct plan_case c;
+        ok = open_preset(&r, devices, configs_dir, presets[i].name, &c, err)
+             && fit_answer(&c.question, a, err);
+        if (ok) print_guide_row(&presets[i], a, out);
     }
-    return true;
+    free(a);
+    return ok;
 }
 
 /* ---- presets on a card ----------------------------------------------------------------------- */
@@ -133,8 +121,8 @@ bool plan_presets(const struct plan_request *r, const struct plan_devices *devic
         if (i == 0)
             buf_printf(out, "%s: %.2f GB to plan with; times are estimates (%s)\n\n"
                        "| preset | on this card | training, GB | tokens/s, about | how | "
-                       "generating, GB | full sequences at once |\n| --- | --- | --: | --: | --- | --: | --: "
-                       "|\n", c.gpu.name, (double)c.question.budget / GB, c.question.rates.source);
+                       "generating, GB | full sequences at once |\n"
+                       "| --- | --- | --: | --: | --- | --: | --: |\n", c.gpu.name, (double)c.question.budget / GB, c.question.rates.source);
         const struct train_choice *t = &a->training;
         buf_printf(out, "| %s | %s | ", presets[i].name,
                    a->training_fits     ? "trains"

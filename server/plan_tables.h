@@ -10,9 +10,9 @@
 bool plan_table(const struct plan_request *r, const struct plan_devices *devices, const char *axis,
                 struct buf *out, struct error *err) MUST_CHECK;
 
-/* All presets of `configs_dir`: the fastest and the smallest plan of training, and generating,
- * beside what people expect. For CUDA, with the data sheet of an RTX 3060 where plans are
- * compared by time: the same text everywhere. */
+/* All presets of `configs_dir`: the smallest plan that trains at full speed, the smallest at
+ * all, and generating, beside what people expect. For CUDA, with the data sheet of an RTX 3060
+ * where plans are compared by time: the same text everywhere. */
 bool plan_guide(const struct plan_devices *devices, const char *configs_dir, struct buf *out,
                 struct error *err) MUST_CHECK;
 

@@ -150,6 +150,31 @@ def test_presets_on_a_card():
     assert "estimates" in reply.stdout
 
 
+def test_the_guide_is_in_the_docs():
+    """README.md and docs/memory.md say what the program says: scripts/write_guide.py writes it."""
+    guide = run("plan", "--guide")
+    assert guide.returncode == 0, guide.stderr
+    for name in ("README.md", "docs/memory.md"):
+        text = (ROOT / name).read_text()
+        kept = text.split("<!-- gptd plan --guide -->\n")[1].split("<!-- end of the guide -->\n")[0]
+        assert kept == guide.stdout, f"{name} is old: run python3 scripts/write_guide.py"
+    number = r" ([\d.]+) \|"
+    rows = re.findall(r"^\| (\S+) \| [\d,]+ \| [^|]+ \|" + 2 * number + r" x ([\d.]+) \|" + number,
+                      guide.stdout, re.M)
+    assert len(rows) == 13
+    for name, fast, small, slowdown, generating in rows:
+        assert float(generating) < float(small) <= float(fast) and float(slowdown) >= 1, name
+
+
+def test_the_last_alternative_is_the_smallest_plan():
+    """One byte less, and nothing trains."""
+    report = plan("--config", preset("small"), "--device", "cuda")
+    smallest = report["alternatives"][-1]["total_bytes"]
+    common = ["--config", preset("small"), "--device", "cuda", "--purpose", "training"]
+    assert plan(*common, "--memory-budget", smallest)["training"]["total_bytes"] == smallest
+    plan(*common, "--memory-budget", smallest - 1, code=3)
+
+
 def test_list_has_every_byte():
     reply = run("plan", "--config", preset("tiny"), "--list")
     report = plan("--config", preset("tiny"))

@@ -1,4 +1,4 @@
-"""POST /v1/memory/plan: the command line's answer over HTTP, strictly asked for, and nothing taken."""
+"""POST /v1/memory/plan: the command line's answer over HTTP, strictly asked for; nothing is taken."""
 
 import json
 

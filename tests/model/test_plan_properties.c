@@ -179,7 +179,7 @@ static void test_savings(void **state)
             less = o;
             less.config.moments = MOMENT_BF16;
             assert_true(trained(&less, d) <= whole);
-            less.config.moments = MOMENT_Q8; /* embeddings keep theirs in f32: bf16 may be less */
+            less.config.moments = MOMENT_Q8; /* embeddings keep bf16, small ones f32 */
             assert_true(trained(&less, d) <= whole);
             less = o;
             less.config.master = MASTER_F32;
@@ -305,7 +305,8 @@ static void test_absurd_generation(void **state)
         o.max_seqs = i % 2 ? ENGINE_MAX_SEQS : 1;
         o.max_batch_tokens = ENGINE_MAX_BATCH_TOKENS;
         bool ok = serve_plan_full(&c, &o, d, NULL, NULL, &need, &err);
-        assert_int_equal(ok, i % 2 == 0); /* 4,096 such sequences have more pages than have numbers */
+        /* 4,096 such sequences have more pages than there are numbers for. */
+        assert_int_equal(ok, i % 2 == 0);
         check_or_refused(ok, &need.memory, &err);
         assert_true(serve_search(&c, &o, d, (int64_t)1 << 40, &limits, &err));
         assert_int_equal(limits.max_context, 0);
