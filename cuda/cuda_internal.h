@@ -2,6 +2,8 @@
  * model/device_train.h, one group a .cu file. Owned by the engine's (or trainer's) thread. */
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "base/checked.h"
@@ -39,6 +41,15 @@ static inline void *cuda_workspace(struct cuda_device *c, int64_t offset, int64_
 }
 
 #ifdef __CUDACC__
+/* Runs the statement with T as the type of activations that `dtype` names. */
+#define WITH_TYPE(dtype_, statement)                                                                \
+    switch (dtype_) {                                                                               \
+    case DTYPE_F32: { typedef float T; statement; break; }                                          \
+    case DTYPE_BF16: { typedef __nv_bfloat16 T; statement; break; }                                 \
+    case DTYPE_F16: { typedef __half T; statement; break; }                                         \
+    default: ASSERT(!"a type that activations have");                                               \
+    }
+
 /* Launches on the device's stream; arguments are converted to the kernel's parameters. A grid of 0 blocks is
  * nothing to do. */
 template <class... P, class... A>

@@ -41,10 +41,5 @@ static void launch(struct cuda_device *c, struct tensor out, struct tensor x, co
 void cuda_norm(struct device *d, struct tensor out, struct tensor x, const struct norm *n)
 {
     ASSERT(x.dtype == DTYPE_F32 && out.rows == x.rows && out.cols == x.cols);
-    switch (out.dtype) {
-    case DTYPE_F32: launch<float>(cuda_of(d), out, x, n); break;
-    case DTYPE_BF16: launch<bf16>(cuda_of(d), out, x, n); break;
-    case DTYPE_F16: launch<f16>(cuda_of(d), out, x, n); break;
-    default: ASSERT(!"a type that activations have");
-    }
+    WITH_TYPE(out.dtype, launch<T>(cuda_of(d), out, x, n));
 }
