@@ -1,0 +1,31 @@
+/* Philox4x32-10 (Salmon et al. 2011), the very words of model/sampler.h. */
+#pragma once
+
+#include <stdint.h>
+
+struct philox_words { uint32_t at[4]; };
+
+__device__ __forceinline__ philox_words philox(uint64_t counter, uint32_t c2, uint32_t c3, uint64_t key)
+{
+    uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32);
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        uint32_t a_high = __umulhi(0xD2511F53u, c0), a_low = 0xD2511F53u * c0;
+        uint32_t b_high = __umulhi(0xCD9E8D57u, c2), b_low = 0xCD9E8D57u * c2;
+        c0 = b_high ^ c1 ^ k0;
+        c1 = b_low;
+        c2 = a_high ^ c3 ^ k1;
+        c3 = a_low;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+/* Dropout's factor of element i: 0, or 1 / (1 - p). threshold = p 2^32, scale = 1 / (1 - p). */
+__device__ __forceinline__ float dropout_factor(int64_t i, uint32_t threshold, float scale, uint64_t key)
+{
+    philox_words w = philox((uint64_t)i / 4, 0, 0, key);
+    return w.at[i % 4] >= threshold ? scale : 0.0f;
+}
