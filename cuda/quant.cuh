@@ -42,6 +42,37 @@ struct q4_rows {
     }
 };
 
+/* Inputs k .. k + 7 (k a multiple of 8, below the stride) of row n as operands of a product, 16 bytes at a time. */
+template <class T> __device__ __forceinline__ packed<T, 8> load_8(plain_rows<T> w, int64_t n, int64_t k)
+{
+    return load_packed<T, 8>(w.data + n * w.stride + k);
+}
+
+template <class T> __device__ __forceinline__ packed<T, 8> load_8(q8_rows w, int64_t n, int64_t k)
+{
+    packed<int8_t, 8> codes = load_packed<int8_t, 8>(w.codes + n * w.stride + k);
+    float scale = to_f32(w.scales[(n * w.stride + k) / QUANT_BLOCK]);
+    packed<T, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out.at[i] = from_f32<T>(scale * (float)codes.at[i]);
+    return out;
+}
+
+template <class T> __device__ __forceinline__ packed<T, 8> load_8(q4_rows w, int64_t n, int64_t k)
+{
+    int64_t block = (n * w.stride + k) / QUANT_BLOCK;
+    int in_block = (int)(k % QUANT_BLOCK);
+    packed<uint8_t, 8> bytes = load_packed<uint8_t, 8>(w.codes + block * 16 + in_block % 16);
+    float scale = to_f32(w.scales[block]);
+    packed<T, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int code = in_block < 16 ? bytes.at[i] & 15 : bytes.at[i] >> 4;
+        out.at[i] = from_f32<T>(scale * (float)(code - 8));
+    }
+    return out;
+}
+
 /* Runs the statement with `rows` as one of the above for matrix w. */
 #define WITH_ROWS(w, statement)                                                                     \
     do {                                                                                            \
