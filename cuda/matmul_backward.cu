@@ -1,0 +1,259 @@
+/* The gradients of a product y = x W^T + bias.
+ *
+ *   dx = dy W           dx f32 [R, n_in], dy [R, n_out], W [n_out, n_in]       (written)
+ *   dw += dy^T x        f32, or bf16 rounded stochastically                    (added)
+ *   dbias += column sums of dy, in slices of rows (cuda/row_sums.cuh)
+ *
+ * Both products are out[m, n] = sum over t of a[t, m] b(t, n): the left operand lies with t along its rows
+ * (W by outputs, dy by rows) and is turned by ldmatrix.trans on its way into mma.sync; the right one lies so
+ * too (x) or the other way round (dy for dx). Each output is one chain over t in order: two runs have the
+ * same bits. 64 x 64 results a block, 32 x 32 a warp, t in steps of 32.
+ *
+ * CPU twins: cpu_matmul_backward_x, cpu_matmul_backward_w. */
+#include "cuda/cuda_internal.h"
+#include "cuda/gpu.cuh"
+#include "cuda/philox.cuh"
+#include "cuda/row_sums.cuh"
+
+static constexpr int TILE = 64, STEP = 32, WARPS = 4, THREADS = WARPS * WARP;
+static constexpr int LONG_STRIDE = TILE + 8, SHORT_STRIDE = STEP + 8; /* no bank twice in ldmatrix */
+static constexpr int COLUMN_THREADS = 128;
+static constexpr uint32_t NOISE_STREAM = 0x67726164;
+
+/* A matrix in memory: [rows, cols], `stride` elements from row to row. */
+template <class T> struct view { const T *data; int64_t rows, cols, stride; };
+
+/* Where out[m, n] goes: m below rows, n below cols. */
+struct result {
+    void *data;
+    int64_t rows, cols, m_stride, n_stride;
+    enum { WRITE, ADD, ADD_BF16 } how;
+    uint64_t key; /* of the rounding */
+};
+
+/* Eight elements from (row, col) on; zeros outside. */
+template <class T>
+__device__ __forceinline__ packed<T, 8> load_piece(const view<T> &v, int64_t row, int64_t col)
+{
+    packed<T, 8> out = {};
+    if (row >= v.rows || col >= v.cols) return out;
+    const T *at = v.data + row * v.stride + col;
+    if (v.stride % 8 == 0 && col + 8 <= v.cols) return load_packed<T, 8>(at);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (col + i < v.cols) out.at[i] = at[i];
+    return out;
+}
+
+/* x's upper half after 16 bits of noise were added below it. */
+__device__ __forceinline__ uint16_t round_noisy(float x, uint64_t place, uint64_t key)
+{
+    uint32_t bits = __float_as_uint(x);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
+    philox_words w = philox(place / 8, 0, NOISE_STREAM, key);
+    return (uint16_t)((bits + (w.at[place % 8 / 2] >> place % 2 * 16 & 0xFFFF)) >> 16);
+}
+
+__device__ __forceinline__ void put(const result &out, int64_t m, int64_t n, float y)
+{
+    if (m >= out.rows || n >= out.cols) return;
+    int64_t at = m * out.m_stride + n * out.n_stride;
+    if (out.how == result::WRITE) ((float *)out.data)[at] = y;
+    else if (out.how == result::ADD) ((float *)out.data)[at] += y;
+    else {
+        uint16_t *to = (uint16_t *)out.data + at;
+        float before = __uint_as_float((uint32_t)*to << 16);
+        *to = round_noisy(before + y, (uint64_t)at, out.key);
+    }
+}
+
+/* ---- tensor cores ---- */
+
+template <class T, bool TURNED> struct stage {
+    T a[STEP][LONG_STRIDE];                                                  /* [t][m] */
+    T b[TURNED ? STEP : TILE][TURNED ? LONG_STRIDE : SHORT_STRIDE];          /* [t][n] or [n][t] */
+};
+
+template <class T, bool TURNED>
+__device__ __forceinline__ void fetch(stage<T, TURNED> &s, const view<T> &a, const view<T> &b, int64_t m0,
+                                      int64_t n0, int64_t t0)
+{
+    /* 32 x 64 elements are 256 pieces of 8. */
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int piece = i * THREADS + threadIdx.x, t = piece / 8, m = piece % 8 * 8;
+        store_packed(&s.a[t][m], load_piece(a, t0 + t, m0 + m));
+        if (TURNED) {
+            store_packed(&s.b[t][m], load_piece(b, t0 + t, n0 + m));
+        } else {
+            int n = piece / 4, k = piece % 4 * 8;
+            store_packed(&s.b[n][k], load_piece(b, n0 + n, t0 + k));
+        }
+    }
+}
+
+/* Fragments of 16 steps from t on. a: outputs m .. m + 15. Lane l gives row l % 8 of matrix l / 8. */
+template <class T, bool TURNED>
+__device__ __forceinline__ void left(uint32_t (&r)[4], const stage<T, TURNED> &s, int t, int m)
+{
+    int lane = threadIdx.x % WARP, matrix = lane / 8, row = lane % 8;
+    ldmatrix_x4_trans(r, &s.a[t + matrix / 2 * 8 + row][m + matrix % 2 * 8]);
+}
+
+/* b: n .. n + 15, as the two registers of n .. n + 7, then those of n + 8 .. n + 15. */
+template <class T, bool TURNED>
+__device__ __forceinline__ void right(uint32_t (&r)[4], const stage<T, TURNED> &s, int t, int n)
+{
+    int lane = threadIdx.x % WARP, matrix = lane / 8, row = lane % 8;
+    if (TURNED) ldmatrix_x4_trans(r, &s.b[t + matrix % 2 * 8 + row][n + matrix / 2 * 8]);
+    else ldmatrix_x4(r, &s.b[n + matrix / 2 * 8 + row][t + matrix % 2 * 8]);
+}
+
+template <class T, bool TURNED>
+__global__ void __launch_bounds__(THREADS) mma_kernel(result out, view<T> a, view<T> b, int64_t depth)
+{
+    __shared__ __align__(16) stage<T, TURNED> s[2];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
+    int64_t n0 = (int64_t)blockIdx.x * TILE, m0 = (int64_t)blockIdx.y * TILE;
+    int wm = warp % 2 * 32, wn = warp / 2 * 32;
+    int64_t steps = (depth + STEP - 1) / STEP;
+    float d[2][4][4] = {};
+    fetch(s[0], a, b, m0, n0, 0);
+    __syncthreads();
+    for (int64_t i = 0; i < steps; i++) {
+        if (i + 1 < steps) fetch(s[(i + 1) % 2], a, b, m0, n0, (i + 1) * STEP);
+        const stage<T, TURNED> &now = s[i % 2];
+#pragma unroll
+        for (int t = 0; t < STEP; t += 16) {
+            uint32_t fa[2][4], fb[2][4];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                left(fa[j], now, t, wm + j * 16);
+                right(fb[j], now, t, wn + j * 16);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    uint32_t two[2] = {fb[k / 2][k % 2 * 2], fb[k / 2][k % 2 * 2 + 1]};
+                    mma_16816(d[j][k], fa[j], two, T());
+                }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                put(out, m0 + wm + j * 16 + g + e / 2 * 8, n0 + wn + k * 8 + 2 * q + e % 2, d[j][k][e]);
+}
+
+/* ---- plain ---- */
+
+static constexpr int PLAIN = 32, PLAIN_THREADS = 256;
+
+template <class T, bool TURNED>
+__global__ void __launch_bounds__(PLAIN_THREADS) plain_kernel(result out, view<T> a, view<T> b,
+                                                              int64_t depth)
+{
+    __shared__ float as[PLAIN][PLAIN + 1], bs[PLAIN][PLAIN + 1]; /* [t][m], [t][n] */
+    int n = threadIdx.x % PLAIN, m = threadIdx.x / PLAIN;
+    int64_t n0 = (int64_t)blockIdx.x * PLAIN, m0 = (int64_t)blockIdx.y * PLAIN;
+    float y[4] = {};
+    for (int64_t t0 = 0; t0 < depth; t0 += PLAIN) {
+        for (int at = threadIdx.x; at < PLAIN * PLAIN; at += PLAIN_THREADS) {
+            int i = at / PLAIN, j = at % PLAIN;
+            bool a_in = t0 + i < depth && m0 + j < a.cols;
+            as[i][j] = a_in ? to_f32(a.data[(t0 + i) * a.stride + m0 + j]) : 0;
+            /* Along whichever side is contiguous. */
+            int64_t row = TURNED ? t0 + i : n0 + i, col = TURNED ? n0 + j : t0 + j;
+            float v = row < b.rows && col < b.cols ? to_f32(b.data[row * b.stride + col]) : 0;
+            if (TURNED) bs[i][j] = v;
+            else bs[j][i] = v;
+        }
+        __syncthreads();
+        for (int t = 0; t < PLAIN; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) y[i] = fmaf(as[t][m + i * 8], bs[t][n], y[i]);
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) put(out, m0 + m + i * 8, n0 + n, y[i]);
+}
+
+template <class T, bool TURNED>
+static void multiply(struct cuda_device *c, const result &out, const view<T> &a, const view<T> &b,
+                     int64_t depth)
+{
+    bool tensor_cores = sizeof(T) == 2 && c->sm >= 75; /* bf16 needs sm_80, where it is allowed at all */
+    int64_t tile = tensor_cores ? TILE : PLAIN;
+    dim3 grid((unsigned)ceil_div(out.cols, tile), (unsigned)ceil_div(out.rows, tile));
+    if constexpr (sizeof(T) == 2)
+        if (tensor_cores) {
+            cuda_launch(c, "matmul_backward", mma_kernel<T, TURNED>, grid, dim3(THREADS), 0, out, a, b,
+                        depth);
+            return;
+        }
+    cuda_launch(c, "matmul_backward", plain_kernel<T, TURNED>, grid, dim3(PLAIN_THREADS), 0, out, a, b,
+                depth);
+}
+
+/* ---- the operations ---- */
+
+template <class T>
+static void backward_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
+{
+    int64_t stride = cuda_row_stride(w->dtype, w->n_in);
+    result out = {dx.data, w->n_in, dx.rows, 1, dx.cols, result::WRITE, 0};
+    view<T> a = {(const T *)w->data, w->n_out, w->n_in, stride};
+    view<T> b = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
+    multiply<T, false>(c, out, a, b, w->n_out);
+}
+
+void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
+                            const struct matrix *w)
+{
+    ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == w->dtype && dx.rows == dy.rows);
+    ASSERT(dy.cols == w->n_out && dx.cols == w->n_in);
+    WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dx, dy, w));
+}
+
+template <class T>
+__global__ void bias_kernel(float *sums, const T *dy, int64_t rows, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, slices = gridDim.y;
+    if (i >= n) return;
+    float sum = 0;
+    int64_t end = slice_begin(blockIdx.y + 1, slices, rows);
+    for (int64_t r = slice_begin(blockIdx.y, slices, rows); r < end; r++) sum += to_f32(dy[r * n + i]);
+    sums[blockIdx.y * n + i] = sum;
+}
+
+template <class T>
+static void backward_w(struct cuda_device *c, const struct matrix *dw, float *dbias, struct tensor dy,
+                       struct tensor x, uint64_t rounding_key)
+{
+    result out = {dw->data, dw->n_out, dw->n_in, cuda_row_stride(dw->dtype, dw->n_in), 1,
+                  dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding_key};
+    view<T> a = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
+    view<T> b = {(const T *)x.data, x.rows, x.cols, x.cols};
+    multiply<T, true>(c, out, a, b, dy.rows);
+    if (!dbias) return;
+    int64_t slices = row_slices(dy.rows), n = dy.cols;
+    float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
+    unsigned blocks = (unsigned)ceil_div(n, COLUMN_THREADS);
+    cuda_launch(c, "matmul_backward", bias_kernel<T>, dim3(blocks, (unsigned)slices),
+                dim3(COLUMN_THREADS), 0, sums, (const T *)dy.data, dy.rows, n);
+    cuda_launch(c, "matmul_backward", add_slices_kernel, dim3(blocks), dim3(COLUMN_THREADS), 0, dbias,
+                sums, slices, n);
+}
+
+void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
+                            struct tensor x, uint64_t rounding_key)
+{
+    ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
+    ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in && dy.dtype == x.dtype && dy.rows == x.rows);
+    WITH_TYPE(x.dtype, backward_w<T>(cuda_of(d), dw, dbias, dy, x, rounding_key));
+}
