@@ -8,7 +8,7 @@
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 
-enum { HEADS_A_BLOCK = 4, HEAD_MAX = 256, PARTS = HEAD_MAX / WARP };
+enum { HEADS_A_BLOCK = 4, HEAD_MAX = 128, PARTS = HEAD_MAX / WARP };
 
 struct kv_write_args {
     float *qkv;

@@ -1,0 +1,74 @@
+/* What attention's forward and backward kernels share: how queries are grouped, how spans are found, dropout's
+ * factors.
+ *
+ * A tile is up to 16 queries that read the same keys: positions of one span by query heads of one KV head,
+ * query i of a tile being position i / group, head i % group. Tiles of all spans are counted through; a
+ * block finds its span by walking the list, which is short. */
+#pragma once
+
+#include "cuda/gpu.cuh"
+#include "cuda/philox.cuh"
+#include "model/device.h"
+
+static constexpr int QUERIES = 16, KEYS = 32, ATTENTION_WARPS = 4;
+static constexpr int ATTENTION_THREADS = ATTENTION_WARPS * WARP;
+static constexpr int WARP_QUERIES = QUERIES / ATTENTION_WARPS;
+
+struct attention_shape {
+    int32_t n_head, n_kv_head, head_dim, group; /* group: query heads of a KV head */
+    int64_t qkv_cols;
+    float scale, keep_scale;
+    uint32_t drop_threshold; /* 0: no dropout */
+    uint64_t drop_key;
+};
+
+struct tile_of_span {
+    span s;
+    int32_t first, n; /* queries [first, first + n) of the span */
+};
+
+/* Queries of a span: rows x group. False: there is no such tile. */
+__device__ __forceinline__ bool find_tile(const span *spans, int32_t n_spans, int32_t group, int32_t tile,
+                                          int32_t queries_a_tile, tile_of_span &out)
+{
+    for (int32_t i = 0; i < n_spans; i++) {
+        span s = spans[i];
+        int32_t queries = s.n_rows * group, tiles = (queries + queries_a_tile - 1) / queries_a_tile;
+        if (tile < tiles) {
+            int32_t first = tile * queries_a_tile;
+            out = {s, first, min(queries_a_tile, queries - first)};
+            return true;
+        }
+        tile -= tiles;
+    }
+    return false;
+}
+
+/* The factor of key `key` for query row `row` of the step and head `head`. */
+__device__ __forceinline__ float attention_keep(const attention_shape &a, int32_t key, int32_t row,
+                                                int32_t head)
+{
+    if (a.drop_threshold == 0) return 1;
+    uint64_t counter = (uint32_t)key / 4 | (uint64_t)(uint32_t)row << 32;
+    philox_words w = philox(counter, (uint32_t)head, 1, a.drop_key);
+    return w.at[key % 4] >= a.drop_threshold ? a.keep_scale : 0.0f;
+}
+
+static inline attention_shape attention_shape_of(const struct attention *a, int64_t qkv_cols)
+{
+    return {.n_head = a->n_head, .n_kv_head = a->n_kv_head, .head_dim = a->head_dim,
+            .group = a->n_head / a->n_kv_head, .qkv_cols = qkv_cols, .scale = a->scale,
+            .keep_scale = 1 / (1 - a->dropout),
+            .drop_threshold = (uint32_t)((double)a->dropout * 4294967296.0),
+            .drop_key = a->dropout_key};
+}
+
+/* Runs the statement with PARTS: 32 elements of a head a lane each. */
+#define WITH_PARTS(head_dim, statement)                                                             \
+    switch (((head_dim) + WARP - 1) / WARP) {                                                       \
+    case 1: { constexpr int PARTS = 1; statement; break; }                                          \
+    case 2: { constexpr int PARTS = 2; statement; break; }                                          \
+    case 3:                                                                                         \
+    case 4: { constexpr int PARTS = 4; statement; break; }                                          \
+    default: ASSERT(!"heads have at most 128 elements");                                            \
+    }

@@ -1,0 +1,261 @@
+/* Attention's backward pass, without a T x T matrix (Dao et al. 2022): scores are computed again.
+ *
+ *   p = exp(scale q.k - lse)        D = do . o         dp = z (do . v)        z: dropout's factor, or 1
+ *   ds = p (dp - D)                 dq = scale sum over keys of ds k
+ *   dv = sum over queries of z p do                    dk = scale sum over queries of ds q
+ *
+ * dqkv f32 [R, (H + 2G) K]; qkv 16 bits or f32 as attention saw them; dout f32; spans begin at position 0.
+ * No atomics: one kernel has a block for each tile of queries and walks its keys, another a block for each 32 keys
+ * and walks the queries of all heads that read them, in order. Grid: D by rows x heads, a warp each; tiles x KV
+ * heads; blocks of keys x KV heads. CPU twin: cpu_attention_backward. */
+#include "cuda/attention.cuh"
+#include "cuda/cuda_internal.h"
+
+template <class T> struct backward_args {
+    attention_shape a;
+    float *dqkv;
+    const float *dout, *lse;
+    const T *qkv, *out;
+    float *delta; /* [R, H] */
+    const span *spans;
+    int32_t n_spans, rows;
+};
+
+/* Columns of a head of q, k (which = 0) or v (1) in a row of qkv. */
+__device__ __forceinline__ int64_t query_at(const attention_shape &a, int64_t row, int32_t head)
+{
+    return row * a.qkv_cols + (int64_t)head * a.head_dim;
+}
+
+__device__ __forceinline__ int64_t key_at(const attention_shape &a, int64_t row, int32_t kv_head,
+                                          int32_t which)
+{
+    return query_at(a, row, a.n_head + which * a.n_kv_head + kv_head);
+}
+
+template <class T> __global__ void delta_kernel(backward_args<T> a)
+{
+    int64_t row = blockIdx.x, head = blockIdx.y, n = a.a.head_dim;
+    int64_t at = (row * a.a.n_head + head) * n;
+    float sum = 0;
+    for (int d = threadIdx.x; d < n; d += WARP) sum += a.dout[at + d] * to_f32(a.out[at + d]);
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) a.delta[row * a.a.n_head + head] = sum;
+}
+
+/* Shared memory of both kernels: queries and their do [16][K], keys [32][K + 1], values [32][K + 1], and
+ * p z and ds [16][33]; all f32. */
+struct backward_rooms { float *q, *dout, *k, *v, *p, *ds; };
+static constexpr int PAIR_STRIDE = KEYS + 1;
+
+static __host__ __device__ __forceinline__ int backward_floats(int32_t n)
+{
+    return 2 * QUERIES * n + 2 * KEYS * (n + 1) + 2 * QUERIES * PAIR_STRIDE;
+}
+
+__device__ __forceinline__ backward_rooms rooms_of(float *m, int32_t n)
+{
+    backward_rooms r;
+    r.q = m;
+    r.dout = r.q + QUERIES * n;
+    r.k = r.dout + QUERIES * n;
+    r.v = r.k + KEYS * (n + 1);
+    r.p = r.v + KEYS * (n + 1);
+    r.ds = r.p + QUERIES * PAIR_STRIDE;
+    return r;
+}
+
+template <class T>
+__device__ void load_queries(const backward_args<T> &a, const tile_of_span &t, int32_t kv_head,
+                             const backward_rooms &s)
+{
+    int32_t n = a.a.head_dim, group = a.a.group;
+    for (int i = threadIdx.x; i < QUERIES * n; i += ATTENTION_THREADS) {
+        int32_t query = t.first + i / n, d = i % n, row = t.s.row0 + query / group;
+        int32_t head = kv_head * group + query % group;
+        bool alive = i / n < t.n;
+        s.q[i] = alive ? to_f32(a.qkv[query_at(a.a, row, head) + d]) : 0;
+        s.dout[i] = alive ? a.dout[((int64_t)row * a.a.n_head + head) * n + d] : 0;
+    }
+}
+
+/* Keys and values of the span's rows [key0, key0 + 32). */
+template <class T>
+__device__ void load_keys(const backward_args<T> &a, const span &sp, int32_t kv_head, int32_t key0,
+                          const backward_rooms &s)
+{
+    int32_t n = a.a.head_dim;
+    for (int i = threadIdx.x; i < KEYS * n; i += ATTENTION_THREADS) {
+        int32_t j = i / n, d = i % n;
+        bool alive = key0 + j < sp.n_rows;
+        int64_t row = sp.row0 + key0 + j;
+        s.k[j * (n + 1) + d] = alive ? to_f32(a.qkv[key_at(a.a, row, kv_head, 0) + d]) : 0;
+        s.v[j * (n + 1) + d] = alive ? to_f32(a.qkv[key_at(a.a, row, kv_head, 1) + d]) : 0;
+    }
+}
+
+/* p z and ds of 16 queries by 32 keys, to shared memory: lanes are keys, a warp has 4 queries. */
+template <class T>
+__device__ void pairs(const backward_args<T> &a, const tile_of_span &t, int32_t kv_head, int32_t key0,
+                      const backward_rooms &s)
+{
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int32_t n = a.a.head_dim, group = a.a.group;
+    float score[WARP_QUERIES] = {}, dp[WARP_QUERIES] = {};
+    for (int d = 0; d < n; d++) {
+        float k = s.k[lane * (n + 1) + d], v = s.v[lane * (n + 1) + d];
+#pragma unroll
+        for (int i = 0; i < WARP_QUERIES; i++) {
+            int at = (warp * WARP_QUERIES + i) * n + d;
+            score[i] = fmaf(s.q[at], k, score[i]);
+            dp[i] = fmaf(s.dout[at], v, dp[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < WARP_QUERIES; i++) {
+        int32_t in_tile = warp * WARP_QUERIES + i, query = t.first + in_tile, row = query / group;
+        int32_t head = kv_head * group + query % group;
+        float p = 0, ds = 0;
+        if (in_tile < t.n && key0 + lane <= row) {
+            int64_t at = (int64_t)(t.s.row0 + row) * a.a.n_head + head;
+            float keep = attention_keep(a.a, key0 + lane, t.s.row0 + row, head);
+            p = expf(score[i] * a.a.scale - a.lse[at]);
+            ds = p * (keep * dp[i] - a.delta[at]);
+            p *= keep;
+        }
+        s.p[in_tile * PAIR_STRIDE + lane] = p;
+        s.ds[in_tile * PAIR_STRIDE + lane] = ds;
+    }
+}
+
+/* Grid: tiles of queries, KV heads. A warp adds up dq of its 4 queries; lanes are elements of the head. */
+template <class T, int PARTS>
+__global__ void __launch_bounds__(ATTENTION_THREADS) queries_kernel(backward_args<T> a)
+{
+    extern __shared__ float memory[];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int32_t n = a.a.head_dim, group = a.a.group, kv_head = blockIdx.y;
+    backward_rooms s = rooms_of(memory, n);
+    tile_of_span t;
+    if (!find_tile(a.spans, a.n_spans, group, blockIdx.x, QUERIES, t)) return;
+    load_queries(a, t, kv_head, s);
+    float dq[WARP_QUERIES][PARTS] = {};
+    int32_t keys = (t.first + t.n - 1) / group + 1;
+    for (int32_t key0 = 0; key0 < keys; key0 += KEYS) {
+        __syncthreads();
+        load_keys(a, t.s, kv_head, key0, s);
+        __syncthreads();
+        pairs(a, t, kv_head, key0, s);
+        __syncwarp(); /* a warp reads what it wrote itself */
+        for (int j = 0; j < KEYS; j++)
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                int d = p * WARP + lane;
+                float k = d < n ? s.k[j * (n + 1) + d] : 0;
+#pragma unroll
+                for (int i = 0; i < WARP_QUERIES; i++)
+                    dq[i][p] = fmaf(s.ds[(warp * WARP_QUERIES + i) * PAIR_STRIDE + j], k, dq[i][p]);
+            }
+    }
+#pragma unroll
+    for (int i = 0; i < WARP_QUERIES; i++) {
+        int32_t in_tile = warp * WARP_QUERIES + i, query = t.first + in_tile;
+        if (in_tile >= t.n) continue;
+        int64_t at = query_at(a.a, t.s.row0 + query / group, kv_head * group + query % group);
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (p * WARP + lane < n) a.dqkv[at + p * WARP + lane] = dq[i][p] * a.a.scale;
+    }
+}
+
+/* Grid: blocks of 32 keys of all spans, KV heads. A warp adds up dk and dv of 8 keys. */
+static constexpr int WARP_KEYS = KEYS / ATTENTION_WARPS;
+
+template <class T, int PARTS>
+__global__ void __launch_bounds__(ATTENTION_THREADS) keys_kernel(backward_args<T> a)
+{
+    extern __shared__ float memory[];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int32_t n = a.a.head_dim, group = a.a.group, kv_head = blockIdx.y;
+    backward_rooms s = rooms_of(memory, n);
+    tile_of_span block;
+    if (!find_tile(a.spans, a.n_spans, 1, blockIdx.x, KEYS, block)) return;
+    int32_t key0 = block.first;
+    load_keys(a, block.s, kv_head, key0, s);
+    float dk[WARP_KEYS][PARTS] = {}, dv[WARP_KEYS][PARTS] = {};
+    /* From the tile that holds the first query that sees a key here. */
+    int32_t queries = block.s.n_rows * group;
+    for (int32_t first = key0 * group / QUERIES * QUERIES; first < queries; first += QUERIES) {
+        tile_of_span t = {block.s, first, min(QUERIES, queries - first)};
+        __syncthreads();
+        load_queries(a, t, kv_head, s);
+        __syncthreads();
+        pairs(a, t, kv_head, key0, s);
+        __syncthreads();
+        for (int i = 0; i < QUERIES; i++)
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                int d = p * WARP + lane;
+                float q = d < n ? s.q[i * n + d] : 0, dout = d < n ? s.dout[i * n + d] : 0;
+#pragma unroll
+                for (int j = 0; j < WARP_KEYS; j++) {
+                    int at = i * PAIR_STRIDE + warp * WARP_KEYS + j;
+                    dk[j][p] = fmaf(s.ds[at], q, dk[j][p]);
+                    dv[j][p] = fmaf(s.p[at], dout, dv[j][p]);
+                }
+            }
+    }
+#pragma unroll
+    for (int j = 0; j < WARP_KEYS; j++) {
+        int32_t key = key0 + warp * WARP_KEYS + j;
+        if (key >= block.s.n_rows) continue;
+        int64_t row = block.s.row0 + key;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            int d = p * WARP + lane;
+            if (d >= n) continue;
+            a.dqkv[key_at(a.a, row, kv_head, 0) + d] = dk[j][p] * a.a.scale;
+            a.dqkv[key_at(a.a, row, kv_head, 1) + d] = dv[j][p];
+        }
+    }
+}
+
+template <class T>
+static void backward(struct cuda_device *c, const backward_args<T> &args)
+{
+    int32_t n = args.a.head_dim;
+    unsigned kv_heads = (unsigned)args.a.n_kv_head;
+    unsigned tiles = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, QUERIES) + args.n_spans);
+    unsigned blocks = (unsigned)(ceil_div(args.rows, KEYS) + args.n_spans);
+    size_t shared = (size_t)backward_floats(n) * sizeof(float);
+    cuda_launch(c, "attention_backward", delta_kernel<T>,
+                dim3((unsigned)args.rows, (unsigned)args.a.n_head), dim3(WARP), 0, args);
+    WITH_PARTS(n, cuda_launch(c, "attention_backward", queries_kernel<T, PARTS>, dim3(tiles, kv_heads),
+                              dim3(ATTENTION_THREADS), shared, args));
+    WITH_PARTS(n, cuda_launch(c, "attention_backward", keys_kernel<T, PARTS>, dim3(blocks, kv_heads),
+                              dim3(ATTENTION_THREADS), shared, args));
+}
+
+template <class T>
+static void backward_from(struct cuda_device *c, struct tensor dqkv, struct tensor dout,
+                          struct tensor qkv, struct tensor out, const float *lse,
+                          const struct batch *b, const struct attention *a)
+{
+    int64_t bytes = dqkv.rows * a->n_head * (int64_t)sizeof(float);
+    backward_args<T> args = {
+        .a = attention_shape_of(a, qkv.cols), .dqkv = (float *)dqkv.data,
+        .dout = (const float *)dout.data, .lse = lse, .qkv = (const T *)qkv.data,
+        .out = (const T *)out.data, .delta = (float *)cuda_workspace(c, 0, bytes), .spans = b->spans,
+        .n_spans = b->n_spans, .rows = b->n_rows,
+    };
+    backward(c, args);
+}
+
+void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,
+                             struct tensor qkv, struct tensor out, const float *lse,
+                             const struct batch *b, const struct attention *a)
+{
+    ASSERT(dqkv.dtype == DTYPE_F32 && dout.dtype == DTYPE_F32 && out.dtype == qkv.dtype);
+    ASSERT(dqkv.cols == qkv.cols && dqkv.rows == b->n_rows && a->head_dim <= 4 * WARP);
+    WITH_TYPE(qkv.dtype, backward_from<T>(cuda_of(d), dqkv, dout, qkv, out, lse, b, a));
+}
