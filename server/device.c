@@ -1,10 +1,12 @@
 /* Choice of a device: see device.h. */
 #include "server/device.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "cpu/cpu.h"
+#include "cuda/cuda.h"
 
 bool device_options_check(const struct device_options *o, struct error *err)
 {
@@ -21,11 +23,20 @@ bool device_options_check(const struct device_options *o, struct error *err)
     return true;
 }
 
+/* Of "cuda" and "cuda:N": a number too large for any machine is one that no machine has. */
+static int32_t cuda_ordinal(const char *name)
+{
+    long n = name[4] ? strtol(name + 5, NULL, 10) : 0;
+    return n < INT32_MAX ? (int32_t)n : INT32_MAX;
+}
+
 bool device_open(const struct device_options *o, struct device **out, struct error *err)
 {
-    if (strcmp(o->name, "cpu") != 0)
-        return error_set(err, ERR_UNSUPPORTED, "device",
-                         "--device %s: this build of gptd has no CUDA; use --device cpu", o->name);
+    if (strcmp(o->name, "cpu") != 0) {
+        if (!cuda_device_open(cuda_ordinal(o->name), out, err)) return false;
+        log_info("device %s", (*out)->ops->description(*out));
+        return true;
+    }
     struct cpu_options cpu = {.n_threads = (int32_t)o->threads};
     ASSERT(cpu_isa_parse(o->cpu_isa, &cpu.isa));
     if (!cpu_device_open(&cpu, out, err)) return false;
