@@ -12,16 +12,27 @@
 #include "server/plan_report.h"
 #include "server/plan_tables.h"
 
-enum { N_OWN = 11, FLAG_BYTES = 32, REPORT_LIMIT = 64 << 20, CONFIG_LIMIT = 1 << 20 };
+enum { N_OWN = 11, FLAG_BYTES = 32, WORDS_BYTES = 64, REPORT_LIMIT = 64 << 20, CONFIG_LIMIT = 1 << 20 };
 
 struct plan_options {
     const char *config, *model, *table_axis, *configs_dir;
     int64_t threads;
     bool json, list, guide, explain;
     struct plan_request request;
-    char names[N_PLAN_KEYS][FLAG_BYTES];
+    char names[N_PLAN_KEYS][FLAG_BYTES], words[N_PLAN_KEYS][WORDS_BYTES];
     struct option table[N_OWN + N_PLAN_KEYS];
 };
+
+/* "f32","bf16" as help shows it: f32|bf16. */
+static void plain_words(const char *literals, char out[WORDS_BYTES])
+{
+    size_t n = 0;
+    for (const char *s = literals; *s; s++) {
+        ASSERT(n + 1 < WORDS_BYTES);
+        if (*s != '"') out[n++] = *s == ',' ? '|' : *s;
+    }
+    out[n] = 0;
+}
 
 static struct option key_option(struct plan_options *o, size_t i)
 {
@@ -32,8 +43,10 @@ static struct option key_option(struct plan_options *o, size_t i)
     for (char *s = name; *s; s++)
         if (*s == '_') *s = '-';
     void *value = (char *)&o->request + key->offset;
-    if (key->words) return (struct option){name, OPTION_STRING, value, 0, 0, "NAME", key->help};
-    return (struct option){name, OPTION_INT, value, 0, (double)key->max, "N", key->help};
+    if (!key->words)
+        return (struct option){name, OPTION_INT, value, 0, (double)key->max, "N", key->help};
+    plain_words(key->words, o->words[i]);
+    return (struct option){name, OPTION_STRING, value, 0, 0, o->words[i], key->help};
 }
 
 static void options_init(struct plan_options *o)
