@@ -12,7 +12,10 @@
 #include "server/plan_report.h"
 #include "server/plan_tables.h"
 
-enum { N_OWN = 11, FLAG_BYTES = 32, WORDS_BYTES = 64, REPORT_LIMIT = 64 << 20, CONFIG_LIMIT = 1 << 20 };
+enum {
+    N_OWN = 11, FLAG_BYTES = 32, WORDS_BYTES = 64,
+    REPORT_LIMIT = 64 << 20, CONFIG_LIMIT = 1 << 20,
+};
 
 struct plan_options {
     const char *config, *model, *table_axis, *configs_dir;
