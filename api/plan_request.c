@@ -164,8 +164,7 @@ static void read_serving(const struct plan_request *r, struct plan_case *out)
 {
     struct engine_options *o = &out->question.serving;
     fit_serving_init(o);
-    /* f16 is training's: who trains with it generates with bf16. */
-    if (r->dtype && strcmp(r->dtype, "f16") != 0) (void)dtype_parse(r->dtype, &o->dtype);
+    if (r->dtype) (void)dtype_parse(r->dtype, &o->dtype);
     o->max_context = r->max_context;
     if (r->max_seqs > 0) o->max_seqs = (int32_t)r->max_seqs;
     if (r->max_batch_tokens > 0) o->max_batch_tokens = (int32_t)r->max_batch_tokens;
@@ -214,6 +213,7 @@ bool plan_request_resolve(const struct plan_request *r, const struct plan_device
         return false;
     out->purpose = purpose_of(r->purpose);
     read_serving(r, out);
+    if (!r->dtype) fit_half(&out->question);
     return true;
 }
 

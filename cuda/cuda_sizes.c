@@ -38,9 +38,6 @@ int64_t cuda_moment_bytes(const struct device *d, enum moment_format format, int
     return 0;
 }
 
-/* What NVIDIA advises for cuBLASLt: 32 MiB on Hopper and later, 4 MiB before. */
-int64_t cuda_blas_workspace(int32_t sm) { return (int64_t)(sm >= 90 ? 32 : 4) << 20; }
-
 int64_t cuda_attention_workspace(const struct workspace_shape *s)
 {
     int64_t rows = min_i64(s->max_rows, CUDA_SPLIT_ROWS);
@@ -49,89 +46,69 @@ int64_t cuda_attention_workspace(const struct workspace_shape *s)
 
 int64_t cuda_sample_workspace(const struct workspace_shape *s)
 {
-    int64_t slice = ceil_div(s->vocab_size, CUDA_SAMPLE_SLICES);
-    int64_t kept = CUDA_SAMPLE_SLICES * min_i64(slice, CUDA_SAMPLE_KEEP);
-    return s->max_logit_rows * kept * 2 * (int64_t)sizeof(float);
+    int64_t words = 2 * s->block_size + CUDA_SAMPLE_EXTRA_WORDS; /* a history, and what it changes */
+    return s->max_logit_rows * (CUDA_SAMPLE_ROW_BYTES + words * (int64_t)sizeof(int32_t));
 }
 
 int64_t cuda_backward_workspace(const struct workspace_shape *s)
 {
-    int64_t qkv = (s->n_head + 2 * s->n_kv_head) * s->head_dim;
-    int64_t widest = max_i64(max_i64(s->n_embd, 2 * s->n_ff), max_i64(qkv, s->vocab_size));
-    int64_t slices = CUDA_ROW_SLICES * widest * 2 * (int64_t)sizeof(float);
+    /* One slice of the widest row may be more than the slices' share; norms have two sums. */
+    int64_t widest = max_i64(max_i64(s->n_embd, 2 * s->n_ff), s->vocab_size);
+    int64_t sums = 2 * max_i64(CUDA_SLICE_FLOATS, widest) * (int64_t)sizeof(float);
+    int64_t statistics = s->max_rows * 2 * (int64_t)sizeof(float);
     int64_t delta = s->max_rows * s->n_head * (int64_t)sizeof(float);
-    int64_t tokens = (s->max_rows + s->vocab_size + 1) * 2 * (int64_t)sizeof(int32_t);
-    return max_i64(slices, max_i64(delta, tokens));
+    return max_i64(sums + statistics + DEVICE_ALIGN, delta);
 }
 
-static int64_t with_blas(int32_t sm, int64_t bytes)
+static int64_t serving_workspace(const struct device *d, const struct workspace_shape *s)
 {
-    return cuda_blas_workspace(sm) + round_up(bytes, DEVICE_ALIGN);
+    int64_t bytes = max_i64(cuda_attention_workspace(s), cuda_sample_workspace(s));
+    return round_up(max_i64(bytes, CUDA_STAGING_BYTES), DEVICE_ALIGN);
 }
 
-static int64_t serving_workspace(int32_t sm, const struct workspace_shape *s)
+static int64_t training_workspace(const struct device *d, const struct workspace_shape *s)
 {
-    return with_blas(sm, max_i64(cuda_attention_workspace(s), cuda_sample_workspace(s)));
+    struct workspace_shape one = *s; /* training samples a row at a time */
+    one.max_logit_rows = 1;
+    int64_t bytes = max_i64(serving_workspace(d, &one), cuda_backward_workspace(s));
+    return round_up(bytes, DEVICE_ALIGN);
 }
 
-static int64_t training_workspace(int32_t sm, const struct workspace_shape *s)
+/* Before sm_80 there is no arithmetic in bf16. */
+static bool computes_before_80(const struct device *d, enum dtype dtype)
 {
-    return max_i64(serving_workspace(sm, s), with_blas(sm, cuda_backward_workspace(s)));
+    return dtype == DTYPE_F32 || dtype == DTYPE_F16;
 }
 
-/* Two classes of devices differ in their sizes: before Hopper, and since. */
-static int64_t workspace_75(const struct device *d, const struct workspace_shape *s)
-{
-    return serving_workspace(75, s);
-}
-
-static int64_t workspace_90(const struct device *d, const struct workspace_shape *s)
-{
-    return serving_workspace(90, s);
-}
-
-static int64_t train_workspace_75(const struct device *d, const struct workspace_shape *s)
-{
-    return training_workspace(75, s);
-}
-
-static int64_t train_workspace_90(const struct device *d, const struct workspace_shape *s)
-{
-    return training_workspace(90, s);
-}
-
-static bool computes_in(const struct device *d, enum dtype dtype)
+static bool computes_since_80(const struct device *d, enum dtype dtype)
 {
     return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16;
 }
 
-static const struct device_ops ops_75 = {
-    .computes_in = computes_in,
+static const struct device_ops ops_before_80 = {
+    .computes_in = computes_before_80,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
-    .workspace_bytes = workspace_75,
+    .workspace_bytes = serving_workspace,
 };
 
-static const struct device_ops ops_90 = {
-    .computes_in = computes_in,
+static const struct device_ops ops_since_80 = {
+    .computes_in = computes_since_80,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
-    .workspace_bytes = workspace_90,
+    .workspace_bytes = serving_workspace,
 };
 
-static const struct device_train_ops train_75 = {
+static const struct device_train_ops train_ops = {
     .moment_bytes = cuda_moment_bytes,
-    .workspace_bytes = train_workspace_75,
-};
-
-static const struct device_train_ops train_90 = {
-    .moment_bytes = cuda_moment_bytes,
-    .workspace_bytes = train_workspace_90,
+    .workspace_bytes = training_workspace,
 };
 
 const struct device *cuda_sizes(int32_t sm)
 {
-    static const struct device before_hopper = {.ops = &ops_75, .train = &train_75, .name = "cuda"};
-    static const struct device hopper = {.ops = &ops_90, .train = &train_90, .name = "cuda"};
-    return sm >= 90 ? &hopper : &before_hopper;
+    static const struct device before_80 = {.ops = &ops_before_80, .train = &train_ops,
+                                            .name = "cuda"};
+    static const struct device since_80 = {.ops = &ops_since_80, .train = &train_ops,
+                                           .name = "cuda"};
+    return sm >= 80 ? &since_80 : &before_80;
 }

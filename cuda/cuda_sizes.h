@@ -24,18 +24,17 @@ int64_t cuda_kv_page_bytes(const struct device *d, enum dtype dtype, int32_t n_k
                            int32_t head_dim);
 int64_t cuda_moment_bytes(const struct device *d, enum moment_format format, int64_t n);
 
-/* The workspace, part by part. Parts are used by operations that never run at one time, except
- * cuBLASLt's, which comes first. */
-int64_t cuda_blas_workspace(int32_t sm);
+/* The workspace, part by part: the largest decides, since operations run one at a time. */
+enum { CUDA_STAGING_BYTES = 4 << 20 /* weights on their way in or out; at least one row of f32 */ };
 /* Decode attention split over the sequence: partial outputs and their log-sums. */
 enum { CUDA_ATTENTION_SPLITS = 16, CUDA_SPLIT_ROWS = 128 };
 int64_t cuda_attention_workspace(const struct workspace_shape *s);
-/* Sampling: the best candidates of each slice of a row. */
-enum { CUDA_SAMPLE_SLICES = 32, CUDA_SAMPLE_KEEP = 1024 };
+/* Sampling: results and requests of each row, and what a request changes of its row: history, bias, stops. */
+enum { CUDA_SAMPLE_ROW_BYTES = 512, CUDA_SAMPLE_EXTRA_WORDS = 4 * 1024 + 256 };
 int64_t cuda_sample_workspace(const struct workspace_shape *s);
-/* Backward: sums over rows in slices (norms, biases), attention's delta [R, H], the rows of each token
- * (embedding), partial sums of squares. */
-enum { CUDA_ROW_SLICES = 128 };
+/* Backward: sums over rows in slices (norms, biases), norms' statistics, attention's delta [R, H], partial sums of
+ * squares. */
+enum { CUDA_ROW_SLICES = 128, CUDA_SLICE_FLOATS = 1 << 19 };
 int64_t cuda_backward_workspace(const struct workspace_shape *s);
 
 #ifdef __cplusplus

@@ -241,7 +241,7 @@ static void backward_w(struct cuda_device *c, const struct matrix *dw, float *db
     view<T> b = {(const T *)x.data, x.rows, x.cols, x.cols};
     multiply<T, true>(c, out, a, b, dy.rows);
     if (!dbias) return;
-    int64_t slices = row_slices(dy.rows), n = dy.cols;
+    int64_t slices = row_slices(dy.rows, dy.cols), n = dy.cols;
     float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
     unsigned blocks = (unsigned)ceil_div(n, COLUMN_THREADS);
     cuda_launch(c, "matmul_backward", bias_kernel<T>, dim3(blocks, (unsigned)slices),

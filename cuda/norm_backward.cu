@@ -60,7 +60,7 @@ void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, floa
                         struct tensor dy, struct tensor x, const struct norm *n)
 {
     struct cuda_device *c = cuda_of(d);
-    int64_t slices = row_slices(x.rows), cols = x.cols;
+    int64_t slices = row_slices(x.rows, x.cols), cols = x.cols;
     ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == DTYPE_F32 && x.dtype == DTYPE_F32);
     ASSERT(dx.cols == cols && dy.cols == cols && dx.rows == x.rows && dy.rows == x.rows);
     int64_t sums_bytes = round_up(slices * cols * (int64_t)sizeof(float), 16);

@@ -89,7 +89,7 @@ template <class T>
 static void norms_backward(struct cuda_device *c, rope_args args, const T *pre, float *dq_norm,
                            float *dk_norm, const struct attention *a, int64_t rows, dim3 grid)
 {
-    int64_t slices = row_slices(rows), n = a->head_dim;
+    int64_t slices = row_slices(rows, a->head_dim), n = a->head_dim;
     float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
     for (int k = 0; k < 2; k++) {
         cuda_launch(c, "rope_backward", weight_kernel<T>, dim3((unsigned)slices), dim3(WARP), 0, sums,

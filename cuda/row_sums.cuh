@@ -7,11 +7,14 @@
 
 enum { SLICE_ROWS_MIN = 32 };
 
-/* How many slices R rows are cut into, at most CUDA_ROW_SLICES. */
-static inline int64_t row_slices(int64_t rows)
+/* How many slices rows of `cols` are cut into: at most CUDA_ROW_SLICES, and so that all sums are at most
+ * CUDA_SLICE_FLOATS (or one slice). */
+static inline int64_t row_slices(int64_t rows, int64_t cols)
 {
-    int64_t slices = (rows + SLICE_ROWS_MIN - 1) / SLICE_ROWS_MIN;
-    return slices < CUDA_ROW_SLICES ? slices : CUDA_ROW_SLICES;
+    int64_t slices = (rows + SLICE_ROWS_MIN - 1) / SLICE_ROWS_MIN, room = CUDA_SLICE_FLOATS / cols;
+    slices = slices < CUDA_ROW_SLICES ? slices : CUDA_ROW_SLICES;
+    slices = slices < room ? slices : room;
+    return slices > 0 ? slices : 1;
 }
 
 __host__ __device__ __forceinline__ int64_t slice_begin(int64_t slice, int64_t slices, int64_t rows)

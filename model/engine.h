@@ -37,8 +37,8 @@ struct engine;
 
 enum { ENGINE_MAX_SEQS = 4096, ENGINE_MAX_BATCH_TOKENS = 65536 };
 struct engine_options {
-    enum dtype dtype;         /* of weights: f32, bf16, q8_0, q4_0 (quantized as they are loaded; the KV
-                                 cache is bf16 then) */
+    enum dtype dtype;         /* of weights: f32, bf16, f16 (GPUs), q8_0, q4_0 (quantized as they are
+                                 loaded; the KV cache has 16 bits then) */
     int32_t max_seqs;         /* sequences that run at once (n counts n) */
     int32_t max_batch_tokens; /* rows of one step: decodes plus a prefill chunk */
     int32_t max_queue;        /* requests waiting */

@@ -167,17 +167,17 @@ static bool resolve_options(struct engine *e, struct error *err)
                              (long long)ranges[i].value, (long long)ranges[i].min,
                              (long long)ranges[i].max);
     if (!gpt_type_is_served(o->dtype))
-        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32, bf16, q8_0 or q4_0",
+        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32, bf16, f16, q8_0 or q4_0",
                          dtype_info(o->dtype)->name);
     if (o->max_context == 0) o->max_context = c->block_size;
     return true;
 }
 
-static void resolve_shapes(struct engine *e)
+static bool resolve_shapes(struct engine *e, struct error *err)
 {
     const struct engine_options *o = &e->options;
     const struct gpt_config *c = &e->gpt.config;
-    gpt_set_type(&e->gpt, o->dtype);
+    if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)) return false;
     e->gpt.max_context = o->max_context;
     e->pages_per_seq = (int32_t)ceil_div(o->max_context, KV_PAGE_TOKENS);
     /* Every running sequence can have its row; more only helps scoring. */
@@ -190,6 +190,7 @@ static void resolve_shapes(struct engine *e)
     };
     e->kv_page_bytes = c->n_layer * e->device->ops->kv_page_bytes(e->device, e->kv.dtype,
                                                                   e->kv.n_kv_head, e->kv.head_dim);
+    return true;
 }
 
 static struct engine *allocate(struct engine *e, struct error *err)
@@ -219,8 +220,7 @@ static void remember_plan(const struct engine *e, int64_t component[])
 /* Plans for the options; e->gpt.layers points to scratch after, which the caller frees. */
 static bool plan_engine(struct engine *e, struct error *err)
 {
-    if (!resolve_options(e, err)) return false;
-    resolve_shapes(e);
+    if (!resolve_options(e, err) || !resolve_shapes(e, err)) return false;
     e->gpt.layers = calloc((size_t)e->gpt.config.n_layer, sizeof *e->gpt.layers);
     if (!e->gpt.layers)
         return error_set(err, ERR_MEMORY, NULL, "no memory for planning %lld layers",

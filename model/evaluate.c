@@ -79,7 +79,7 @@ static bool resolve(struct evaluator *e, const struct evaluator_options *o, stru
         return error_set(err, ERR_INVALID, NULL, "sequences of %lld tokens are too long to "
                          "evaluate", (long long)T);
     e->gpt.config = *c;
-    gpt_set_type(&e->gpt, o->dtype);
+    if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)) return false;
     e->gpt.max_context = c->pos_encoding == POS_ROPE ? T : c->block_size;
     e->shape = (struct gpt_train_options){.max_rows = T, .max_spans = 1, .loss_rows = 1};
     e->piece_rows = min_i64(T, PIECE_ROWS);

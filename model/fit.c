@@ -175,6 +175,14 @@ static bool answer_generation(const struct fit_question *q, struct fit_answer *a
     return serve_search(&q->model, &a->serving, q->device, q->budget, &a->limits, err);
 }
 
+void fit_half(struct fit_question *q)
+{
+    const struct device_ops *ops = q->device->ops;
+    if (ops->computes_in(q->device, DTYPE_BF16)) return;
+    if (q->training.dtype == DTYPE_BF16) q->training.dtype = DTYPE_F16;
+    if (q->serving.dtype == DTYPE_BF16) q->serving.dtype = DTYPE_F16;
+}
+
 bool fit_answer(const struct fit_question *q, struct fit_answer *out, struct error *err)
 {
     *out = (struct fit_answer){.parameters = gpt_config_parameters(&q->model)};
@@ -215,9 +223,10 @@ bool fit_cards(const struct fit_question *q, fit_sizes sizes, struct fit_card *c
         struct engine_need need;
         asked.device = class;
         asked.training = q->card_training;
+        fit_half(&asked);
         asked.budget = 0;
         asked.rates = gpu_rates(&gpus[i]);
-        if (!serve_plan_full(&q->model, &q->serving, class, NULL, NULL, &need, err)
+        if (!serve_plan_full(&q->model, &asked.serving, class, NULL, NULL, &need, err)
             || !search(&asked, q->freedom, &found, err))
             return false;
         for (size_t j = i; j < n_gpus; j++)

@@ -32,15 +32,21 @@ struct layout {
 
 bool gpt_type_is_served(enum dtype type)
 {
-    return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_Q8_0 || type == DTYPE_Q4_0;
+    return type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_F16 || type == DTYPE_Q8_0 ||
+           type == DTYPE_Q4_0;
 }
 
-void gpt_set_type(struct gpt *g, enum dtype type)
+bool gpt_set_type(struct gpt *g, enum dtype type, const struct device *d, struct error *err)
 {
     ASSERT(gpt_type_is_served(type));
-    bool plain = type == DTYPE_F32 || type == DTYPE_BF16;
-    g->dtype = plain ? type : DTYPE_BF16;
-    g->quantized = plain ? 0 : type;
+    bool quantized = dtype_info(type)->block > 1;
+    enum dtype half = d->ops->computes_in(d, DTYPE_BF16) ? DTYPE_BF16 : DTYPE_F16;
+    g->dtype = quantized ? half : type;
+    g->quantized = quantized ? type : 0;
+    if (d->ops->computes_in(d, g->dtype)) return true;
+    return error_set(err, ERR_UNSUPPORTED, "dtype", "%s does not compute in %s: %s", d->name,
+                     dtype_info(g->dtype)->name,
+                     type == DTYPE_BF16 ? "GPUs before sm_80 take f16" : "CUDA devices do; here, take bf16");
 }
 
 static struct matrix take_matrix(const struct layout *at, enum weight_role role)

@@ -18,8 +18,8 @@ struct gpt_layer {
 
 struct gpt {
     struct gpt_config config;
-    enum dtype dtype; /* of the matrices and activations: f32 or bf16 */
-    /* Serving may store the matrices as q8_0 or q4_0 blocks, with bf16 activations; 0: not. The token
+    enum dtype dtype; /* of the matrices and activations: f32, bf16 or f16 */
+    /* Serving may store the matrices as q8_0 or q4_0 blocks, with 16-bit activations; 0: not. The token
      * embedding and the head, which decide every token, never go below q8_0. */
     enum dtype quantized;
     struct matrix wte;
@@ -46,8 +46,10 @@ struct gpt_state {
     struct tensor logits;  /* [M, V] f32 */
 };
 
-/* How weights of `type` (f32, bf16, q8_0, q4_0) are kept and computed with: sets g->dtype and g->quantized. */
-void gpt_set_type(struct gpt *g, enum dtype type);
+/* How weights of `type` (f32, bf16, f16, q8_0, q4_0) are kept and computed with on the device: sets g->dtype and
+ * g->quantized. ERR_UNSUPPORTED for what the device does not compute in. */
+bool gpt_set_type(struct gpt *g, enum dtype type, const struct device *d, struct error *err)
+    MUST_CHECK;
 bool gpt_type_is_served(enum dtype type);
 /* Lays out the weights (as component c) for the config: all pointers of `g` that live on the device.
  * g->layers must point to config.n_layer zeroed layers; config, dtype, max_context set. */

@@ -237,6 +237,9 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
     if (c->loss_scale != 0 && c->loss_scale < LOSS_SCALE_MIN)
         return error_set(err, ERR_INVALID, "loss_scale", "%s: loss_scale is %g; it must be 0, or "
                          "at least %g", where, c->loss_scale, LOSS_SCALE_MIN);
+    if (c->dtype == DTYPE_F16 && c->master == MASTER_REMAINDER)
+        return error_set(err, ERR_INVALID, "master", "%s: master is remainder, which makes f32 of bf16 "
+                         "weights; those of f16 need f32 masters", where);
     if (c->micro_batch_size > c->batch_size * c->grad_accum_steps)
         return error_set(err, ERR_INVALID, "micro_batch_size",
                          "%s: micro_batch_size is %lld; a step has %lld sequences", where,
@@ -254,7 +257,8 @@ void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vo
                                       max_i64(1, MICRO_BATCH_ROWS / c->sequence_length));
     if ((int)c->recompute == TRAIN_AUTO) c->recompute = RECOMPUTE_NONE;
     if ((int)c->moments == TRAIN_AUTO) c->moments = MOMENT_F32;
-    if ((int)c->master == TRAIN_AUTO) c->master = MASTER_REMAINDER;
+    if ((int)c->master == TRAIN_AUTO)
+        c->master = c->dtype == DTYPE_F16 ? MASTER_F32 : MASTER_REMAINDER;
     if ((int)c->gradients == TRAIN_AUTO) c->gradients = DTYPE_F32;
     int64_t rows = c->micro_batch_size * c->sequence_length;
     if (c->loss_rows == 0) {

@@ -107,7 +107,7 @@ static bool push(struct search *s, const struct train_config *c)
     return true;
 }
 
-/* All formats for given sizes. f32 weights are their own masters. */
+/* All formats for given sizes. f32 weights are their own masters; remainders are bf16's. */
 static bool try_formats(struct search *s, struct train_config c)
 {
     struct candidates gradients = {.n = 0};
@@ -116,8 +116,8 @@ static bool try_formats(struct search *s, struct train_config c)
     bool masters = s->freedom & FREE_MASTER && c.dtype != DTYPE_F32;
     struct candidates moments = s->freedom & FREE_MOMENTS ? up_to(MOMENT_F32, MOMENT_Q8)
                                                           : only((int64_t)c.moments);
-    struct candidates master = masters ? up_to(MASTER_F32, MASTER_REMAINDER)
-                                       : only((int64_t)c.master);
+    enum master_format least = c.dtype == DTYPE_BF16 ? MASTER_REMAINDER : MASTER_F32;
+    struct candidates master = masters ? up_to(MASTER_F32, least) : only((int64_t)c.master);
     for (int32_t i = 0; i < moments.n; i++) {
         for (int32_t k = 0; k < master.n; k++) {
             c.moments = (enum moment_format)moments.at[i];

@@ -37,7 +37,7 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "Where tokenizer.json lies, if not with the model."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens of a sequence; 0: as many as the model was trained for."},
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|q8_0|q4_0",
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
          "Element type of weights, matrix products and KV cache."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most memory to take; 0: 80 % of what the machine and the cgroup leave."},
@@ -58,7 +58,7 @@ static bool check_options(const struct eval_options *o, enum dtype *dtype, struc
         return error_set(err, ERR_INVALID, "input", "say on which text: --input FILE");
     if (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype))
         return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be f32, bf16, q8_0 or q4_0", o->dtype);
+                         "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
     return device_options_check(&o->device, err);
 }
 

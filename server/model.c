@@ -42,7 +42,7 @@ void model_options_table(struct model_options *o, struct option *table)
          "CPU threads; 0: as many as the process may use."},
         {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
          "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|q8_0|q4_0",
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
          "Element type of weights; quantized as they are loaded, with a bf16 KV cache, for q8_0 and q4_0."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most that the model may take, or a server's models together; what cannot fit is refused. "
@@ -72,7 +72,7 @@ bool model_options_check(const struct model_options *o, struct error *err)
 {
     enum dtype dtype;
     if (!parse_dtype(o->dtype, &dtype))
-        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be f32, bf16, q8_0 or q4_0", o->dtype);
+        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
     if (o->max_batch_tokens < o->max_seqs)
         return error_set(err, ERR_INVALID, "max-batch-tokens",
                          "--max-batch-tokens %lld: must be at least --max-seqs, %lld",

@@ -13,7 +13,7 @@
 
 static void test_hosts(void **state)
 {
-    const struct option_list allowed = {2, {"gpt.example", "box"}};
+    const struct option_list allowed = {.n = 2, .at = {"gpt.example", "box"}};
     static const struct { const char *host; bool local; } cases[] = {
         {"localhost", true}, {"LOCALHOST", true}, {"localhost:8080", true}, {"127.0.0.1", true},
         {"127.0.0.1:65535", true}, {"[::1]", true}, {"[::1]:8080", true}, {"box", true},
@@ -44,7 +44,7 @@ static void test_random_hosts(void **state)
     static const char *const pieces[] = {"localhost", "127.0.0.1", "[::1]", "box", ":", "80", "[",
                                          "]", ".", "", "x", "\xff"};
     static const char *const names[] = {"localhost", "127.0.0.1", "[::1]", "box"};
-    const struct option_list allowed = {1, {"box"}};
+    const struct option_list allowed = {.n = 1, .at = {"box"}};
     uint32_t seed = 4711;
     int let_in = 0;
     for (int i = 0; i < 100000; i++) {
