@@ -27,6 +27,12 @@ bool file_read(const char *path, struct buf *out, struct error *err) MUST_CHECK;
  * closes *fd. */
 bool file_open_beneath(const char *root, const char *name, int *fd, size_t *size,
                        struct error *err) MUST_CHECK;
+/* Creates the file `name` there, which must not exist yet, for writing. The caller closes *fd. */
+bool file_create_beneath(const char *root, const char *name, int *fd, struct error *err) MUST_CHECK;
+/* Where `name`, a file or a folder in `root` by the same rules, lies: an absolute path without links.
+ * `root` itself is not in it. */
+bool path_find_beneath(const char *root, const char *name, char *out, size_t size,
+                       struct error *err) MUST_CHECK;
 
 bool file_exists(const char *path);  /* anything by that name */
 bool file_is_dir(const char *path);

@@ -3,7 +3,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,13 +225,8 @@ bool file_upload_begin(struct file_store *s, const char *filename, struct file_u
     if (!data_new_id("file-", u->id, sizeof u->id, err)) goto fail;
     snprintf(u->folder, sizeof u->folder, "upload-%s", u->id);
     if (!data_dir_path(s->dir, path, "files", u->folder, NULL, err) || !directory_make(path, err)
-        || !data_dir_path(s->dir, path, "files", u->folder, content_name(u->filename), err))
+        || !file_create_beneath(path, content_name(u->filename), &u->fd, err))
         goto fail;
-    u->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (u->fd < 0) {
-        error_errno(err, "cannot create %s", path);
-        goto fail;
-    }
     *out = u;
     return true;
 fail:

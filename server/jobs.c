@@ -175,17 +175,15 @@ bool jobs_preset_path(const struct jobs *j, const char *model, char *path, size_
                       struct error *err)
 {
     const char *name = model + sizeof preset_prefix - 1;
-    char relative[PATH_MAX], full[PATH_MAX];
+    char relative[PATH_MAX];
     bool plain = name[0] && name[0] != '.' && !strchr(name, '/');
     size_t len = strlen(name);
     bool has_ending = len > 5 && strcmp(name + len - 5, ".json") == 0;
-    snprintf(relative, sizeof relative, "%s/%s%s", j->options.configs_dir, name,
-             has_ending ? "" : ".json");
-    if (!plain || !realpath(relative, full) || strlen(full) >= size)
+    snprintf(relative, sizeof relative, "%s%s", name, has_ending ? "" : ".json");
+    if (!plain || !path_find_beneath(j->options.configs_dir, relative, path, size, NULL))
         return error_set(err, ERR_NOT_FOUND, "model",
                          "there is no preset '%.64s'; they lie in %.200s, and are named "
                          "configs/NAME", model, j->options.configs_dir);
-    strcpy(path, full);
     return true;
 }
 
@@ -226,7 +224,14 @@ static bool check_file(struct jobs *j, const char *param, const char *id,
                        char path[DATA_PATH_MAX], struct error *err)
 {
     struct error why = {0};
-    if (file_store_content(j->files, id, path, &why)) return true;
+    size_t size;
+    int fd;
+    /* Opened, so that it is known to lie where it seems to. */
+    if (file_store_content(j->files, id, path, &why)
+        && file_store_open_content(j->files, id, &fd, &size, &why)) {
+        close(fd);
+        return true;
+    }
     if (why.code == ERR_NOT_FOUND) why.code = ERR_INVALID;
     return error_set(err, why.code, param, "'%s': %.300s; upload it with POST /v1/files", param,
                      why.text);

@@ -11,6 +11,7 @@
 
 #include "api/chat.h"
 #include "base/checked.h"
+#include "base/file.h"
 #include "base/log.h"
 
 /* A model with what it needs to answer. */
@@ -185,27 +186,23 @@ bool models_unload(struct models *m, const char *id, struct error *err)
     return true;
 }
 
-/* Is `path` in the folder `root`? Both without links. */
-static bool lies_in(const char *path, const char *root)
+/* What of the name is within `root`, when the name begins with it; else NULL. */
+static const char *beneath(const char *name, const char *root)
 {
     size_t n = strlen(root);
-    return strncmp(path, root, n) == 0 && path[n] == '/' && path[n + 1];
+    return n && strncmp(name, root, n) == 0 && name[n] == '/' ? name + n + strspn(name + n, "/")
+                                                              : NULL;
 }
 
 bool models_find_path(const struct models *m, const char *name, char *path, size_t size,
                       struct error *err)
 {
-    char root[PATH_MAX], full[PATH_MAX], joined[2 * PATH_MAX];
-    bool found = false;
-    if (strlen(name) < PATH_MAX && realpath(m->models_dir, root)) {
-        snprintf(joined, sizeof joined, "%s/%s", root, name);
-        found = (name[0] != '/' && realpath(joined, full) && lies_in(full, root))
-                || (realpath(name, full) && lies_in(full, root));
-    }
-    if (found && strlen(full) < size) {
-        strcpy(path, full);
+    char root[PATH_MAX];
+    const char *inner = beneath(name, m->models_dir);
+    if (!inner && realpath(m->models_dir, root)) inner = beneath(name, root);
+    if (path_find_beneath(m->models_dir, name, path, size, NULL)
+        || (inner && path_find_beneath(m->models_dir, inner, path, size, NULL)))
         return true;
-    }
     return error_set(err, ERR_NOT_FOUND, "model",
                      "there is no model '%.64s': give a fine-tuned or a loaded model's id, or a "
                      "path in the server's folder of models (--models-dir)", name);

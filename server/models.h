@@ -22,7 +22,8 @@ const char *models_device(const struct models *m);
 /* Opens the model at `path` and lets it answer as `id`, in the place of the one that did; for a time
  * both are in memory, and count. Takes as long as reading it takes; one at a time (ERR_BUSY). */
 bool models_load(struct models *m, const char *id, const char *path, struct error *err) MUST_CHECK;
-/* A path that a client gave: within the folder of models, links resolved. ERR_NOT_FOUND. */
+/* A path that a client gave, relative to the folder of models or beginning with it, to one without
+ * links. The kernel sees to it that it does not lead out (path_find_beneath). ERR_NOT_FOUND. */
 bool models_find_path(const struct models *m, const char *name, char *path, size_t size,
                       struct error *err) MUST_CHECK;
 /* No new request gets it; returns when its last one has ended and its memory is free. */

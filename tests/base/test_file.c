@@ -1,4 +1,8 @@
 /* Tests of base/file.c, in a directory of their own. */
+#include <errno.h>
+#include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,7 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -182,7 +189,32 @@ static enum error_code beneath(const char *root, const char *name)
     return ERR_NONE;
 }
 
-static void test_files_beneath_a_folder(void **state)
+/* Creating what `name` would be, which must be gone again afterwards. */
+static enum error_code creates(const char *root, const char *name)
+{
+    struct error err = {0};
+    char full[300];
+    int fd;
+    if (!file_create_beneath(root, name, &fd, &err)) return err.code;
+    assert_int_equal(write(fd, "y", 1), 1);
+    close(fd);
+    snprintf(full, sizeof full, "%s/%s", root, name);
+    assert_int_equal(unlink(full), 0);
+    return ERR_NONE;
+}
+
+/* Does `name` in the folder lie at `where`? */
+static enum error_code lies(const char *root, const char *name, const char *where)
+{
+    struct error err = {0};
+    char found[300], real[PATH_MAX];
+    if (!path_find_beneath(root, name, found, sizeof found, &err)) return err.code;
+    assert_non_null(realpath(where, real));
+    assert_string_equal(found, real);
+    return ERR_NONE;
+}
+
+static void files_beneath_a_folder(void)
 {
     char sub[128], link[160], absolute[160];
     write_file("x", 1);
@@ -201,9 +233,53 @@ static void test_files_beneath_a_folder(void **state)
     assert_int_equal(beneath(sub, path), ERR_INVALID);
     assert_int_equal(beneath(sub, "none"), ERR_NOT_FOUND);
     assert_int_equal(beneath(dir, "sub"), ERR_FORMAT);
+    assert_int_equal(creates(dir, "new"), ERR_NONE);
+    assert_int_equal(creates(dir, "sub/new"), ERR_NONE);
+    assert_int_equal(creates(sub, "../new"), ERR_INVALID);
+    assert_int_equal(creates(dir, "none/new"), ERR_NOT_FOUND);
+    assert_int_equal(creates(dir, "file"), ERR_IO); /* it exists */
+    assert_int_equal(creates(sub, "link"), ERR_IO);
+    assert_int_equal(lies(dir, "sub", sub), ERR_NONE);
+    assert_int_equal(lies(dir, "sub/link", path), ERR_NONE);
+    assert_int_equal(lies(sub, "link", path), ERR_INVALID);
+    assert_int_equal(lies(sub, "..", dir), ERR_INVALID);
+    assert_int_equal(lies(sub, ".", sub), ERR_INVALID);
+    assert_int_equal(lies(dir, "none", dir), ERR_NOT_FOUND);
+    struct error err;
+    char small[4];
+    assert_false(path_find_beneath(dir, "sub", small, sizeof small, &err));
+    assert_int_equal(err.code, ERR_TOO_LARGE);
     unlink(absolute);
     unlink(link);
     rmdir(sub);
+}
+
+static void test_files_beneath_a_folder(void **state) { files_beneath_a_folder(); }
+
+/* The same on a kernel that has no openat2, or under a filter of system calls. */
+static void test_files_beneath_a_folder_without_openat2(void **state)
+{
+    struct sock_filter refuse[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof refuse / sizeof *refuse, refuse};
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+            _exit(77);
+        files_beneath_a_folder(); /* a check that fails does not come back here */
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77) skip();
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 int main(void)
@@ -211,6 +287,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_map),
         cmocka_unit_test(test_files_beneath_a_folder),
+        cmocka_unit_test(test_files_beneath_a_folder_without_openat2),
         cmocka_unit_test(test_an_empty_file_maps_to_nothing),
         cmocka_unit_test(test_what_is_no_file_is_refused),
         cmocka_unit_test(test_read_appends_within_the_limit),
