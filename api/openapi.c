@@ -228,6 +228,18 @@ static const struct { const char *name, *schema; } schemas[] = {
             "negative where allocated memory has not been touched.\"}"))},
 };
 
+/* On every reply, and taken over from every request. */
+#define REQUEST_ID "X-Request-Id"
+#define REPLY_HEADERS \
+    "\"headers\":{\"" REQUEST_ID "\":{\"$ref\":\"#/components/headers/RequestId\"}}"
+
+static const char request_id[] =
+    "\"parameters\":{\"RequestId\":{\"name\":\"" REQUEST_ID "\",\"in\":\"header\","
+    "\"description\":\"A name of the client's own for the request, for the log.\",\"schema\":"
+    "{\"type\":\"string\",\"minLength\":1,\"maxLength\":128,\"pattern\":\"^[!-~]+$\"}}},"
+    "\"headers\":{\"RequestId\":{\"description\":\"The client's where it gave one that fits, or "
+    "one of the server's; the log has it.\",\"required\":true,\"schema\":" STRING "}}";
+
 /* ---- paths ----------------------------------------------------------------------------------- */
 
 enum {
@@ -323,7 +335,7 @@ static void render_body(const struct api_context *c, enum route route, struct bu
 
 static void render_reply(const struct operation *op, struct buf *out)
 {
-    buf_puts(out, "\"200\":{\"description\":\"Done\",\"content\":{");
+    buf_puts(out, "\"200\":{\"description\":\"Done\"," REPLY_HEADERS ",\"content\":{");
     if (op->reply)
         buf_printf(out, "\"application/json\":{\"schema\":" REF("%s") "}", op->reply);
     else
@@ -341,20 +353,19 @@ static void render_reply(const struct operation *op, struct buf *out)
 static void render_error_response(const char *status, const char *what, struct buf *out)
 {
     buf_printf(out,
-               ",\"%s\":{\"description\":\"%s\",\"content\":{\"application/json\":{\"schema\":"
-               REF("Error") "}}}",
+               ",\"%s\":{\"description\":\"%s\"," REPLY_HEADERS ",\"content\":{"
+               "\"application/json\":{\"schema\":" REF("Error") "}}}",
                status, what);
 }
 
 static void render_parameters(const struct operation *op, struct buf *out)
 {
-    if (!(op->errors & (ERRORS_ID | TAKES_PAGE | TAKES_HISTORY))) return;
-    buf_puts(out, ",\"parameters\":[");
+    buf_puts(out, ",\"parameters\":[{\"$ref\":\"#/components/parameters/RequestId\"}");
     if (op->errors & ERRORS_ID)
-        buf_puts(out, "{\"name\":\"id\",\"in\":\"path\",\"required\":true,\"schema\":" STRING "}");
-    if ((op->errors & ERRORS_ID) && (op->errors & TAKES_PAGE)) buf_putc(out, ',');
+        buf_puts(out,
+                 ",{\"name\":\"id\",\"in\":\"path\",\"required\":true,\"schema\":" STRING "}");
     if (op->errors & TAKES_PAGE)
-        buf_puts(out, "{\"name\":\"after\",\"in\":\"query\",\"description\":\"The id that the page "
+        buf_puts(out, ",{\"name\":\"after\",\"in\":\"query\",\"description\":\"The id that the page "
                       "follows.\",\"schema\":" STRING "},{\"name\":\"limit\",\"in\":\"query\","
                       "\"schema\":{\"type\":\"integer\",\"minimum\":1,\"maximum\":10000}}");
     if (op->errors & TAKES_FILTER)
@@ -366,7 +377,7 @@ static void render_parameters(const struct operation *op, struct buf *out)
                       "job's last. Goes without limit.\",\"schema\":{\"type\":\"boolean\","
                       "\"default\":false}}");
     if (op->errors & TAKES_HISTORY)
-        buf_puts(out, "{\"name\":\"history\",\"in\":\"query\",\"description\":\"1: with samples of "
+        buf_puts(out, ",{\"name\":\"history\",\"in\":\"query\",\"description\":\"1: with samples of "
                       "the last hour.\",\"schema\":{\"enum\":[0,1],\"default\":0}}");
     buf_putc(out, ']');
 }
@@ -447,7 +458,9 @@ void api_openapi(const struct api_context *c, api_access_fn access, struct buf *
     buf_puts(out, "}},\"components\":{\"securitySchemes\":{"
                   "\"bearer\":{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":\"Of a "
                   "server that was given keys; an admin's is a user's, too.\"},\"apiKey\":{\"type\":"
-                  "\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},\"schemas\":{");
+                  "\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},");
+    buf_puts(out, request_id);
+    buf_puts(out, ",\"schemas\":{");
     for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)
         buf_printf(out, "%s\"%s\":%s", i ? "," : "", schemas[i].name, schemas[i].schema);
     buf_puts(out, "}}}");

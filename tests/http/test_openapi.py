@@ -61,6 +61,20 @@ def test_valid(spec):
     validate(spec)
 
 
+def test_request_ids(http, spec):
+    """Every operation takes one, and every reply has one."""
+    for methods in spec["paths"].values():
+        for operation in methods.values():
+            taken = [resolved(spec, parameter) for parameter in operation["parameters"]]
+            assert ("X-Request-Id", "header") in [(p["name"], p["in"]) for p in taken]
+            for reply in operation["responses"].values():
+                assert resolved(spec, reply["headers"]["X-Request-Id"])["required"]
+    for path in ("/health", "/nowhere"):
+        mine = http.get(path, headers={"X-Request-Id": "mine"})
+        assert mine.headers["X-Request-Id"] == "mine"
+        assert http.get(path).headers["X-Request-Id"]
+
+
 def test_every_documented_route_answers(http, spec, model):
     for path, methods in spec["paths"].items():
         if path.startswith(("/v1/files", "/v1/fine_tuning", "/v1/models/load")):
