@@ -117,8 +117,9 @@ static bool ask(const struct target *t, int fd, char reply[REPLY_MAX], struct er
     struct tls_client *tls = NULL;
     bool v6 = strchr(t->host, ':') != NULL;
     if (t->tls && !tls_client_open(fd, &tls, err)) return false;
-    snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s%s%s\r\nConnection: close\r\n\r\n",
-             t->path, v6 ? "[" : "", t->host, v6 ? "]" : "");
+    snprintf(request, sizeof request,
+             "GET %s HTTP/1.1\r\nHost: %s%s%s\r\nConnection: close\r\n\r\n", t->path,
+             v6 ? "[" : "", t->host, v6 ? "]" : "");
     bool ok = converse(fd, tls, request, reply);
     tls_client_close(tls);
     return ok || error_set(err, ERR_TIMEOUT, NULL, "no answer in time");
@@ -165,8 +166,8 @@ int cmd_probe(int argc, char **argv)
         return command_usage("probe", &err);
     if (help) {
         options_print_help(stdout, "gptd probe [URL] [OPTIONS]",
-                           "Asks a server how it is. Exit code 0: well (status 200); 1: not.", table,
-                           N);
+                           "Asks a server how it is. Exit code 0: well (status 200); 1: not.",
+                           table, N);
         return EXIT_DONE;
     }
     if (n_urls == 1) o.url = url;
