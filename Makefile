@@ -59,13 +59,16 @@ THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/tes
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
 # it calls.
-TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c),$(wildcard tests/*/*.c))
+TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c tests/faults/*.c),$(wildcard tests/*/*.c))
 TEST_OBJS := $(TEST_LIB:%.c=$(BUILD)/%.o)
+# What the black-box tests preload to make the system refuse. Sanitizers have the allocator for
+# themselves: there it is not.
+INTERPOSER := $(if $(SAN),,$(BUILD)/tests/faults/interpose.so)
 LIBRARIES := $(BUILD)/tests/helpers.a $(BUILD)/gptd.a
 
 .PHONY: all tests threaded-tests fuzz-targets
 all: $(BUILD)/gptd
-tests: $(TEST_BINS)
+tests: $(TEST_BINS) $(INTERPOSER)
 threaded-tests: $(THREADED_TEST_BINS)
 fuzz-targets: $(FUZZ_BINS)
 
@@ -98,6 +101,10 @@ $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
+
+$(BUILD)/tests/faults/interpose.so: tests/faults/interpose.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -fPIC -ftls-model=initial-exec -shared $(LDFLAGS) -o $@ $< -ldl
 
 .PRECIOUS: $(BUILD)/%.o
 

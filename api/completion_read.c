@@ -247,8 +247,10 @@ static enum completion_status stream_read(struct completion *c, struct buf *out)
         more = false;
         for (int32_t i = 0; i < c->n_choices; i++)
             more |= stream_choice(c, i, out);
-        if (reply_part_failed(&c->part)) {
-            error_set(&failure, ERR_MEMORY, NULL, "no memory for the reply");
+        bool part_failed = reply_part_failed(&c->part);
+        if (part_failed) error_set(&failure, ERR_MEMORY, NULL, "no memory for the reply");
+        if (!buf_check(out, "the reply", &failure)) buf_clear(out);
+        if (failure.code != ERR_NONE) {
             completion_cancel(c);
             return stream_end(c, &failure, out);
         }

@@ -16,33 +16,29 @@ void buf_free(struct buf *b)
 void buf_clear(struct buf *b)
 {
     b->len = 0;
-    b->failed = false;
+    b->failed = b->no_memory = false;
     if (b->data) b->data[0] = 0;
 }
 
-static void buf_fail(struct buf *b)
+static bool buf_fail(struct buf *b, bool no_memory)
 {
     buf_free(b);
     b->failed = true;
+    b->no_memory = no_memory;
+    return false;
 }
 
 /* Makes room for n more bytes and the NUL. */
 static bool buf_grow(struct buf *b, size_t n)
 {
     if (b->failed) return false;
-    if (n > b->limit || b->len > b->limit - n) {
-        buf_fail(b);
-        return false;
-    }
+    if (n > b->limit || b->len > b->limit - n) return buf_fail(b, false);
     size_t need = b->len + n + 1;
     if (need <= b->capacity) return true;
     size_t capacity = b->capacity ? b->capacity : 64;
     while (capacity < need) capacity *= 2;
     char *data = realloc(b->data, capacity);
-    if (!data) {
-        buf_fail(b);
-        return false;
-    }
+    if (!data) return buf_fail(b, true);
     b->data = data;
     b->capacity = capacity;
     return true;
@@ -84,6 +80,7 @@ void buf_consume(struct buf *b, size_t n)
 bool buf_check(const struct buf *b, const char *what, struct error *err)
 {
     if (!b->failed) return true;
+    if (b->no_memory) return error_set(err, ERR_MEMORY, NULL, "no memory for %s", what);
     return error_set(err, ERR_TOO_LARGE, NULL, "%s is over its limit of %zu bytes", what,
                      b->limit);
 }

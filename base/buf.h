@@ -16,6 +16,7 @@ struct buf {
     size_t capacity;
     size_t limit;
     bool failed;
+    bool no_memory; /* failed because the allocator refused, not for the limit */
 };
 
 void buf_init(struct buf *b, size_t limit);
@@ -26,7 +27,7 @@ void buf_puts(struct buf *b, const char *s);
 void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void buf_consume(struct buf *b, size_t n); /* drops the first n bytes */
-/* ERR_TOO_LARGE with `what` in the text when an append failed. */
+/* ERR_TOO_LARGE or ERR_MEMORY, with `what` in the text, when an append failed. */
 bool buf_check(const struct buf *b, const char *what, struct error *err) MUST_CHECK;
 /* The contents (malloc'd, NUL-terminated, never NULL unless failed); the buffer is empty after. */
 char *buf_take(struct buf *b, size_t *len);

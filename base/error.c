@@ -33,16 +33,25 @@ bool error_set(struct error *err, enum error_code code, const char *param, const
     return false;
 }
 
+static enum error_code code_of(int number)
+{
+    switch (number) {
+    case ENOENT: return ERR_NOT_FOUND;
+    case ENOMEM:
+    case EAGAIN: return ERR_MEMORY;
+    case ENOSPC:
+    case EDQUOT: return ERR_DISK_FULL;
+    default: return ERR_IO;
+    }
+}
+
 bool error_errno(struct error *err, const char *fmt, ...)
 {
     int saved = errno;
     if (!err) return false;
     va_list args;
     va_start(args, fmt);
-    enum error_code code = saved == ENOENT   ? ERR_NOT_FOUND
-                           : saved == ENOMEM ? ERR_MEMORY
-                                             : ERR_IO;
-    error_setv(err, code, NULL, fmt, args);
+    error_setv(err, code_of(saved), NULL, fmt, args);
     va_end(args);
     size_t n = strlen(err->text);
     snprintf(err->text + n, sizeof err->text - n, ": %s", strerror(saved));
@@ -68,6 +77,7 @@ const char *error_code_name(enum error_code code)
     case ERR_FORBIDDEN: return "forbidden";
     case ERR_IO: return "io";
     case ERR_MEMORY: return "memory";
+    case ERR_DISK_FULL: return "disk_full";
     case ERR_INTERNAL: return "internal";
     }
     return "unknown";

@@ -36,6 +36,7 @@ enum error_code {
     ERR_FORBIDDEN,   /* who asks is known, and may not */
     ERR_IO,          /* the system refused: open, read, write, map */
     ERR_MEMORY,      /* the allocator refused */
+    ERR_DISK_FULL,   /* no room, or no quota, where something was to be written */
     ERR_INTERNAL,    /* a bug; the text is for the log */
 };
 
@@ -53,7 +54,8 @@ bool error_setv(struct error *err, enum error_code code, const char *param, cons
                 va_list args);
 
 /* As error_set, with ": strerror(errno)" appended; the code follows errno
- * (ENOENT: ERR_NOT_FOUND, ENOMEM: ERR_MEMORY, else ERR_IO). */
+ * (ENOENT: ERR_NOT_FOUND; ENOMEM, and EAGAIN for a thread or a process: ERR_MEMORY; ENOSPC, EDQUOT:
+ * ERR_DISK_FULL; else ERR_IO). */
 bool error_errno(struct error *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* "invalid", "not_found", ...: stable names for logs. */

@@ -80,7 +80,8 @@ int64_t checkpoint_n_tensors(const struct checkpoint *ck);
 void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint_tensor *out);
 /* SHA-256 of the weight files' headers, sizes and a sample of their bytes, 16 hex digits + NUL:
  * names a weight version (system_fingerprint). */
-void checkpoint_fingerprint(const struct checkpoint *ck, char out[17]);
+bool checkpoint_fingerprint(const struct checkpoint *ck, char out[17], struct error *err)
+    MUST_CHECK;
 
 /* Rows [row0, row0 + n_rows) of the weight as f32, row-major [n_rows, n_in]. `layer` is ignored
  * for roles of the whole model. The role must exist for this config and the rows lie inside it

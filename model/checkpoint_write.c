@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +17,7 @@
 #include "base/utf8.h"
 #include "model/checkpoint_internal.h"
 #include "model/checkpoint_write_internal.h"
+#include "model/sha256.h"
 #include "model/tokenizer_export.h"
 
 enum {
@@ -25,7 +25,6 @@ enum {
     MANIFEST_DEPTH = 4,
     TOKENIZER_FILE_MAX = 1 << 30,
     CONFIG_MAX_BYTES = 16 << 20,
-    DIGEST_HEX = 65,
     MAX_STOPS = 16,
 };
 
@@ -125,37 +124,28 @@ bool checkpoint_write_tokenizer(const char *from, const char *dir, struct error 
 
 /* ---- Digests ---- */
 
-static void to_hex(const uint8_t *digest, unsigned n, char *out)
-{
-    for (unsigned i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
-}
-
 /* SHA-256 and size of what the descriptor reads. */
-static bool digest_fd(int fd, const char *path, char hex[DIGEST_HEX], int64_t *bytes,
+static bool digest_fd(int fd, const char *path, char hex[SHA256_HEX], int64_t *bytes,
                       struct error *err)
 {
     enum { CHUNK = 1 << 20 };
-    uint8_t digest[EVP_MAX_MD_SIZE], *chunk = malloc(CHUNK);
-    unsigned n_digest = 0;
+    uint8_t *chunk = malloc(CHUNK);
     ssize_t n = -1;
-    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    struct sha256 digest;
+    sha256_begin(&digest);
     *bytes = 0;
-    bool ok = chunk && ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) == 1;
-    if (!ok) error_set(err, ERR_MEMORY, NULL, "%s: no memory for its digest", path);
+    bool ok = chunk || error_set(err, ERR_MEMORY, NULL, "%s: no memory for its digest", path);
     while (ok && (n = read(fd, chunk, CHUNK)) != 0) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) ok = error_errno(err, "cannot read %s", path);
-        else EVP_DigestUpdate(ctx, chunk, (size_t)n), *bytes += n;
+        else sha256_update(&digest, chunk, (size_t)n), *bytes += n;
     }
-    if (ok) EVP_DigestFinal_ex(ctx, digest, &n_digest);
-    EVP_MD_CTX_free(ctx);
     free(chunk);
-    if (ok) to_hex(digest, n_digest, hex);
-    return ok;
+    return sha256_end(&digest, hex, ok ? err : NULL) && ok;
 }
 
 /* The digest of a file, which is put on disk first: a manifest must not outlive what it lists. */
-static bool digest_file(const char *path, bool sync, char hex[DIGEST_HEX], int64_t *bytes,
+static bool digest_file(const char *path, bool sync, char hex[SHA256_HEX], int64_t *bytes,
                         struct error *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -177,7 +167,7 @@ static bool is_temporary(const char *name)
 /* Adds the file to the manifest's object, unless it is none. */
 static bool seal_file(const char *dir, const char *name, struct cJSON *files, struct error *err)
 {
-    char path[CHECKPOINT_PATH_MAX], hex[DIGEST_HEX], size[32];
+    char path[CHECKPOINT_PATH_MAX], hex[SHA256_HEX], size[32];
     struct stat st;
     int64_t bytes;
     if (!path_join(path, sizeof path, dir, name, err)) return false;
@@ -231,7 +221,7 @@ bool checkpoint_seal(const char *dir, struct error *err)
 
 static bool verify_file(const char *dir, const struct cJSON *entry, struct error *err)
 {
-    char path[CHECKPOINT_PATH_MAX], hex[DIGEST_HEX];
+    char path[CHECKPOINT_PATH_MAX], hex[SHA256_HEX];
     const char *name = entry->string;
     const struct cJSON *digest = json_get(entry, "sha256");
     int64_t expected, bytes;

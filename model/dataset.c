@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "model/dataset_internal.h"
 #include "model/dataset_order.h"
+#include "model/sha256.h"
 #include "model/token_shards.h"
 #include "model/token_shards_internal.h"
 
@@ -109,25 +110,25 @@ static bool cut(struct dataset *ds, struct error *err)
     return needed->n_sequences > 0 || too_short(ds, err);
 }
 
-static void digest_part(EVP_MD_CTX *md, const struct token_part *p)
+static void digest_part(struct sha256 *digest, const struct token_part *p)
 {
     int64_t sizes[4] = {p->n_tokens, p->n_documents, p->id_bytes, p->loss != NULL};
-    EVP_DigestUpdate(md, sizes, sizeof sizes);
-    EVP_DigestUpdate(md, p->ids, (size_t)(p->n_tokens * p->id_bytes));
-    EVP_DigestUpdate(md, p->starts, (size_t)p->n_documents * sizeof *p->starts);
-    if (p->loss) EVP_DigestUpdate(md, p->loss, (size_t)ceil_div(p->n_tokens, 8));
+    sha256_update(digest, sizes, sizeof sizes);
+    sha256_update(digest, p->ids, (size_t)(p->n_tokens * p->id_bytes));
+    sha256_update(digest, p->starts, (size_t)p->n_documents * sizeof *p->starts);
+    if (p->loss) sha256_update(digest, p->loss, (size_t)ceil_div(p->n_tokens, 8));
 }
 
-static void fingerprint(struct dataset *ds)
+static bool fingerprint(struct dataset *ds, struct error *err)
 {
-    EVP_MD_CTX *md = sha256_new();
+    struct sha256 digest;
+    sha256_begin(&digest);
     for (int split = 0; split < N_SPLITS; split++) {
         const struct token_stream *s = &ds->splits[split].stream;
-        EVP_DigestUpdate(md, &s->n_parts, sizeof s->n_parts);
-        for (int64_t i = 0; i < s->n_parts; i++) digest_part(md, &s->parts[i]);
+        sha256_update(&digest, &s->n_parts, sizeof s->n_parts);
+        for (int64_t i = 0; i < s->n_parts; i++) digest_part(&digest, &s->parts[i]);
     }
-    sha256_hex(md, ds->fingerprint);
-    EVP_MD_CTX_free(md);
+    return sha256_end(&digest, ds->fingerprint, err);
 }
 
 static bool add_document(void *ctx, enum dataset_split split, const struct document *d,
@@ -150,8 +151,7 @@ static bool open_files(const struct dataset_options *o, struct dataset *ds, stru
         ok = ok && (part.n_tokens == 0 || token_stream_append(&ds->splits[i].stream, &part, err));
         if (!ok || part.n_tokens == 0) token_part_free(&part);
     }
-    if (ok) fingerprint(ds);
-    return ok;
+    return ok && fingerprint(ds, err);
 }
 
 /* Does what lies in the directory go with the model and the tokenizer? */
@@ -164,7 +164,7 @@ static bool shards_fit(const struct dataset_options *o, const char *dir,
                          "model's vocab_size is %lld", dir, (long long)shards->vocab_size,
                          (long long)o->vocab_size);
     if (!o->tokenizer) return true;
-    tokenizer_fingerprint(o->tokenizer, fingerprint);
+    if (!tokenizer_fingerprint(o->tokenizer, fingerprint, err)) return false;
     return strcmp(fingerprint, shards->tokenizer) == 0 ||
            error_set(err, ERR_INVALID, NULL, "%s was encoded with another tokenizer than the "
                      "model's: write it anew with gptd data --tokenizer", dir);
@@ -185,7 +185,8 @@ static bool take_shards(struct dataset *ds, struct token_shards *shards, struct 
 
 static bool open_shards(const struct dataset_options *o, struct dataset *ds, struct error *err)
 {
-    EVP_MD_CTX *md = sha256_new();
+    struct sha256 digest;
+    sha256_begin(&digest);
     bool ok = true;
     for (int32_t i = 0; ok && i < o->n_inputs; i++) {
         struct token_shards shards = {0};
@@ -194,12 +195,10 @@ static bool open_shards(const struct dataset_options *o, struct dataset *ds, str
                        "files cannot be mixed", o->inputs[i]);
         ok = ok && token_shards_open(o->inputs[i], false, &shards, err) &&
              shards_fit(o, o->inputs[i], &shards, err) && take_shards(ds, &shards, err);
-        if (ok) EVP_DigestUpdate(md, shards.digest, 64);
+        if (ok) sha256_update(&digest, shards.digest, 64);
         token_shards_close(&shards);
     }
-    sha256_hex(md, ds->fingerprint);
-    EVP_MD_CTX_free(md);
-    return ok;
+    return sha256_end(&digest, ds->fingerprint, ok ? err : NULL) && ok;
 }
 
 static bool check_options(const struct dataset_options *o, struct error *err)

@@ -96,7 +96,7 @@ bool engine_open(struct device *d, const struct checkpoint *ck, const struct tok
 {
     struct engine draft = {.device = d, .tokenizer = t, .options = *o};
     draft.gpt.config = *checkpoint_config(ck);
-    checkpoint_fingerprint(ck, draft.fingerprint);
+    if (!checkpoint_fingerprint(ck, draft.fingerprint, err)) return false;
     struct engine *e = engine_allocate(&draft, err);
     if (!e) return false;
     if (!gpt_load(&e->gpt, d, ck, e->load_staging, err)) goto fail;

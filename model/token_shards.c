@@ -2,12 +2,12 @@
 #include "model/token_shards.h"
 
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/json.h"
+#include "model/sha256.h"
 #include "model/token_shards_internal.h"
 
 enum { MAX_MANIFEST = 64 << 20, MAX_DEPTH = 8, MAX_SHARDS = 1 << 20 };
@@ -17,32 +17,18 @@ const char *dataset_split_name(enum dataset_split split)
     return split == SPLIT_TRAIN ? "train" : "validation";
 }
 
-void sha256_hex(EVP_MD_CTX *md, char out[65])
+bool tokenizer_fingerprint(const struct tokenizer *t, char out[65], struct error *err)
 {
-    uint8_t digest[EVP_MAX_MD_SIZE];
-    ASSERT(EVP_DigestFinal_ex(md, digest, NULL));
-    for (int i = 0; i < 32; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
-}
-
-EVP_MD_CTX *sha256_new(void)
-{
-    EVP_MD_CTX *md = EVP_MD_CTX_new();
-    ASSERT(md && EVP_DigestInit_ex(md, EVP_sha256(), NULL));
-    return md;
-}
-
-void tokenizer_fingerprint(const struct tokenizer *t, char out[65])
-{
-    EVP_MD_CTX *md = sha256_new();
+    struct sha256 digest;
+    sha256_begin(&digest);
     for (int32_t id = 0; id < tokenizer_vocab_size(t); id++) {
         size_t n;
         const char *text = tokenizer_token_bytes(t, id, &n);
         uint64_t length = text ? n : UINT64_MAX;
-        EVP_DigestUpdate(md, &length, sizeof length);
-        if (text) EVP_DigestUpdate(md, text, n);
+        sha256_update(&digest, &length, sizeof length);
+        if (text) sha256_update(&digest, text, n);
     }
-    sha256_hex(md, out);
-    EVP_MD_CTX_free(md);
+    return sha256_end(&digest, out, err);
 }
 
 bool token_shards_is_dir(const char *path)
@@ -75,7 +61,7 @@ struct reader {
     bool verify;
     int32_t id_bytes;
     struct token_shards *out;
-    EVP_MD_CTX *md;
+    struct sha256 digest;
     struct error *err;
 };
 
@@ -119,10 +105,10 @@ static bool check_digest(struct reader *r, const char *path, const struct file_m
                          const char *expected)
 {
     char found[65];
-    EVP_MD_CTX *md = sha256_new();
-    EVP_DigestUpdate(md, map->data, map->size);
-    sha256_hex(md, found);
-    EVP_MD_CTX_free(md);
+    struct sha256 digest;
+    sha256_begin(&digest);
+    sha256_update(&digest, map->data, map->size);
+    if (!sha256_end(&digest, found, r->err)) return false;
     return strcmp(found, expected) == 0 ||
            error_set(r->err, ERR_FORMAT, NULL, "%s is damaged: its SHA-256 is %s, not %s", path,
                      found, expected);
@@ -164,7 +150,7 @@ static bool read_shard(struct reader *r, const struct cJSON *shard, enum dataset
     if (!shard_layout(&l, part.n_tokens, part.n_documents, r->id_bytes, has_mask))
         return error_set(r->err, ERR_FORMAT, NULL, "%s: %s is too large", r->path, path);
     if (!map_shard(r, path, &l, digest, &part)) return false;
-    EVP_DigestUpdate(r->md, digest, 64);
+    sha256_update(&r->digest, digest, 64);
     if (token_stream_append(&r->out->splits[split], &part, r->err)) return true;
     token_part_free(&part);
     return false;
@@ -175,7 +161,7 @@ static bool read_split(struct reader *r, const struct cJSON *splits, enum datase
     const char *name = dataset_split_name(split);
     const struct cJSON *list = json_get(splits, name), *each;
     if (!cJSON_IsArray(list)) return wrong(r, name, list, "an array of shards");
-    EVP_DigestUpdate(r->md, name, strlen(name));
+    sha256_update(&r->digest, name, strlen(name));
     cJSON_ArrayForEach(each, list) {
         if (!read_shard(r, each, split)) return false;
     }
@@ -226,10 +212,9 @@ bool token_shards_open(const char *dir, bool verify, struct token_shards *out, s
     struct cJSON *root = parse_manifest(path, err);
     if (!root) return false;
     struct reader r = {.dir = dir, .path = path, .verify = verify, .out = out, .err = err};
-    r.md = sha256_new();
+    sha256_begin(&r.digest);
     bool ok = read_manifest(&r, root);
-    sha256_hex(r.md, out->digest);
-    EVP_MD_CTX_free(r.md);
+    ok = sha256_end(&r.digest, out->digest, ok ? err : NULL) && ok;
     cJSON_Delete(root);
     if (!ok) token_shards_close(out);
     return ok;

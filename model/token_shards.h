@@ -22,7 +22,7 @@ enum { N_DATASET_SPLITS = 2 };
 const char *dataset_split_name(enum dataset_split split); /* "train", "validation" */
 
 /* SHA-256 (hex) over the texts of all tokens. */
-void tokenizer_fingerprint(const struct tokenizer *t, char out[65]);
+bool tokenizer_fingerprint(const struct tokenizer *t, char out[65], struct error *err) MUST_CHECK;
 
 struct token_shards_report {
     int64_t files, text_bytes;

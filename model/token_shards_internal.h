@@ -1,7 +1,6 @@
 /* What reading and writing token shards share. */
 #pragma once
 
-#include <openssl/evp.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -18,5 +17,3 @@ struct shard_layout {
 bool shard_layout(struct shard_layout *l, int64_t n_tokens, int64_t n_documents, int32_t id_bytes,
                   bool has_mask);
 
-EVP_MD_CTX *sha256_new(void);
-void sha256_hex(EVP_MD_CTX *md, char out[65]); /* ends it */

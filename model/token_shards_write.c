@@ -11,6 +11,7 @@
 #include "model/dataset_internal.h"
 #include "model/file_write.h"
 #include "model/token_shards.h"
+#include "model/sha256.h"
 #include "model/token_shards_internal.h"
 
 struct split_writer {
@@ -26,11 +27,11 @@ struct shard_writer {
 };
 
 /* Appends to the file and to its digest. */
-static bool append(struct file_writer *w, EVP_MD_CTX *md, const void *bytes, int64_t n,
+static bool append(struct file_writer *w, struct sha256 *digest, const void *bytes, int64_t n,
                    struct error *err)
 {
     if (n == 0) return true;
-    EVP_DigestUpdate(md, bytes, (size_t)n);
+    sha256_update(digest, bytes, (size_t)n);
     return file_writer_append(w, bytes, (size_t)n, err);
 }
 
@@ -42,12 +43,12 @@ static bool write_part(const char *path, const struct token_part *p, char digest
     struct file_writer w;
     ASSERT(shard_layout(&l, p->n_tokens, p->n_documents, p->id_bytes, p->loss != NULL));
     if (!file_writer_open(&w, path, err)) return false;
-    EVP_MD_CTX *md = sha256_new();
-    bool ok = append(&w, md, p->ids, l.id_bytes, err) && append(&w, md, zeros, l.padding, err) &&
-              append(&w, md, p->starts, l.start_bytes, err) &&
-              append(&w, md, p->loss, l.mask_bytes, err);
-    sha256_hex(md, digest);
-    EVP_MD_CTX_free(md);
+    struct sha256 sum;
+    sha256_begin(&sum);
+    bool ok = append(&w, &sum, p->ids, l.id_bytes, err) && append(&w, &sum, zeros, l.padding, err) &&
+              append(&w, &sum, p->starts, l.start_bytes, err) &&
+              append(&w, &sum, p->loss, l.mask_bytes, err);
+    ok = sha256_end(&sum, digest, ok ? err : NULL) && ok;
     return file_writer_close(&w, ok, err) && ok;
 }
 
@@ -104,8 +105,7 @@ static bool add_document(void *ctx, enum dataset_split split, const struct docum
 static bool manifest_begin(struct shard_writer *w, const struct tokenizer *t, struct cJSON *root)
 {
     char fingerprint[65];
-    tokenizer_fingerprint(t, fingerprint);
-    return root && cJSON_AddStringToObject(root, "format", TOKEN_SHARDS_FORMAT) &&
+    return root && tokenizer_fingerprint(t, fingerprint, NULL) && cJSON_AddStringToObject(root, "format", TOKEN_SHARDS_FORMAT) &&
            cJSON_AddStringToObject(root, "tokenizer", fingerprint) &&
            cJSON_AddStringToObject(root, "tokenizer_description", tokenizer_description(t)) &&
            cJSON_AddNumberToObject(root, "vocab_size", tokenizer_vocab_size(t)) &&

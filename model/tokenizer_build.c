@@ -194,7 +194,8 @@ bool builder_merge(struct builder *b, const char *left, size_t n_left, const cha
     buf_append(&b->joined, right, n_right);
     int32_t left_id = builder_find(b, left, n_left);
     int32_t right_id = builder_find(b, right, n_right);
-    int32_t id = b->joined.failed ? -1 : builder_find(b, b->joined.data, b->joined.len);
+    if (b->joined.failed) return no_memory(b);
+    int32_t id = builder_find(b, b->joined.data, b->joined.len);
     if (left_id < 0 || right_id < 0 || id < 0)
         return error_set(b->err, ERR_FORMAT, NULL,
                          "%s: merge %zu (\"%.*s\" and \"%.*s\") needs %s, which is no token",

@@ -195,6 +195,8 @@ static bool compile(struct split_step *step, const struct buf *pattern, bool lit
     step->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, options, &code, &at,
                                context);
     pcre2_compile_context_free(context);
+    if (!step->code && code == PCRE2_ERROR_HEAP_FAILED)
+        return error_set(err, ERR_MEMORY, NULL, "%s: no memory for a pattern", where);
     if (!step->code) {
         PCRE2_UCHAR why[120] = "";
         char text[160];

@@ -264,7 +264,7 @@ static bool print_report(const struct checkpoint *ck, const struct tokenizer *to
     struct report r = {.ck = ck, .config = checkpoint_config(ck)};
     struct buf out;
     if (tokenizer) r.tokenizer = tokenizer_description(tokenizer);
-    checkpoint_fingerprint(ck, r.fingerprint);
+    if (!checkpoint_fingerprint(ck, r.fingerprint, err)) return false;
     count(&r);
     buf_init(&out, REPORT_LIMIT);
     if (json)

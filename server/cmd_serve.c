@@ -277,11 +277,18 @@ static void on_signal(void *ctx, int number, int count)
     pthread_mutex_unlock(&s->mutex);
 }
 
-static void wait_for_shutdown(struct shutdown *s, struct http_server *http)
+/* From here on the first signal drains: before anyone is told that the server listens. */
+static void begin_serving(struct shutdown *s, struct http_server *http)
 {
     pthread_mutex_lock(&s->mutex);
     s->http = http;
     s->serving = true;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static void wait_for_shutdown(struct shutdown *s)
+{
+    pthread_mutex_lock(&s->mutex);
     while (!s->requested) pthread_cond_wait(&s->cond, &s->mutex);
     s->http = NULL;
     pthread_mutex_unlock(&s->mutex);
@@ -384,10 +391,11 @@ static bool serve_until_signal(const struct serve_options *o, struct http_server
                                      .on_stall = o->exit_on_stall ? exit_stalled : NULL};
     if (!watchdog_start(&watch, &watchdog, err)) return false;
     const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
+    begin_serving(shutdown, http);
     print_ready(o, first, http_port(http));
     api_release(first);
     notify_send("READY=1");
-    wait_for_shutdown(shutdown, http);
+    wait_for_shutdown(shutdown);
     notify_send("STOPPING=1");
     drain(http, models, jobs, o->drain_timeout_s);
     watchdog_stop(watchdog);

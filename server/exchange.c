@@ -160,10 +160,7 @@ static bool read_source(struct exchange *e, struct error *err)
     e->more = status == COMPLETION_DATA;
     e->ended = status == COMPLETION_ENDED;
     if (e->ended) count(e);
-    if (e->out.failed && failure.code == ERR_NONE) {
-        error_set(&failure, ERR_TOO_LARGE, NULL, "the reply is over %d bytes", REPLY_LIMIT);
-        cancel(e);
-    }
+    if (failure.code == ERR_NONE && !buf_check(&e->out, "the reply", &failure)) cancel(e);
     if (failure.code == ERR_NONE) return true;
     *err = failure;
     return false;

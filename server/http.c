@@ -37,9 +37,31 @@ enum {
 
 /* ---- Replies ---- */
 
+static enum MHD_Result respond_no_memory(struct request *r)
+{
+    r->status = 503;
+    return MHD_queue_response(r->connection, 503, r->server->no_memory);
+}
+
+/* What respond_no_memory says. It is shared, and has no request's id. */
+static struct MHD_Response *make_no_memory(void)
+{
+    static char text[] = "{\"error\":{\"message\":\"no memory to answer; retry later\","
+                         "\"type\":\"server_error\",\"param\":null,\"code\":\"out_of_memory\"}}";
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(sizeof text - 1, text, MHD_RESPMEM_PERSISTENT);
+    if (response && MHD_add_response_header(response, "Content-Type", "application/json") == MHD_YES
+        && MHD_add_response_header(response, "Retry-After", "1") == MHD_YES
+        && MHD_add_response_header(response, "Connection", "close") == MHD_YES)
+        return response;
+    if (response) MHD_destroy_response(response);
+    return NULL;
+}
+
+/* `response` NULL: there was no memory for it. */
 static enum MHD_Result respond(struct request *r, int status, struct MHD_Response *response)
 {
-    if (!response) return MHD_NO;
+    if (!response) return respond_no_memory(r);
     MHD_add_response_header(response, "X-Request-Id", r->id);
     guard_add_headers(r, status, response);
     if (status == 503 || atomic_load(&r->server->draining)) /* make room */
@@ -74,7 +96,7 @@ static enum MHD_Result respond_error(struct request *r, int status, const struct
     buf_init(&out, REPLY_LIMIT);
     api_render_error(&out, err);
     struct MHD_Response *response = response_from(r, &out, "application/json");
-    if (!response) return MHD_NO;
+    if (!response) return respond_no_memory(r);
     if (status == 429 || status == 503) {
         char seconds[16];
         snprintf(seconds, sizeof seconds, "%d", err->retry_after_s > 0 ? err->retry_after_s : 1);
@@ -190,7 +212,7 @@ static enum MHD_Result request_begin(struct http_server *s, struct MHD_Connectio
                                      struct request **out)
 {
     struct request *r = calloc(1, sizeof *r);
-    if (!r) return MHD_NO;
+    if (!r) return MHD_queue_response(connection, 503, s->no_memory);
     *out = r;
     r->server = s;
     atomic_fetch_add(&s->n_open, 1);
@@ -228,7 +250,7 @@ static enum MHD_Result collect_body(struct request *r, const char *data, size_t 
         return MHD_YES;
     }
     buf_append(&r->body, data, n);
-    if (r->body.failed) refuse(r, 500, ERR_MEMORY, "no memory for the body");
+    if (r->body.failed) refuse(r, 503, ERR_MEMORY, "no memory for the body");
     return MHD_YES;
 }
 
@@ -303,7 +325,7 @@ static enum MHD_Result respond_work(struct request *r)
     if (r->reply_fd < 0)
         return respond(r, 200, response_from(r, &r->reply, route_content_type(r->route)));
     response = MHD_create_response_from_fd64((uint64_t)r->reply_bytes, r->reply_fd);
-    if (!response) return MHD_NO;
+    if (!response) return respond_no_memory(r);
     r->reply_fd = -1; /* the response closes it */
     r->n_reply = (uint64_t)r->reply_bytes;
     MHD_add_response_header(response, "Content-Type", route_content_type(r->route));
@@ -498,6 +520,7 @@ static int64_t keep_alive_s(const struct http_options *o)
 
 static void free_server(struct http_server *s)
 {
+    if (s->no_memory) MHD_destroy_response(s->no_memory);
     pthread_cond_destroy(&s->work_done);
     pthread_mutex_destroy(&s->work_mutex);
     free(s);
@@ -517,6 +540,10 @@ bool http_start(const struct http_options *o, const struct api_context *api,
     pthread_mutex_init(&s->work_mutex, NULL);
     pthread_cond_init(&s->work_done, NULL);
     if (getrandom(&s->id_prefix, sizeof s->id_prefix, 0) < 0) s->id_prefix = (uint32_t)getpid();
+    if (!(s->no_memory = make_no_memory())) {
+        error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
+        goto fail;
+    }
     if (!raise_descriptor_limit(o->max_connections, err)) goto fail;
     if (!listener_open(o->host, o->port, &s->listener, err)) goto fail;
     if (!connections_start(&o->times, o->max_connections, o->tls, &s->connections, err)) goto fail;

@@ -28,6 +28,7 @@ struct http_server {
     struct memory_history *memory;
     struct listener listener;
     struct MHD_Daemon *daemon;
+    struct MHD_Response *no_memory; /* made at the start, for when no other can be made */
     struct exchanges *exchanges;
     struct connections *connections;
     _Atomic bool draining;

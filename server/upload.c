@@ -1,6 +1,7 @@
 /* Multipart bodies: see upload.h. */
 #include "server/upload.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,9 +62,12 @@ bool upload_begin(struct file_store *s, struct MHD_Connection *connection, struc
     struct upload *u = calloc(1, sizeof *u);
     if (!u) return error_set(err, ERR_MEMORY, NULL, "no memory for the upload");
     u->store = s;
+    errno = 0;
     u->parts = MHD_create_post_processor(connection, POST_BUFFER, take_part, u);
     if (!u->parts) {
+        int why = errno;
         free(u);
+        if (why == ENOMEM) return error_set(err, ERR_MEMORY, NULL, "no memory for the upload");
         return error_set(err, ERR_UNSUPPORTED, NULL,
                          "the body must be multipart/form-data with a boundary, and have the parts "
                          "file and purpose");

@@ -14,6 +14,11 @@ for name in ("http_proxy", "https_proxy", "all_proxy"):
     os.environ.pop(name.upper(), None)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true",
+                     help="test_faults.py: fail every call, not a sample of them (an hour)")
+
+
 @pytest.fixture(scope="module")
 def server(request):
     """Options of the module's own: `SERVER_OPTIONS = ["--max-seqs", "4"]`."""

@@ -62,6 +62,27 @@ static void test_the_limit_is_exact_and_sticks(void **state)
     buf_free(&b);
 }
 
+/* The allocator's refusal is not the limit's. */
+static void test_no_memory_is_said(void **state)
+{
+#ifdef __SANITIZE_ADDRESS__
+    skip(); /* it ends a program that asks for so much */
+#endif
+    struct buf b;
+    struct error err;
+    buf_init(&b, SIZE_MAX);
+    buf_puts(&b, "x");
+    buf_append(&b, "x", (size_t)1 << 60);
+    assert_true(b.failed);
+    assert_false(buf_check(&b, "the reply", &err));
+    assert_int_equal(err.code, ERR_MEMORY);
+    assert_string_equal(err.text, "no memory for the reply");
+    buf_clear(&b);
+    buf_puts(&b, "y");
+    assert_true(buf_check(&b, "the reply", &err));
+    buf_free(&b);
+}
+
 static void test_printf_past_the_limit_fails(void **state)
 {
     struct buf b;
@@ -119,6 +140,7 @@ int main(void)
         cmocka_unit_test(test_appends),
         cmocka_unit_test(test_growth_keeps_the_bytes),
         cmocka_unit_test(test_the_limit_is_exact_and_sticks),
+        cmocka_unit_test(test_no_memory_is_said),
         cmocka_unit_test(test_printf_past_the_limit_fails),
         cmocka_unit_test(test_huge_appends_do_not_wrap_around),
         cmocka_unit_test(test_consume_drops_the_front),

@@ -63,6 +63,15 @@ static void test_errno_chooses_the_code(void **state)
     errno = ENOMEM;
     error_errno(&err, "x");
     assert_int_equal(err.code, ERR_MEMORY);
+    errno = EAGAIN; /* of a thread, or a process */
+    error_errno(&err, "x");
+    assert_int_equal(err.code, ERR_MEMORY);
+    errno = ENOSPC;
+    error_errno(&err, "x");
+    assert_int_equal(err.code, ERR_DISK_FULL);
+    errno = EDQUOT;
+    error_errno(&err, "x");
+    assert_int_equal(err.code, ERR_DISK_FULL);
     errno = EACCES;
     error_errno(&err, "x");
     assert_int_equal(err.code, ERR_IO);

@@ -47,7 +47,7 @@ static void read_checkpoint(const char *path)
     if (!checkpoint_open(path, &ck, &err)) return;
     const struct gpt_config *c = checkpoint_config(ck);
     char fingerprint[17];
-    checkpoint_fingerprint(ck, fingerprint);
+    if (!checkpoint_fingerprint(ck, fingerprint, &err)) abort();
     for (int role = 0; role < N_WEIGHT_ROLES; role++) {
         int64_t n_out, n_in;
         if (!weight_role_shape(c, role, &n_out, &n_in)) continue;
