@@ -109,7 +109,7 @@ $(BUILD)/tests/faults/interpose.so: tests/faults/interpose.c
 .PRECIOUS: $(BUILD)/%.o
 
 # For people.
-.PHONY: run demo test bench fuzz layers setup setup-test clean
+.PHONY: run demo test test-container bench fuzz layers setup setup-test clean
 setup:
 	@scripts/setup.sh
 setup-test:
@@ -126,6 +126,12 @@ demo: setup
 test: setup-test
 	@$(MAKE) --no-print-directory build/venv/ready
 	@scripts/run_tests.sh
+
+# The images, built and run for real; as root, with Debian's tools in place of Docker.
+test-container: setup-test
+	@scripts/setup.sh --container
+	@$(MAKE) --no-print-directory all build/venv/ready
+	build/venv/bin/python -m pytest -q -ra tests/container
 
 bench: setup-test
 	@$(MAKE) --no-print-directory all build/venv/ready

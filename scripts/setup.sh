@@ -1,11 +1,13 @@
 #!/bin/sh
-# Installs what gptd needs from Debian's packages: setup.sh for building, setup.sh --test for
-# the tests too. Says what it does; does nothing (and needs no network) when all is there.
+# Installs what gptd needs from Debian's packages: setup.sh for building, setup.sh --test for the
+# tests too, setup.sh --container for those that build and run containers as well. Says what it does;
+# does nothing (and needs no network) when all is there.
 set -eu
 
 build="gcc make libc6-dev libmicrohttpd-dev libgnutls28-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev
        curl ca-certificates"
 test="libcmocka-dev openssl python3 python3-venv clang"
+container="buildah podman runc mmdebstrap"
 
 if ! command -v dpkg-query >/dev/null; then
     echo "setup: not a Debian system; gptd needs what Debian calls: $build (tests: $test)" >&2
@@ -37,6 +39,7 @@ install() {
 
 wanted=$build
 [ "${1:-}" = --test ] && wanted="$build $test"
+[ "${1:-}" = --container ] && wanted="$build $test $container"
 # shellcheck disable=SC2046,SC2086  # package lists are meant to be split
 install $(missing $wanted)
 

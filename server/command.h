@@ -7,7 +7,9 @@
 #include "base/error.h"
 #include "base/options.h"
 
+#ifndef GPTD_VERSION /* a release says it on the compiler's command line */
 #define GPTD_VERSION "0.1.0"
+#endif
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3, EXIT_STALLED = 4 };
 
