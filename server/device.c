@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "cpu/cpu.h"
 #include "cuda/cuda.h"
+#include "model/profile.h"
 
 bool device_options_check(const struct device_options *o, struct error *err)
 {
@@ -30,17 +31,24 @@ static int32_t cuda_ordinal(const char *name)
     return n < INT32_MAX ? (int32_t)n : INT32_MAX;
 }
 
-bool device_open(const struct device_options *o, struct device **out, struct error *err)
+static bool open_named(const struct device_options *o, struct device **out, struct error *err)
 {
-    if (strcmp(o->name, "cpu") != 0) {
-        if (!cuda_device_open(cuda_ordinal(o->name), out, err)) return false;
-        log_info("device %s", (*out)->ops->description(*out));
-        return true;
-    }
+    if (strcmp(o->name, "cpu") != 0) return cuda_device_open(cuda_ordinal(o->name), out, err);
     struct cpu_options cpu = {.n_threads = (int32_t)o->threads};
     ASSERT(cpu_isa_parse(o->cpu_isa, &cpu.isa));
-    if (!cpu_device_open(&cpu, out, err)) return false;
-    log_info("device %s", (*out)->ops->description(*out));
+    return cpu_device_open(&cpu, out, err);
+}
+
+bool device_open(const struct device_options *o, struct device **out, struct error *err)
+{
+    struct device *d;
+    if (!open_named(o, &d, err)) return false;
+    log_info("device %s", d->ops->description(d));
+    if (o->profile && !profile_open(d, stderr, &d, err)) {
+        device_close(d);
+        return false;
+    }
+    *out = d;
     return true;
 }
 

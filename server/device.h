@@ -11,12 +11,13 @@ struct device_options {
     const char *name;    /* "cpu", "cuda:N" */
     int64_t threads;     /* of the CPU; 0: as many as the process may use */
     const char *cpu_isa; /* at most this instruction set: see cpu/cpu.h */
+    bool profile;        /* time every operation: model/profile.h */
 };
 
 /* Do the options make sense, whatever this machine has? ERR_INVALID names the one that does not. */
 bool device_options_check(const struct device_options *o, struct error *err) MUST_CHECK;
 
 /* Options that were checked. ERR_UNSUPPORTED for a device that is not there. Logs what was chosen.
- * Close with device_close. */
+ * Close with device_close, which prints the profile, if one was asked for, to stderr. */
 bool device_open(const struct device_options *o, struct device **out, struct error *err) MUST_CHECK;
 void device_close(struct device *d); /* NULL-safe */

@@ -42,6 +42,9 @@ void model_options_table(struct model_options *o, struct option *table)
          "CPU threads; 0: as many as the process may use."},
         {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
          "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
+        {"profile", OPTION_FLAG, &o->device.profile, 0, 0, NULL,
+         "At the end, print how long each operation of the device took, and how near it came to "
+         "what the device can do."},
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
          "Element type of weights; quantized as they are loaded, with a bf16 KV cache, for q8_0 and q4_0."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",

@@ -18,7 +18,7 @@ struct model_options {
 };
 void model_options_init(struct model_options *o);
 
-enum { N_MODEL_OPTIONS = 11 };
+enum { N_MODEL_OPTIONS = 12 };
 /* Appends the table's entries for `o` at table[0..N_MODEL_OPTIONS). */
 void model_options_table(struct model_options *o, struct option *table);
 /* Without --memory-budget: what a model, or a server's models together, may take of what the machine

@@ -43,6 +43,9 @@ static void own_options(struct train_options *o)
          "CPU threads; 0: as many as the process may use."},
         {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
          "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
+        {"profile", OPTION_FLAG, &o->device.profile, 0, 0, NULL,
+         "At the end, print how long each operation of the device took, and how near it came to "
+         "what the device can do."},
     };
     memcpy(o->table, entries, sizeof entries);
 }

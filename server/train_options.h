@@ -6,7 +6,7 @@
 #include "server/command.h"
 #include "server/device.h"
 
-enum { N_TRAIN_OPTIONS = 15, TRAIN_FLAG_BYTES = 32 };
+enum { N_TRAIN_OPTIONS = 16, TRAIN_FLAG_BYTES = 32 };
 
 struct train_options {
     struct device_options device;

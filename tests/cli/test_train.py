@@ -101,6 +101,20 @@ def test_what_a_run_leaves(tmp_path, config, text):
     assert reply.returncode == 0
 
 
+def test_profile(tmp_path, config, text):
+    """Tables on stderr, and the same bits as without."""
+    reply = run(*arguments(tmp_path, config(), text, "--profile"))
+    assert reply.returncode == 0, reply.stderr
+    for line in (r"^matmul f32 128 x 32 +1?\d\d ", r"^adamw +\d+ ", r"^between operations "):
+        assert re.search(line, reply.stderr, re.M), reply.stderr
+    assert run(*arguments(tmp_path, config(), text, name="plain")).returncode == 0
+    model = tmp_path / "models" / "m"
+    assert filecmp.cmp(model / "model.safetensors", tmp_path / "models/plain/model.safetensors",
+                       shallow=False)
+    reply = run("generate", "--model", model, "--prompt", "the ", "--max-new-tokens", 5, "--profile")
+    assert reply.returncode == 0 and re.search(r"^sample +\d+ ", reply.stderr, re.M)
+
+
 def test_resolved_config_is_a_config(tmp_path, config, text):
     assert run(*arguments(tmp_path, config(), text)).returncode == 0
     model = tmp_path / "models" / "m"
