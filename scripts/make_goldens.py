@@ -14,7 +14,7 @@ that the library itself computes in float32, which are norms, softmax and rotary
 Qwen3 is younger than the torch this runs on; its case uses `reference_forward` below, a plain
 float64 forward pass of the Llama family, which every other case of that family is checked against.
 
-Needs torch >= 1.13, transformers 4.46, safetensors (see train_shakespeare.py for the environment).
+Needs torch >= 1.13, transformers 4.46, safetensors (see scripts/README.md for the environment).
 The same versions write the same bytes.
 """
 

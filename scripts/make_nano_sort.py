@@ -18,7 +18,7 @@ heads [B,H,T,K]; `qkv` is what c_attn gives; `att` is scaled and masked with -in
 softmax; `probs` is the softmax of the logits.
 
 Needs torch, safetensors, and transformers to check that it computes the same (see
-train_shakespeare.py for the environment).
+scripts/README.md for the environment).
 """
 
 import argparse
