@@ -46,7 +46,7 @@ static void test_options_that_will_not_do(void **state)
     struct error err;
     model_options_init(&o);
     assert_true(model_options_check(&o, &err));
-    o.dtype = "f16";
+    o.dtype = "q4_K";
     assert_false(model_options_check(&o, &err));
     assert_string_equal(err.param, "dtype");
     model_options_init(&o);
