@@ -81,3 +81,30 @@ def test_inter_token_time_is_bounded(server):
     else:
         pytest.fail(f"training slows serving: {figures}")
     assert jobs.cancel(job.id).status == "cancelled"
+
+
+def test_sigterm_with_a_running_job(tmp_path):
+    """It writes a checkpoint and stops, and goes on from there when the server is back: no step is
+    lost, none is done twice."""
+    folder = tmp_path / "data"
+    options = ("--data-dir", folder, "--train-threads", 1)
+    first = gptd.Server(*options)
+    client = openai.OpenAI(base_url=first.url + "/v1", api_key="none", max_retries=0)
+    file = client.files.create(file=("text.txt", (ROOT / "README.md").read_bytes()),
+                               purpose="fine-tune")
+    n = 150
+    job = client.fine_tuning.jobs.create(
+        model="configs/tiny_char", training_file=file.id,
+        extra_body={**SETTINGS, "batch_size": 1, "sequence_length": 64, "max_iters": n})
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).step >= 2, 60, "the first steps")
+    first.stop()
+    model = folder / "jobs" / job.id / "model"
+    (checkpoint,) = (model / "checkpoints").glob("step-*")
+    stopped_at = int(checkpoint.name.removeprefix("step-"))
+    assert (checkpoint / "manifest.json").exists() and 2 <= stopped_at < n
+    second = gptd.Server(*options)
+    client = openai.OpenAI(base_url=second.url + "/v1", api_key="none", max_retries=0)
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded", 60, "the end")
+    second.stop()
+    steps = [json.loads(line)["step"] for line in (model / "metrics.jsonl").open()]
+    assert steps == list(range(1, n + 1))
