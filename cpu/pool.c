@@ -134,7 +134,9 @@ static bool start_workers(struct pool *p, struct error *err)
     for (int32_t i = 0; rc == 0 && i < p->n_threads - 1; i++) {
         p->workers[i] = (struct pool_worker){.pool = p, .thread = i + 1};
         rc = pthread_create(&p->workers[i].handle, NULL, worker_main, &p->workers[i]);
-        if (rc == 0) p->n_started++;
+        if (rc != 0) break;
+        pthread_setname_np(p->workers[i].handle, "pool"); /* what top -H and /proc show */
+        p->n_started++;
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc == 0) return true;

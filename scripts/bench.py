@@ -13,6 +13,8 @@ What it prints are medians over --runs (at least 5) of
               (p50, p99), time to first token
   overhead    what HTTP adds: a trivial route's round trip, and the first token's time at the client
               less the same in the engine (from /metrics)
+  cpu         64 streaming clients: processor time of the server's threads that do not compute (all
+              but the engine's and the device's), as a share of the cores and for each token
 
 The client reads sockets in one thread and counts events without parsing them, so that on a small
 machine it takes as little as it can from the server. Standard library only.
@@ -43,14 +45,17 @@ class Stream:
     """One streaming completion on a socket of its own, and when each of its events came."""
 
     def __init__(self, address, body):
-        data = json.dumps({**body, "stream": True}).encode()
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tail = b""
         self.times = []
         self.begin = time.perf_counter()
+        self.send(body)
+
+    def send(self, body):
+        data = json.dumps({**body, "stream": True}).encode()
         self.socket.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
 
     def read(self):
@@ -161,7 +166,7 @@ def bench_overhead(target, runs):
         trips = []
         for _ in range(200 * runs):
             begin = time.perf_counter()
-            s.sendall(b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n")
+            s.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             s.recv(1 << 16)
             trips.append(time.perf_counter() - begin)
     result = {"health_round_trip_ms": 1e3 * statistics.median(trips)}
@@ -177,12 +182,45 @@ def bench_overhead(target, runs):
     return result
 
 
-def start(arguments, model):
+def cpu_seconds(pid):
+    """Processor time of a process's threads, by their name."""
+    seconds = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            name = (task / "comm").read_text().strip()
+            spent = int((task / "schedstat").read_text().split()[0]) / 1e9
+        except OSError:  # it ended
+            continue
+        seconds[name] = seconds.get(name, 0) + spent
+    return seconds
+
+
+def bench_cpu(target, pid, runs, n_clients=64):
+    n_tokens = min(128, target.context - 34)
+    shares, each, device = [], [], []
+    for i in range(runs + 1):
+        before, begin = cpu_seconds(pid), time.perf_counter()
+        run_streams(target.address, [target.body(32, n_tokens) for _ in range(n_clients)])
+        wall, after = time.perf_counter() - begin, cpu_seconds(pid)
+        if i == 0:
+            continue
+        spent = {name: after[name] - before.get(name, 0) for name in after}
+        computing = spent.pop("engine") + spent.pop("pool", 0)
+        cores = wall * os.cpu_count()
+        shares.append(100 * sum(spent.values()) / cores)
+        device.append(100 * computing / cores)
+        each.append(1e6 * sum(spent.values()) / (n_clients * n_tokens))
+    return {"clients": n_clients, "outside_device_percent": statistics.median(shares),
+            "outside_device_us_per_token": statistics.median(each),
+            "device_percent": statistics.median(device)}
+
+
+def start(arguments, model, *more):
     """A gptd on a free port; returns process, URL and the seconds until it was ready."""
     log = tempfile.NamedTemporaryFile("w+", suffix=".log")
     begin = time.perf_counter()
     process = subprocess.Popen([arguments.binary, "serve", "--model", model, "--host",
-                                "127.0.0.1", "--port", "0", *arguments.more],
+                                "127.0.0.1", "--port", "0", *arguments.more, *more],
                                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     url = None
     while time.perf_counter() - begin < 600:
@@ -234,6 +272,11 @@ def print_table(result):
         print(f"  {row['clients']:7}   {row['total_tokens_per_s']:11.1f}   "
               f"{row['inter_token_p50_ms']:15.2f} / {row['inter_token_p99_ms']:9.2f}   "
               f"{row['first_token_p50_ms']:14.2f}")
+    if "cpu" in result:
+        cpu = result["cpu"]
+        print(f"\n  {cpu['clients']} clients: {cpu['outside_device_percent']:.1f} % of the cores outside "
+              f"of the device ({cpu['outside_device_us_per_token']:.1f} us a token), "
+              f"{cpu['device_percent']:.1f} % in it")
 
 
 def parse_arguments():
@@ -275,6 +318,12 @@ def main():
             entry, result["device"] = describe(url)
             measure(arguments, Target(url, entry["max_model_len"], entry["vocab_size"], True),
                     result)
+        finally:
+            stop(process)
+        process, url, _ = start(arguments, arguments.model, "--max-seqs", "64")
+        try:
+            result["cpu"] = bench_cpu(Target(url, entry["max_model_len"], entry["vocab_size"], True),
+                                      process.pid, arguments.runs)
         finally:
             stop(process)
     if arguments.json == "-":
