@@ -136,6 +136,7 @@ test-container: setup-test
 bench: setup-test
 	@$(MAKE) --no-print-directory all build/venv/ready
 	@build/venv/bin/python scripts/bench.py --model $(MODEL) $(BENCH)
+	@echo && build/venv/bin/python scripts/bench_open.py --model $(MODEL) $(BENCH_OPEN)
 	@echo && build/venv/bin/python scripts/bench_train.py $(BENCH_TRAIN)
 
 FUZZ_SECONDS ?= 600
