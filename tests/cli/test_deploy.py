@@ -4,6 +4,7 @@ the bill of materials against what is linked, docs/deploy.md against what there 
 
 import json
 import re
+import shlex
 import subprocess
 
 import kubernetes_validate
@@ -217,3 +218,27 @@ def test_the_build_context_has_what_the_dockerfile_copies():
     assert {"Makefile", "server", "configs"} <= set(copied)
     for path in copied:
         assert (ROOT / path).exists() and path in allowed, path
+
+
+# ---- docs/deploy.md ----
+
+def test_what_the_guide_names_is_there():
+    text = (ROOT / "docs/deploy.md").read_text()
+    for path in re.findall(r"\b(?:scripts|configs|models/shakespeare)[\w/.]*\w/?", text):
+        assert (ROOT / path).exists(), path
+    known = set().union(*(options_of(s) for s in ("serve", "plan", "probe", "key", "generate")))
+    others = {"always", "build-arg", "from-file", "now", "profile", "read-only", "rm", "target"}
+    named = {n.removeprefix("no-") for n in re.findall(r"(?<![\w-])--([a-z][a-z-]+[a-z])", text)}
+    assert len(named) > 20 and named - others <= known | {"options"}, named - others - known
+    variables = set(re.findall(r"\bGPTD_([A-Z_]+)", text)) - {"MEMORY"}  # compose.yaml's own
+    variables = {v.lower().replace("_", "-").removeprefix("no-") for v in variables}
+    assert variables <= known, variables - known
+
+
+def test_the_guides_plans_can_be_made():
+    text = (ROOT / "docs/deploy.md").read_text()
+    commands = re.findall(r"^    gptd (plan .*)$", text, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        ended = gptd.run(*shlex.split(command))
+        assert ended.returncode == 0, (command, ended.stderr)
