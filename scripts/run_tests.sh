@@ -114,7 +114,7 @@ if build release all tests; then
     say "release: C tests"
     unit release "" $(programs "" TEST_BINS)
     say "release: black-box tests"
-    black_box release build/gptd tests/http tests/cli tests/container
+    black_box release build/gptd tests/http tests/cli
 fi
 
 say "address: build"
