@@ -46,6 +46,9 @@ struct api_context {
 
 /* HTTP status for an error: the one table. */
 int api_error_status(enum error_code code);
+/* What a client may read of it: a bug's or a disk's text, which may name addresses and files, is for the
+ * log, and another stands for it. */
+const char *api_error_text(const struct error *err);
 /* {"error":{"message","type","param","code"}} */
 void api_render_error(struct buf *out, const struct error *err);
 

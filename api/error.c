@@ -50,13 +50,19 @@ static const struct error_shape *error_shape(enum error_code code)
 
 int api_error_status(enum error_code code) { return error_shape(code)->status; }
 
+const char *api_error_text(const struct error *err)
+{
+    if (err->code == ERR_DISK_FULL)
+        return "No room on the server's disk: free some and retry; the server's log says where.";
+    if (api_error_status(err->code) == 500) return "Internal error; the server's log says more.";
+    return err->text;
+}
+
 void api_render_error(struct buf *out, const struct error *err)
 {
     const struct error_shape *shape = error_shape(err->code);
-    /* A bug's text is for the log: it may speak of addresses and files. */
-    bool hide = shape->status == 500;
     buf_puts(out, "{\"error\":{\"message\":");
-    json_out_text(out, hide ? "Internal error; the server's log says more." : err->text);
+    json_out_text(out, api_error_text(err));
     buf_puts(out, ",\"type\":");
     json_out_text(out, shape->type);
     buf_puts(out, ",\"param\":");

@@ -5,6 +5,9 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/openat2.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,31 +19,78 @@
 /* O_NONBLOCK: a FIFO by this name must not hang the loader. */
 enum { OPEN_FLAGS = O_RDONLY | O_CLOEXEC | O_NONBLOCK };
 
-/* The descriptor of an open regular file, its size in *size; else it is closed, and -1 with `err`
+/* ---- Files that are cut while they are mapped ---- */
+
+/* Globals: a signal's handler reaches nothing else. */
+static _Atomic int64_t n_guards, n_faults;
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    static const char line[] = "gptd: a file was cut short while it was being read: put files in "
+                               "place whole, with a rename\n";
+    int saved = errno;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *at = (void *)((uintptr_t)info->si_addr & ~(page - 1));
+    atomic_fetch_add(&n_faults, 1);
+    if (atomic_load(&n_guards) == 0 || info->si_code != BUS_ADRERR
+        || mmap(at, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+        if (write(STDERR_FILENO, line, sizeof line - 1) < 0) errno = 0;
+        signal(number, SIG_DFL); /* the read, tried again, ends the process */
+    }
+    errno = saved;
+}
+
+static void handle_bus_errors(void)
+{
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+}
+
+void file_guard_begin(struct file_guard *g)
+{
+    handle_bus_errors(); /* whoever else has taken the signal since */
+    atomic_fetch_add(&n_guards, 1);
+    g->n_faults = atomic_load(&n_faults);
+}
+
+bool file_guard_end(struct file_guard *g, const char *what, struct error *err)
+{
+    atomic_fetch_sub(&n_guards, 1);
+    if (atomic_load(&n_faults) == g->n_faults) return true;
+    return error_set(err, ERR_IO, NULL, "%s was cut short while it was being read: put files in "
+                     "place whole, with a rename", what);
+}
+
+/* ---- Opening ---- */
+
+static int64_t changed_ns(const struct stat *st)
+{
+    return st->st_mtim.tv_sec * INT64_C(1000000000) + st->st_mtim.tv_nsec;
+}
+
+/* The descriptor of an open regular file, what it is in *st; else it is closed, and -1 with `err`
  * set. */
-static int check_regular(int fd, const char *path, size_t *size, struct error *err)
+static int check_regular(int fd, const char *path, struct stat *st, struct error *err)
 {
     if (fd < 0) {
         error_errno(err, "cannot open %s", path);
         return -1;
     }
-    struct stat st;
-    if (fstat(fd, &st) != 0) {
+    if (fstat(fd, st) != 0)
         error_errno(err, "cannot stat %s", path);
-    } else if (!S_ISREG(st.st_mode)) {
+    else if (!S_ISREG(st->st_mode))
         error_set(err, ERR_FORMAT, NULL, "%s is not a regular file", path);
-    } else {
-        *size = (size_t)st.st_size;
+    else
         return fd;
-    }
     close(fd);
     return -1;
 }
 
-/* Opens a regular file for reading; the size goes to *size. -1 with `err` set on failure. */
-static int open_regular(const char *path, size_t *size, struct error *err)
+/* Opens a regular file for reading; what it is goes to *st. -1 with `err` set on failure. */
+static int open_regular(const char *path, struct stat *st, struct error *err)
 {
-    return check_regular(open(path, OPEN_FLAGS), path, size, err);
+    return check_regular(open(path, OPEN_FLAGS), path, st, err);
 }
 
 /* Without openat2: what the path is once its links are followed must lie in the folder. A file that
@@ -92,8 +142,10 @@ static int open_beneath(const char *root, const char *name, int flags, struct er
 bool file_open_beneath(const char *root, const char *name, int *fd, size_t *size,
                        struct error *err)
 {
+    struct stat st;
     int found = open_beneath(root, name, OPEN_FLAGS, err);
-    *fd = found < 0 ? -1 : check_regular(found, name, size, err);
+    *fd = found < 0 ? -1 : check_regular(found, name, &st, err);
+    if (*fd >= 0) *size = (size_t)st.st_size;
     return *fd >= 0;
 }
 
@@ -137,14 +189,17 @@ bool path_find_beneath(const char *root, const char *name, char *out, size_t siz
 
 bool file_map_open(const char *path, struct file_map *out, struct error *err)
 {
-    size_t size;
-    int fd = open_regular(path, &size, err);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    struct stat st;
+    int fd = open_regular(path, &st, err);
     if (fd < 0) return false;
-    struct file_map map = {.size = size};
-    if (size > 0) {
-        void *p = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    pthread_once(&once, handle_bus_errors);
+    struct file_map map = {.size = (size_t)st.st_size, .inode = st.st_ino,
+                           .changed_ns = changed_ns(&st)};
+    if (map.size > 0) {
+        void *p = mmap(NULL, map.size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) {
-            error_errno(err, "cannot map %s (%zu bytes)", path, size);
+            error_errno(err, "cannot map %s (%zu bytes)", path, map.size);
             close(fd);
             return false;
         }
@@ -161,6 +216,15 @@ void file_map_forget(const struct file_map *map)
     if (map->data) (void)madvise((void *)map->data, map->size, MADV_DONTNEED);
 }
 
+bool file_map_unchanged(const struct file_map *map, const char *path, struct error *err)
+{
+    struct stat st;
+    if (stat(path, &st) != 0 || st.st_ino != map->inode) return true;
+    if (changed_ns(&st) == map->changed_ns && (size_t)st.st_size == map->size) return true;
+    return error_set(err, ERR_IO, NULL, "%s was written to while it was being read: put files in "
+                     "place whole, with a rename", path);
+}
+
 void file_map_close(struct file_map *map)
 {
     if (map->data) munmap((void *)map->data, map->size);
@@ -169,8 +233,8 @@ void file_map_close(struct file_map *map)
 
 bool file_read(const char *path, struct buf *out, struct error *err)
 {
-    size_t size;
-    int fd = open_regular(path, &size, err);
+    struct stat st;
+    int fd = open_regular(path, &st, err);
     if (fd < 0) return false;
     char chunk[64 * 1024];
     for (;;) {

@@ -10,6 +10,8 @@
 struct file_map {
     const uint8_t *data; /* NULL for an empty file */
     size_t size;
+    uint64_t inode;      /* which file it is, and */
+    int64_t changed_ns;  /* when it was last written to, at the opening */
 };
 
 /* Maps a regular file read-only. Directories, devices and pipes are refused. */
@@ -18,6 +20,19 @@ bool file_map_open(const char *path, struct file_map *out, struct error *err) MU
  * whose pages would count as the process's own. */
 void file_map_forget(const struct file_map *map);
 void file_map_close(struct file_map *map); /* NULL-safe for a zeroed struct */
+
+/* Has the file been written to since? False with the reason in `err` then; `path` is its name. A file
+ * that has been replaced (renamed over) has not: the map is of the old one, which is whole. */
+bool file_map_unchanged(const struct file_map *map, const char *path, struct error *err) MUST_CHECK;
+
+/* A file that is cut while it is mapped raises SIGBUS where it is read, which ends the process with a
+ * line that says so. Between begin and end, by any thread, what was cut off reads as zeros instead, and
+ * end returns false: whatever was made of `what` is worthless. */
+struct file_guard {
+    int64_t n_faults; /* before */
+};
+void file_guard_begin(struct file_guard *g);
+bool file_guard_end(struct file_guard *g, const char *what, struct error *err) MUST_CHECK;
 
 /* Appends the whole file to `out`, whose limit bounds it. */
 bool file_read(const char *path, struct buf *out, struct error *err) MUST_CHECK;

@@ -96,6 +96,14 @@ void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint
     memcpy(out->dims, t->dims, sizeof out->dims);
 }
 
+bool checkpoint_unchanged(const struct checkpoint *ck, struct error *err)
+{
+    if (ck->gguf && !file_map_unchanged(&ck->gguf->map, ck->path, err)) return false;
+    for (int32_t i = 0; i < ck->n_shards; i++)
+        if (!file_map_unchanged(&ck->shards[i]->map, ck->shard_paths[i], err)) return false;
+    return true;
+}
+
 void checkpoint_forget(const struct checkpoint *ck)
 {
     if (ck->gguf) file_map_forget(&ck->gguf->map);

@@ -88,6 +88,9 @@ bool checkpoint_fingerprint(const struct checkpoint *ck, char out[17], struct er
  * (asserted: the caller asks by weight_role_shape). */
 void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, int64_t layer,
                           int64_t row0, int64_t n_rows, float *dst);
+/* Have the weight files been left alone since they were opened? To be asked when all that matters has been
+ * read. False with the reason in `err`. */
+bool checkpoint_unchanged(const struct checkpoint *ck, struct error *err) MUST_CHECK;
 /* What reading has brought into memory leaves it again: a loader calls it after each block, so that a
  * model is never there twice. */
 void checkpoint_forget(const struct checkpoint *ck);

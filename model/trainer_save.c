@@ -170,7 +170,8 @@ bool trainer_load_weights(struct trainer *t, const char *from, struct error *err
     struct checkpoint *ck;
     if (!checkpoint_open(from, &ck, err)) return false;
     bool ok = check_shapes(&t->gpt.config, checkpoint_config(ck), from, err)
-              && gpt_load(&t->gpt, t->device, ck, t->load_staging, err);
+              && gpt_load(&t->gpt, t->device, ck, t->load_staging, err)
+              && checkpoint_unchanged(ck, err);
     checkpoint_close(ck);
     return ok;
 }

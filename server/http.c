@@ -91,7 +91,7 @@ static struct MHD_Response *response_from(struct request *r, struct buf *out,
 static enum MHD_Result respond_error(struct request *r, int status, const struct error *err)
 {
     if (status == 0) status = api_error_status(err->code);
-    if (status >= 500 && err->code == ERR_INTERNAL) log_error("%s: %s", r->id, err->text);
+    if (api_error_text(err) != err->text) log_error("%s: %s", r->id, err->text);
     struct buf out;
     buf_init(&out, REPLY_LIMIT);
     api_render_error(&out, err);

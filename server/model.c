@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "model/checkpoint.h"
 #include "model/dtype.h"
@@ -146,13 +147,18 @@ bool model_open(const char *spec, const struct model_options *o, struct model *o
     struct model m = {0};
     struct checkpoint *ck = NULL;
     struct engine_options engine_options;
+    struct file_guard guard;
     int64_t begin = clock_ns();
     engine_options_from(o, &engine_options);
-    if (!model_name(spec, m.id, sizeof m.id, &m.path, err)
-        || !checkpoint_open(m.path, &ck, err)
-        || !open_tokenizer(ck, &m.tokenizer, err)
-        || !device_open(&o->device, &m.device, err)
-        || !engine_open(m.device, ck, m.tokenizer, &engine_options, &m.engine, err)) {
+    if (!model_name(spec, m.id, sizeof m.id, &m.path, err)) return false;
+    file_guard_begin(&guard);
+    bool ok = checkpoint_open(m.path, &ck, err)
+              && open_tokenizer(ck, &m.tokenizer, err)
+              && device_open(&o->device, &m.device, err)
+              && engine_open(m.device, ck, m.tokenizer, &engine_options, &m.engine, err)
+              && checkpoint_unchanged(ck, err);
+    /* What was read of a file that was cut is wrong, and so is any reason that it gave. */
+    if (!file_guard_end(&guard, m.path, err) || !ok) {
         checkpoint_close(ck);
         model_close(&m);
         return false;

@@ -135,6 +135,56 @@ static int64_t mapped_pages(const uint8_t *at, int64_t n)
 
 /* Reading a file through its map does not leave it in the process's memory, and reading it again
  * gives the same bytes. */
+/* The file shrinks under the map: its bytes are zeros, and the guard says that they are. */
+static void test_a_file_cut_short_under_its_map(void **state)
+{
+    enum { N = 3 << 16 };
+    static char bytes[N];
+    struct file_map map;
+    struct file_guard guard;
+    struct error err;
+    memset(bytes, 'x', N);
+    write_file(bytes, N);
+    assert_true(file_map_open(path, &map, &err));
+    file_guard_begin(&guard);
+    assert_int_equal(map.data[N - 1], 'x');
+    assert_true(file_guard_end(&guard, "it", &err));
+    assert_true(file_map_unchanged(&map, path, &err));
+
+    file_guard_begin(&guard);
+    assert_int_equal(truncate(path, 1), 0);
+    file_map_forget(&map); /* else pages that are in memory already could be read */
+    assert_int_equal(map.data[N - 1], 0);
+    assert_int_equal(map.data[1 << 16], 0);
+    assert_false(file_guard_end(&guard, "it", &err));
+    assert_int_equal(err.code, ERR_IO);
+    assert_non_null(strstr(err.text, "it was cut short"));
+    assert_false(file_map_unchanged(&map, path, &err));
+    assert_non_null(strstr(err.text, "was written to while it was being read"));
+    file_map_close(&map);
+
+    /* One guard's fault is not the next one's. */
+    file_guard_begin(&guard);
+    assert_true(file_guard_end(&guard, "it", &err));
+}
+
+/* A file that took its name is another: the map's is as it was. */
+static void test_a_file_replaced_under_its_map(void **state)
+{
+    struct file_map map;
+    struct error err;
+    char other[160];
+    write_file("abc", 3);
+    assert_true(file_map_open(path, &map, &err));
+    snprintf(other, sizeof other, "%s/old", dir);
+    assert_int_equal(rename(path, other), 0);
+    write_file("defg", 4);
+    assert_true(file_map_unchanged(&map, path, &err));
+    assert_memory_equal(map.data, "abc", 3);
+    file_map_close(&map);
+    unlink(other);
+}
+
 static void test_forget(void **state)
 {
     enum { PAGES = 64, PAGE = 4096 };
@@ -292,6 +342,8 @@ int main(void)
         cmocka_unit_test(test_what_is_no_file_is_refused),
         cmocka_unit_test(test_read_appends_within_the_limit),
         cmocka_unit_test(test_a_large_file_is_read_whole),
+        cmocka_unit_test(test_a_file_cut_short_under_its_map),
+        cmocka_unit_test(test_a_file_replaced_under_its_map),
         cmocka_unit_test(test_forget),
         cmocka_unit_test(test_questions),
         cmocka_unit_test(test_join),

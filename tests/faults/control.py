@@ -23,7 +23,7 @@ FIELDS = ["kinds", "first", "last", "calls", "failed", "error", "blocks", "recor
 
 
 class Faults:
-    """The control page of one server or command. Nothing fails, and nothing is counted, until armed."""
+    """The control page of one server or command. Nothing fails, and nothing counts, until armed."""
 
     def __init__(self, role):
         handle, self.path = tempfile.mkstemp(prefix="gptd-faults-")
@@ -51,8 +51,8 @@ class Faults:
         struct.pack_into("<q", self.page, 8 * FIELDS.index(field), value)
 
     def arm(self, kinds, first=FOREVER, last=None, error=errno.EIO):
-        """From now on calls of these kinds count; those from the first to the last (by default that one
-        alone) fail."""
+        """From now on calls of these kinds count; those from the first to the last (by default that
+        one alone) fail."""
         self.set("kinds", 0)
         self.page[TRACE_AT:CONTROL_BYTES] = bytes(CONTROL_BYTES - TRACE_AT)
         for field, value in (("first", first), ("last", first if last is None else last),
@@ -70,8 +70,8 @@ class Faults:
         self.set("record", 1)
 
     def calls_to_fail(self, every=600, most=None, seed=1):
-        """The calls worth failing, of those since record(): all of them, or where there are more than
-        `every` of them, the first and the last of each way that leads to one. `most`: a sample."""
+        """How many calls there were since record(), and those worth failing: all, or where there
+        are more than `every`, the first and last of each way to one. `most`: a sample of them."""
         n = self.disarm()
         self.set("record", 0)
         numbers = list(range(1, n + 1))

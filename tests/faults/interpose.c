@@ -295,6 +295,22 @@ DEFINE(DIR *, fdopendir, NULL, FILES, (int fd), (fd))
 DEFINE(FILE *, fopen, NULL, FILES, (const char *path, const char *mode), (path, mode))
 DEFINE(FILE *, fopen64, NULL, FILES, (const char *path, const char *mode), (path, mode))
 
+/* What has no function of its own: openat2. */
+long syscall(long number, ...)
+{
+    static _Atomic(void *) found;
+    long arguments[6];
+    va_list args;
+    va_start(args, number);
+    for (int i = 0; i < 6; i++) arguments[i] = va_arg(args, long);
+    va_end(args);
+    if (number == SYS_openat2 && refused(KIND_FILE)) return -1;
+    if (!atomic_load(&found)) atomic_store(&found, next("syscall"));
+    return ((long (*)(long, ...))atomic_load(&found))(number, arguments[0], arguments[1],
+                                                      arguments[2], arguments[3], arguments[4],
+                                                      arguments[5]);
+}
+
 /* ---- Processes, threads, pipes ---- */
 
 #define PROCESSES refused(KIND_PROCESS)
