@@ -131,7 +131,7 @@ static bool start_workers(struct pool *p, struct error *err)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = 0;
-    for (int32_t i = 0; rc == 0 && i < p->n_threads - 1; i++) {
+    for (int32_t i = 0; i < p->n_threads - 1; i++) {
         p->workers[i] = (struct pool_worker){.pool = p, .thread = i + 1};
         rc = pthread_create(&p->workers[i].handle, NULL, worker_main, &p->workers[i]);
         if (rc != 0) break;

@@ -1,12 +1,17 @@
 """A service manager's view: READY, RELOADING, WATCHDOG and STOPPING, as systemd's protocol has them."""
 
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
 
 import pytest
 
-from gptd import PATIENCE, Server
+from gptd import BINARY, PATIENCE, ROOT, Server, run
+
+UNIT = (ROOT / "scripts" / "gptd.service").read_text()
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -58,3 +63,17 @@ def test_no_watchdog_unless_it_is_ours(manager):
 
 def test_a_manager_that_is_gone_is_no_harm(tmp_path):
     serve(str(tmp_path / "gone"), WATCHDOG_USEC="1000000").stop()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
+    unit = tmp_path / "gptd.service"
+    unit.write_text(UNIT.replace("/usr/local/bin/gptd", os.path.join(ROOT, BINARY)))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_units_options_exist():
+    help_text = run("serve", "--help").stdout
+    options = re.findall(r"--[a-z-]+", re.search(r"^ExecStart=(.*)$", UNIT, re.M).group(1))
+    assert options and all(f"  {option} " in help_text for option in options)
