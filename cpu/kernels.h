@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "cpu/cpu.h"
-#include "model/device.h"
+#include "model/device_train.h"
 
 enum {
     PANEL = 32,       /* outputs that lie side by side in a packed matrix */
@@ -25,6 +25,7 @@ enum {
     QUANT_WORDS = 10, /* 32-bit words of a block of a packed row: codes [8], scale, sum of the codes */
     Q8_BLOCK_BYTES = PANEL * (QUANT_BLOCK + 2), /* of a panel: codes and f16 scales of one block */
     Q4_BLOCK_BYTES = PANEL * (QUANT_BLOCK / 2 + 2),
+    ADAMW_BLOCK = 256, /* weights that AdamW takes at a time, and 8-bit moments that share a scale */
 };
 
 /* One tile of a matrix product: `rows` (1..TILE_ROWS) rows of x times one panel.
@@ -93,6 +94,25 @@ struct adamw_row {
     float v_correction; /* 1 / sqrt(1 - beta2^step), a factor of sqrt(v) */
 };
 
+/* Elements [at, at + n) of a weight that AdamW steps: at is a multiple of ADAMW_BLOCK, n less than that only at the
+ * end; of packed matrices a multiple of PANEL. */
+struct adamw_block {
+    const struct adamw_tensor *t;
+    int64_t n_elements; /* of the whole weight, padding included */
+    int64_t at;
+    int32_t n;
+    uint32_t step;
+    struct adamw_row constants;
+};
+
+/* Where elements [at, at + PANEL) of a bf16 packed matrix lie, at a multiple of PANEL: every other
+ * half-word of a row of pairs. */
+static inline uint16_t *packed_bf16_row(const void *matrix, int64_t n_in, int64_t at)
+{
+    int64_t row = at / PANEL, panel = row / n_in, k = row % n_in;
+    return (uint16_t *)matrix + ((panel * ((n_in + 1) / 2) + k / 2) * PANEL) * 2 + k % 2;
+}
+
 /* Where dropout's factors come from: Philox4x32-10 (model/sampler.h), four neighbours to a counter. */
 struct dropout_row {
     float p;             /* 0 < p < 1 */
@@ -156,9 +176,8 @@ struct cpu_kernels {
     /* Of silu(gate) up; dgate, dup, gate and up have the type. */
     void (*swiglu_backward_row)(void *dgate, void *dup, enum dtype dtype, const float *dy,
                                 const void *gate, const void *up, int64_t n);
-    /* w, m and v after one step with gradients g. */
-    void (*adamw_row)(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
-                      int64_t n);
+    /* One step: weights, masters and moments are rewritten where they lie. */
+    void (*adamw_block)(const struct adamw_block *b);
     double (*sum_squares)(const float *x, int64_t n);
     /* keep[i] = 1 / (1 - p), or 0 where word i % 4 of block i / 4 is below p 2^32. */
     void (*dropout_row)(float *keep, const struct dropout_row *d, int64_t n);

@@ -18,11 +18,16 @@ static inline vi first_lanes(int64_t n)
 
 static inline vf vf_set(float x) { return _mm256_set1_ps(x); }
 static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline vf vf_load_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+static inline vf vf_load_n(const float *p, int64_t n)
+{
+    return n == LANES ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes(n));
+}
 static inline void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+/* Masked stores take many times a plain one's time on some processors. */
 static inline void vf_store_n(float *p, vf a, int64_t n)
 {
-    _mm256_maskstore_ps(p, first_lanes(n), a);
+    if (n == LANES) _mm256_storeu_ps(p, a);
+    else _mm256_maskstore_ps(p, first_lanes(n), a);
 }
 static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }

@@ -119,6 +119,7 @@ static void random_words(uint32_t counter[4], const uint32_t key[2], uint32_t wo
     for (int i = 0; i < PANEL; i += 4, counter[0]++) philox4x32(counter, key, words + i);
 }
 
+#include "cpu/adamw_block.h"
 #include "cpu/bf16_add.h"
 
 void cpu_train_kernels_reference(struct cpu_kernels *k)
@@ -127,7 +128,7 @@ void cpu_train_kernels_reference(struct cpu_kernels *k)
     k->norm_backward_columns = norm_backward_columns;
     k->gelu_backward_row = gelu_backward_row;
     k->swiglu_backward_row = swiglu_backward_row;
-    k->adamw_row = adamw_row;
+    k->adamw_block = adamw_block;
     k->sum_squares = sum_squares;
     k->dropout_row = dropout_row;
     k->bf16_add = bf16_add;

@@ -175,6 +175,7 @@ static void random_words(const uint32_t counter[4], const uint32_t key[2], uint3
         philox_words(counter, key, counter[0] + (uint32_t)i / 4, (vi *)(words + i));
 }
 
+#include "cpu/adamw_block.h"
 #include "cpu/bf16_add.h"
 
 static void train_simd(struct cpu_kernels *k)
@@ -184,7 +185,7 @@ static void train_simd(struct cpu_kernels *k)
     k->gelu_backward_row = gelu_backward_row;
     k->gelu_row = gelu_row;
     k->swiglu_backward_row = swiglu_backward_row;
-    k->adamw_row = adamw_row;
+    k->adamw_block = adamw_block;
     k->sum_squares = sum_squares_f64;
     k->dropout_row = dropout_row;
     k->bf16_add = bf16_add;
