@@ -1,4 +1,5 @@
 /* See engine_fixture.h. */
+#include "base/checked.h"
 #include "tests/model/engine_fixture.h"
 
 #include <sched.h>
@@ -22,8 +23,24 @@ static void must(bool ok, const struct error *err)
 /* Operations get the device, not the fixture; there is one at a time. */
 static struct engine_fixture *fixture;
 
+static _Atomic int64_t operations_left; /* until one fails */
+
+int64_t fixture_fail_operation(int64_t k)
+{
+    return max_i64(0, atomic_exchange(&operations_left, k));
+}
+
+static bool fails_now(void)
+{
+    return atomic_load(&operations_left) > 0 && atomic_fetch_sub(&operations_left, 1) == 1;
+}
+
 static void *counted_alloc(struct device *d, size_t bytes, struct error *err)
 {
+    if (fails_now()) {
+        error_set(err, ERR_MEMORY, NULL, "the device is on fire");
+        return NULL;
+    }
     atomic_fetch_add(&fixture->n_allocs, 1);
     atomic_fetch_add(&fixture->alloc_bytes, (int64_t)bytes);
     return fixture->real->alloc(d, bytes, err);
@@ -36,7 +53,7 @@ static bool held_sync(struct device *d, struct error *err)
     f->n_begun++;
     pthread_cond_broadcast(&f->changed);
     while (f->held && f->n_allowed < f->n_begun) pthread_cond_wait(&f->changed, &f->lock);
-    bool failing = f->failing;
+    bool failing = f->failing || fails_now();
     pthread_mutex_unlock(&f->lock);
     if (failing) return error_set(err, ERR_INTERNAL, NULL, "the device is on fire");
     return f->real->sync(d, err);

@@ -39,6 +39,10 @@ void fixture_let(struct engine_fixture *f, int64_t n);       /* n more steps may
 void fixture_unhold(struct engine_fixture *f);
 void fixture_fail(struct engine_fixture *f); /* every sync from now on reports a failure */
 
+/* Of the allocations and syncs from now on, also those of fixtures yet to open, the k-th fails; 0:
+ * none. Returns how many more it would have taken: 0 when it has come to pass. */
+int64_t fixture_fail_operation(int64_t k);
+
 /* Waits until the engine is idle and asserts that it holds nothing: no pages, no reservations. */
 void fixture_assert_clean(struct engine_fixture *f);
 

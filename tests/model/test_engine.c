@@ -668,6 +668,39 @@ static void test_device_failure(void **state)
     close_clean(&f);
 }
 
+/* At start-up there is no engine then, and in a step no reply; nothing is left of either. */
+static void test_every_device_operation_fails_once(void **state)
+{
+    int64_t n_opens = 0, n_steps = 0, left = 0;
+    for (int64_t k = 1; left == 0; k++) {
+        struct engine_fixture f;
+        struct error err;
+        struct job j;
+        fixture_fail_operation(k);
+        if (!fixture_try_open(&f, MODEL, NULL, &err)) {
+            assert_non_null(strstr(err.text, "on fire"));
+            assert_null(f.engine);
+            fixture_close(&f);
+            n_opens++;
+            continue;
+        }
+        begin_plain(&j, &f, 20, 10);
+        engine_wait(f.engine, j.request);
+        left = fixture_fail_operation(0);
+        if (left == 0) {
+            assert_int_equal(j.request->error.code, ERR_UNAVAILABLE);
+            assert_non_null(strstr(j.request->error.text, "on fire"));
+            n_steps++;
+        } else {
+            assert_int_equal(j.request->error.code, ERR_NONE);
+        }
+        job_free(&j);
+        close_clean(&f);
+    }
+    assert_true(n_opens >= 2); /* an allocation, and the sync after loading */
+    assert_true(n_steps >= 10);
+}
+
 /* ---- The queue ---- */
 
 static void test_queue_full(void **state)
@@ -862,6 +895,7 @@ int main(void)
         cmocka_unit_test(test_shutdown),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_device_failure),
+        cmocka_unit_test(test_every_device_operation_fails_once),
         cmocka_unit_test(test_queue_full),
         cmocka_unit_test(test_no_overtaking),
         cmocka_unit_test(test_decodes_go_on_beside_a_prefill),
