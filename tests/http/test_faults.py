@@ -135,8 +135,8 @@ def check_reply(name, reply):
     if name == "upload" and reply.status_code == 400 and ("''" in error["message"] or
                                                           "filename" in error["message"]):
         return
-    # A model whose files cannot be read is the client's choice.
-    if name == "load" and reply.status_code == 400:
+    # A model whose files cannot be read, or found, is the client's choice.
+    if name == "load" and reply.status_code in (400, 404):
         assert error["param"] == "model"
         return
     assert reply.status_code in (500, 503, 507), reply.text
