@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_internal.h"
+#include "cpu/transpose.h"
 
 enum {
     /* Packed rows that are walked through panel by panel: half of a second-level cache. */
@@ -73,6 +74,7 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matmul *m = ctx;
     enum { CHUNK = 64 };
+    uint32_t room[TILE_ROWS * CHUNK];
     for (int64_t b = begin; b < end; b++) {
         int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
         uint32_t *out = m->packed + row0 * m->row_words;
@@ -82,11 +84,8 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
         }
         for (int64_t from = 0; from < m->row_words; from += CHUNK) {
             int64_t to = min_i64(from + CHUNK, m->row_words);
-            for (int64_t r = 0; r < rows; r++) {
-                uint32_t words[CHUNK];
-                row_words(m, row0 + r, from, to, words);
-                for (int64_t i = from; i < to; i++) out[i * rows + r] = words[i - from];
-            }
+            for (int64_t r = 0; r < rows; r++) row_words(m, row0 + r, from, to, room + r * CHUNK);
+            transpose_words(out + from * rows, room, CHUNK, rows, to - from);
         }
     }
 }

@@ -13,12 +13,15 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
+#include "cpu/transpose.h"
 
 enum {
     N_CHUNK = 1024, /* outputs summed in registers for dx: a panel of 128 KiB at most */
     R_CHUNK = 512,  /* rows summed in registers for dw */
     R_CHUNK_BF16 = 2048,
     BIAS_COLUMNS = 64,
+    CHUNK_WORDS = 64,   /* of rows that are packed side by side, at a time */
+    GROUP_COLUMNS = 192, /* of x, packed at a time */
 };
 
 /* How this device's products take bf16: as pairs, or widened to two f32 words; f32 as it is. */
@@ -40,14 +43,6 @@ static int64_t steps_of(struct words w, int64_t n)
 static void multiply(const struct cpu_device *c, struct words w, const struct matmul_tile *t)
 {
     (w.dtype == DTYPE_F32 ? c->kernels.matmul_f32 : c->kernels.matmul_bf16)(t);
-}
-
-static uint32_t pair(uint16_t low, uint16_t high) { return low | (uint32_t)high << 16; }
-
-/* Row r of a bf16 tensor at column k; zero past the last row. */
-static uint16_t bf16_at(struct tensor t, int64_t r, int64_t k)
-{
-    return r < t.rows ? ((const uint16_t *)t.data)[r * t.cols + k] : 0;
 }
 
 /* ---- dx = dy W ---- */
@@ -73,36 +68,37 @@ static int64_t packed_words(struct words w, int64_t n)
     return w.dot ? steps_of(w, n) : 2 * steps_of(w, n);
 }
 
-/* The words of row r of dy over the chunk's outputs, `stride` apart. */
-static void pack_row(const struct backward_x *m, int64_t r, uint32_t *out, int64_t stride)
+/* Words [from, to) of row r of dy, counted from the chunk's first output. */
+static void row_words(const struct backward_x *m, int64_t r, int64_t from, int64_t to, uint32_t *out)
 {
     int64_t n = m->n1 - m->n0;
+    const uint16_t *half = (const uint16_t *)tensor_row(m->dy, r) + m->n0;
     if (m->words.dtype == DTYPE_F32) {
-        const uint32_t *src = (const uint32_t *)tensor_row(m->dy, r) + m->n0;
-        for (int64_t i = 0; i < n; i++) out[i * stride] = src[i];
-        return;
-    }
-    const uint16_t *src = (const uint16_t *)tensor_row(m->dy, r) + m->n0;
-    for (int64_t s = 0; s < steps_of(m->words, n); s++) {
-        uint16_t low = src[2 * s], high = 2 * s + 1 < n ? src[2 * s + 1] : 0;
-        if (m->words.dot) {
-            out[s * stride] = pair(low, high);
-        } else {
-            out[2 * s * stride] = (uint32_t)low << 16;
-            out[(2 * s + 1) * stride] = (uint32_t)high << 16;
-        }
+        memcpy(out, (const uint32_t *)tensor_row(m->dy, r) + m->n0 + from, (size_t)(to - from) * 4);
+    } else if (m->words.dot) {
+        int64_t whole = min_i64(to, n / 2);
+        memcpy(out, half + 2 * from, (size_t)(whole - from) * 4);
+        if (whole < to) out[whole - from] = half[n - 1]; /* a lone last output: a pair with zero */
+    } else {
+        for (int64_t i = from; i < to; i++) out[i - from] = i < n ? (uint32_t)half[i] << 16 : 0;
     }
 }
 
 static void pack_dy(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct backward_x *m = ctx;
+    uint32_t room[TILE_ROWS * CHUNK_WORDS];
     int64_t words = packed_words(m->words, m->n1 - m->n0);
     for (int64_t b = begin; b < end; b++) {
         int64_t row0 = block_begin(b, m->n_blocks, m->dy.rows);
         int64_t rows = block_begin(b + 1, m->n_blocks, m->dy.rows) - row0;
         uint32_t *out = (uint32_t *)m->packed + row0 * words;
-        for (int64_t r = 0; r < rows; r++) pack_row(m, row0 + r, out + r, rows);
+        for (int64_t from = 0; from < words; from += CHUNK_WORDS) {
+            int64_t to = min_i64(from + CHUNK_WORDS, words);
+            for (int64_t r = 0; r < rows; r++)
+                row_words(m, row0 + r, from, to, room + r * CHUNK_WORDS);
+            transpose_words(out + from * rows, room, CHUNK_WORDS, rows, to - from);
+        }
     }
 }
 
@@ -121,23 +117,21 @@ static void turn_f32(const struct backward_x *m, int64_t k0, int64_t n_k, uint32
     }
 }
 
-/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. */
+/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. The next square lies too far
+ * on for the processor to foresee it. */
 static void turn_bf16(const struct backward_x *m, int64_t k0, int64_t n_k, uint32_t *panel)
 {
     const uint32_t *w = m->w->data;
     int64_t words = ceil_div(m->w->n_in, 2), pairs = ceil_div(n_k, 2);
     for (int64_t n = m->n0; n < m->n1; n += PANEL) {
         const uint32_t *src = w + (n / PANEL * words + k0 / 2) * PANEL;
-        for (int64_t j = 0; j < PANEL; j += 2) {
-            uint32_t *dst = panel + (n - m->n0 + j) / 2 * PANEL;
-            if (n + j >= m->n1) break;
-            for (int64_t k = 0; k < pairs; k++) {
-                uint32_t a = src[k * PANEL + j], b = src[k * PANEL + j + 1];
-                dst[2 * k] = (a & 0xFFFF) | b << 16;
-                dst[2 * k + 1] = a >> 16 | (b & 0xFFFF0000);
-            }
-            for (int64_t k = 2 * pairs; k < PANEL; k++) dst[k] = 0;
-        }
+        uint32_t square[PANEL * PANEL / 2] = {0};
+        if (n + PANEL < m->n1)
+            for (int64_t i = 0; i < pairs * PANEL; i += 16) __builtin_prefetch(src + words * PANEL + i);
+        if (pairs < PANEL / 2)
+            src = memcpy(square, src, (size_t)(pairs * PANEL) * sizeof *square);
+        int64_t n_pairs = ceil_div(min_i64(PANEL, m->n1 - n), 2);
+        turn_pairs(panel + (n - m->n0) / 2 * PANEL, src, n_pairs);
     }
 }
 
@@ -157,6 +151,12 @@ static void multiply_columns(const struct backward_x *m, int64_t k0, const uint3
             .rows = (int32_t)rows,
             .prefetch = (const char *)panel,
         };
+        /* What the tile goes to may be far away: call for it before the arithmetic. */
+        for (int64_t r = 0; r < rows; r++) {
+            const float *out = (const float *)tensor_row(m->dx, row0 + r) + k0;
+            __builtin_prefetch(out, 1);
+            __builtin_prefetch(out + n_k - 1, 1);
+        }
         multiply(m->c, m->words, &t);
         for (int64_t r = 0; r < rows; r++) {
             float *out = (float *)tensor_row(m->dx, row0 + r) + k0;
@@ -212,46 +212,79 @@ struct backward_w {
     uint32_t *panels;    /* [threads][steps][PANEL]: dy */
 };
 
-/* Columns of x side by side: a tile's "rows" are inputs k, its steps are rows r. */
+/* Columns [k0, k0 + n) of step s of a tensor whose rows are summed over: rows 2 s and 2 s + 1 as pairs, or as
+ * two rows of words where products take no pairs; f32 rows as they are. A missing last row is zero. */
+static void step_words(struct words w, struct tensor t, int64_t s, int64_t k0, int64_t n,
+                       uint32_t *out)
+{
+    if (w.dtype == DTYPE_F32) {
+        memcpy(out, (const uint32_t *)tensor_row(t, s) + k0, (size_t)n * 4);
+        return;
+    }
+    static const uint16_t nothing[GROUP_COLUMNS];
+    const uint16_t *low = (const uint16_t *)tensor_row(t, 2 * s) + k0;
+    const uint16_t *high = 2 * s + 1 < t.rows ? low + t.cols : nothing;
+    if (w.dot) {
+        pair_words(out, low, high, n);
+    } else {
+        pair_words(out, nothing, low, n);
+        pair_words(out + GROUP_COLUMNS, nothing, high, n);
+    }
+}
+
+/* Columns of x side by side: a tile's "rows" are inputs k, its steps are rows r. A group of blocks at a time, so
+ * that rows are read in runs. */
+static void pack_group(const struct backward_w *m, int64_t begin, int64_t end)
+{
+    uint32_t room[2 * GROUP_COLUMNS];
+    int64_t words = packed_words(m->words, m->chunk), per_step = m->words.dtype == DTYPE_BF16
+                                                                     && !m->words.dot ? 2 : 1;
+    int64_t first = block_begin(begin, m->n_blocks, m->x.cols);
+    int64_t columns = block_begin(end, m->n_blocks, m->x.cols) - first;
+    for (int64_t s = 0; s < steps_of(m->words, m->x.rows); s++) {
+        step_words(m->words, m->x, s, first, columns, room);
+        for (int64_t b = begin; b < end; b++) {
+            int64_t k0 = block_begin(b, m->n_blocks, m->x.cols);
+            int64_t n = block_begin(b + 1, m->n_blocks, m->x.cols) - k0;
+            for (int64_t i = 0; i < per_step; i++)
+                memcpy(m->columns + k0 * words + (s * per_step + i) * n,
+                       room + i * GROUP_COLUMNS + k0 - first, (size_t)n * 4);
+        }
+    }
+}
+
 static void pack_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct backward_w *m = ctx;
-    int64_t words = packed_words(m->words, m->chunk), R = m->x.rows;
-    for (int64_t b = begin; b < end; b++) {
-        int64_t k0 = block_begin(b, m->n_blocks, m->x.cols);
-        int64_t n = block_begin(b + 1, m->n_blocks, m->x.cols) - k0;
-        uint32_t *out = m->columns + k0 * words;
-        for (int64_t s = 0; s < steps_of(m->words, R); s++) {
-            for (int64_t i = 0; i < n; i++) {
-                if (m->words.dtype == DTYPE_F32) {
-                    out[s * n + i] = ((const uint32_t *)m->x.data)[s * m->x.cols + k0 + i];
-                    continue;
-                }
-                uint16_t low = bf16_at(m->x, 2 * s, k0 + i), high = bf16_at(m->x, 2 * s + 1, k0 + i);
-                if (m->words.dot) {
-                    out[s * n + i] = pair(low, high);
-                } else {
-                    out[2 * s * n + i] = (uint32_t)low << 16;
-                    out[(2 * s + 1) * n + i] = (uint32_t)high << 16;
-                }
-            }
-        }
-    }
+    int64_t step = GROUP_COLUMNS / m->c->kernels.tile_rows;
+    for (int64_t b = begin; b < end; b += step) pack_group(m, b, min_i64(b + step, end));
 }
 
 /* dy's columns n0.. as a panel: [rows][PANEL], or pairs of rows. */
 static void pack_outputs(const struct backward_w *m, int64_t n0, uint32_t *panel)
 {
-    int64_t n = min_i64(PANEL, m->dy.cols - n0);
-    for (int64_t s = 0; s < steps_of(m->words, m->dy.rows); s++) {
+    struct words pairs = {m->words.dtype, true};
+    int64_t n = min_i64(PANEL, m->dy.cols - n0), step_rows = m->words.dtype == DTYPE_F32 ? 1 : 2;
+    int64_t ahead = 16 / step_rows, steps = steps_of(m->words, m->dy.rows);
+    for (int64_t s = 0; s < steps; s++) {
+        if (s + ahead < steps)
+            for (int64_t i = 0; i < step_rows; i++)
+                __builtin_prefetch((const uint8_t *)tensor_row(m->dy, (s + ahead) * step_rows + i)
+                                   + (size_t)n0 * element_bytes(m->dy.dtype));
         uint32_t *dst = panel + s * PANEL;
-        if (m->words.dtype == DTYPE_F32)
-            memcpy(dst, (const float *)tensor_row(m->dy, s) + n0, (size_t)n * 4);
-        else
-            for (int64_t j = 0; j < n; j++)
-                dst[j] = pair(bf16_at(m->dy, 2 * s, n0 + j), bf16_at(m->dy, 2 * s + 1, n0 + j));
+        step_words(pairs, m->dy, s, n0, n, dst);
         for (int64_t j = n; j < PANEL; j++) dst[j] = 0;
     }
+}
+
+/* Calls for what the tile will be added to. */
+static void prefetch_tile(const struct backward_w *m, int64_t p, int64_t k0, int64_t n)
+{
+    bool half = m->dw->dtype == DTYPE_BF16;
+    int64_t row = half ? p * ceil_div(m->x.cols, 2) + k0 / 2 : p * m->x.cols + k0;
+    const uint32_t *out = (const uint32_t *)m->dw->data + row * PANEL;
+    for (int64_t i = 0; i < (half ? ceil_div(n, 2) : n) * PANEL; i += 16)
+        __builtin_prefetch(out + i, 1);
 }
 
 /* Adds what a tile holds of panel p: columns k0 .. k0 + n of x. */
@@ -288,6 +321,7 @@ static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
                 .rows = (int32_t)n,
                 .prefetch = (const char *)panel,
             };
+            prefetch_tile(m, p, k0, n);
             multiply(m->c, m->words, &t);
             add_tile(m, p, k0, n, tile);
         }

@@ -111,7 +111,8 @@ static void read_quantized(const struct matrix *w, int64_t n, float *out)
         uint16_t half;
         uint8_t *at = block + k / QUANT_BLOCK * cpu_panel_step_bytes(w->dtype);
         memcpy(&half, scale_at(w->dtype, at, n % PANEL), sizeof half);
-        int code = *code_at(w->dtype, at, k % QUANT_BLOCK, n % PANEL, &shift) >> shift & mask;
+        const uint8_t *byte = code_at(w->dtype, at, k % QUANT_BLOCK, n % PANEL, &shift);
+        int code = *byte >> shift & mask;
         out[k] = f16_to_f32(half) * (float)(code - offset);
     }
 }

@@ -1,5 +1,5 @@
-/* Weight gradients: dw += dy^T x into f32 and into bf16, whose rounding is stochastic, fixed by the
- * element and its key alone, and right on average. */
+/* The gradients of products: dx = dy W, and dw += dy^T x into f32 and into bf16, whose rounding is stochastic,
+ * fixed by the element and its key alone, and right on average. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -55,6 +55,74 @@ static float *gradient(enum cpu_isa isa, int32_t n_threads, enum dtype dtype, en
     free(dy), free(x), free(dw.data), free(tdy.data), free(tx.data);
     cpu_fixture_close(&f);
     return out;
+}
+
+/* ---- both gradients, beside sums in f64 ---- */
+
+struct shape { int64_t rows, n_out, n_in; };
+
+static float *numbers(struct cpu_rng *rng, enum dtype dtype, int64_t n)
+{
+    float *x = malloc((size_t)n * 4);
+    cpu_rng_fill(rng, x, n);
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(dtype, x[i]);
+    return x;
+}
+
+static void check_products(enum cpu_isa isa, enum dtype dtype, const struct shape *s)
+{
+    struct cpu_fixture f;
+    struct cpu_rng rng = {11};
+    int64_t R = s->rows, O = s->n_out, I = s->n_in;
+    struct workspace_shape shape = {.dtype = dtype, .max_rows = R, .max_logit_rows = 1, .n_embd = I,
+                                    .n_ff = I, .n_head = 1, .n_kv_head = 1, .head_dim = 1,
+                                    .vocab_size = 1, .block_size = 1};
+    cpu_fixture_open(&f, isa, 2, &shape);
+    free(f.workspace);
+    int64_t room = f.d->train->workspace_bytes(f.d, &shape);
+    f.workspace = device_bytes(room);
+    f.d->ops->set_workspace(f.d, f.workspace, room);
+    float *dy = numbers(&rng, dtype, R * O), *x = numbers(&rng, dtype, R * I);
+    float *w = numbers(&rng, dtype, O * I), *got = malloc((size_t)(O * I) * 4);
+    struct tensor tdy = tensor_from(dtype, R, O, dy), tx = tensor_from(dtype, R, I, x);
+    struct tensor dx = tensor_blank(DTYPE_F32, R, I);
+    struct matrix m = {device_bytes(f.d->ops->matrix_bytes(f.d, dtype, O, I)), dtype, O, I};
+    int64_t bytes = f.d->ops->matrix_bytes(f.d, DTYPE_F32, O, I);
+    struct matrix dw = {device_bytes(bytes), DTYPE_F32, O, I};
+    memset(m.data, 0, (size_t)f.d->ops->matrix_bytes(f.d, dtype, O, I));
+    memset(dw.data, 0, (size_t)bytes);
+    f.d->ops->matrix_write(f.d, &m, 0, O, w);
+    f.d->train->matmul_backward_x(f.d, dx, tdy, &m);
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t i = 0; i < I; i++) {
+            double sum = 0;
+            for (int64_t o = 0; o < O; o++) sum += (double)dy[r * O + o] * w[o * I + i];
+            assert_near(tensor_at(dx, r, i), sum, 1e-4, "dx", r, i);
+        }
+    f.d->train->matmul_backward_w(f.d, &dw, NULL, tdy, tx, 0);
+    f.d->train->matrix_read(f.d, &dw, 0, O, got);
+    for (int64_t o = 0; o < O; o++)
+        for (int64_t i = 0; i < I; i++) {
+            double sum = 0;
+            for (int64_t r = 0; r < R; r++) sum += (double)dy[r * O + o] * x[r * I + i];
+            assert_near(got[o * I + i], sum, 1e-4, "dw", o, i);
+        }
+    free(dy), free(x), free(w), free(got), free(m.data), free(dw.data);
+    free(tdy.data), free(tx.data), free(dx.data);
+    cpu_fixture_close(&f);
+}
+
+/* One row, tiles that are not full, panels that are not, odd numbers of each, and more outputs or rows than
+ * are summed at once. */
+static void products_are_right(void **state)
+{
+    static const struct shape shapes[] = {{1, 1, 1},   {2, 33, 3},    {13, 31, 65}, {25, 64, 203},
+                                          {5, 1057, 7}, {37, 40, 50}, {515, 34, 200}};
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            check_products((enum cpu_isa)isa, DTYPE_F32, &shapes[i]);
+            check_products((enum cpu_isa)isa, DTYPE_BF16, &shapes[i]);
+        }
 }
 
 static const int64_t row_counts[] = {1, 2, 31, 512, 513, 2048, 2049, 5000};
@@ -196,6 +264,7 @@ static void extremes_stay_what_they_are(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_are_right),
         cmocka_unit_test(bf16_is_near_f32),
         cmocka_unit_test(threads_change_no_bit_and_keys_do),
         cmocka_unit_test(tiles_and_instructions_change_no_bit),
