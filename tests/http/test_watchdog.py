@@ -32,9 +32,19 @@ def stall(tmp_path):
     return tmp_path / "stall"
 
 
-def serve(library, stall, *options):
-    return Server("--stall-timeout", 1, *options,
-                  env={**os.environ, "LD_PRELOAD": str(library), "STALL_ENGINE": str(stall)})
+@pytest.fixture
+def serve(library, stall):
+    """Starts a server with these options; one that a failed test leaves behind is killed."""
+    servers = []
+
+    def start(*options):
+        servers.append(Server("--stall-timeout", 1, *options, env={
+            **os.environ, "LD_PRELOAD": str(library), "STALL_ENGINE": str(stall)}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 def ask_in_background(server):
@@ -53,8 +63,8 @@ def ask_in_background(server):
     return thread, outcome
 
 
-def test_exit_on_stall(library, stall):
-    server = serve(library, stall, "--exit-on-stall")
+def test_exit_on_stall(serve, stall):
+    server = serve("--exit-on-stall")
     with server.client() as http:
         assert text_of(http, **ASKED)
     stall.touch()
@@ -68,9 +78,9 @@ def test_exit_on_stall(library, stall):
     os.unlink(server.log.name)
 
 
-def test_health_follows_the_engine(library, stall):
+def test_health_follows_the_engine(serve, stall):
     """And without the option the server is there when the engine goes on."""
-    server = serve(library, stall)
+    server = serve()
     with server.client() as http:
         expected = text_of(http, **ASKED)
         stall.touch()
