@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
+#include "cpu/transpose.h"
 
 enum {
     KEYS = PANEL,
@@ -88,6 +89,12 @@ static void read_row(struct tensor t, int64_t r, int64_t at, int64_t n, float *o
     for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(x[i]);
 }
 
+/* out[s, r] = in[r, s]: rows lie `stride` apart. */
+static void transpose(float *out, const float *in, int64_t stride, int64_t n_rows, int64_t n)
+{
+    transpose_words((uint32_t *)out, (const uint32_t *)in, stride, n_rows, n);
+}
+
 static void multiply(const struct backward *m, float *out, const float *x, const float *w,
                      int64_t steps, int64_t rows)
 {
@@ -137,25 +144,30 @@ static int64_t kv_column(const struct attention *a, int64_t kv_head, bool value)
     return (a->n_head + (value ? a->n_kv_head : 0) + kv_head) * a->head_dim;
 }
 
-/* Keys [key0, key0 + n_keys) of a KV head, in both orders; absent keys are zero. */
+/* Keys (or values) [key0, key0 + n_keys) of a KV head to `words` [KEYS, K]; absent ones are zero. */
+static void load_rows(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
+                      bool value, float *words)
+{
+    int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
+    for (int64_t j = 0; j < n_keys; j++)
+        read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, value), K, words + j * K);
+    memset(words + n_keys * K, 0, (size_t)((KEYS - n_keys) * K) * 4);
+}
+
+/* A block of a KV head: keys in both orders, values; their gradients begin at zero. */
 static void load_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
                       struct pieces *x)
 {
-    int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
-    float k[MAX_HEAD_DIM], v[MAX_HEAD_DIM];
+    int64_t K = m->a->head_dim;
+    load_rows(m, s, kv_head, key0, true, x->words);
+    transpose(x->v_panel, x->words, K, KEYS, K);
+    load_rows(m, s, kv_head, key0, false, x->words);
+    transpose(x->k_panel, x->words, K, KEYS, K);
     memset(x->k_rows, 0, (size_t)(m->n_dim * KEYS) * 4);
-    for (int64_t j = 0; j < KEYS; j++) {
-        bool there = j < n_keys;
-        if (there) {
-            read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, false), K, k);
-            read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, true), K, v);
-        }
-        for (int64_t i = 0; i < K; i++) {
-            x->k_panel[i * KEYS + j] = there ? k[i] : 0;
-            x->v_panel[i * KEYS + j] = there ? v[i] : 0;
-            if (there) x->k_rows[(i / PANEL * KEYS + j) * PANEL + i % PANEL] = k[i];
-        }
-    }
+    for (int64_t k = 0; k < K; k += PANEL)
+        for (int64_t j = 0; j < KEYS; j++)
+            memcpy(x->k_rows + k * KEYS + j * PANEL, x->words + j * K + k,
+                   (size_t)min_i64(PANEL, K - k) * 4);
     memset(x->dk, 0, (size_t)(m->n_dim * KEYS) * 4);
     memset(x->dv, 0, (size_t)(m->n_dim * KEYS) * 4);
 }
@@ -169,8 +181,7 @@ static void scores(const struct backward *m, struct pieces *x, const float *rows
     int64_t K = m->a->head_dim, step = m->kernels->tile_rows;
     for (int64_t i = 0; i < n; i += step) {
         int64_t count = min_i64(step, n - i);
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t r = 0; r < count; r++) x->words[k * count + r] = rows[(i + r) * K + k];
+        transpose(x->words, rows + i * K, K, count, K);
         multiply(m, out + i * KEYS, x->words, panel, K, count);
     }
 }
@@ -183,8 +194,11 @@ static void add_transposed(const struct backward *m, struct pieces *x, const flo
     _Alignas(64) float tile[DIM_TILE * KEYS];
     for (int64_t k = 0; k < K; k += step) {
         int64_t count = min_i64(step, K - k);
-        for (int64_t r = 0; r < n; r++)
-            memcpy(x->words + r * count, rows + r * K + k, (size_t)count * 4);
+        for (int64_t r = 0; r < n; r++) {
+            const float *row = rows + r * K + k;
+            if (count == DIM_TILE) memcpy(x->words + r * DIM_TILE, row, DIM_TILE * sizeof *row);
+            else memcpy(x->words + r * count, row, (size_t)count * sizeof *row);
+        }
         multiply(m, tile, x->words, weights, n, count);
         m->kernels->finish(dt + k * KEYS, DTYPE_F32, tile, NULL, EPILOGUE_ADD, count * KEYS);
     }
@@ -197,9 +211,7 @@ static void add_queries(const struct backward *m, struct pieces *x, int64_t n, f
     _Alignas(64) float tile[TILE_ROWS * PANEL];
     for (int64_t i = 0; i < n; i += step) {
         int64_t count = min_i64(step, n - i);
-        for (int64_t j = 0; j < KEYS; j++)
-            for (int64_t r = 0; r < count; r++)
-                x->words[j * count + r] = x->ds[(i + r) * KEYS + j];
+        transpose(x->words, x->ds + i * KEYS, KEYS, count, KEYS);
         for (int64_t k = 0; k < m->n_dim; k += PANEL) {
             multiply(m, tile, x->words, x->k_rows + k * KEYS, KEYS, count);
             for (int64_t r = 0; r < count; r++)
@@ -243,19 +255,24 @@ static void backward_block(const struct backward *m, struct pieces *x, int64_t h
 
 /* ---- a KV head of a span ---- */
 
-/* dk and dv of keys from one query head, added to dqkv (cleared before). */
+/* What a query head adds to n_keys keys' columns of dqkv (cleared before): dt is [K, KEYS]. */
+static void add_columns(const struct backward *m, int64_t row, int64_t column, int64_t n_keys,
+                        const float *dt, float *words)
+{
+    int64_t K = m->a->head_dim;
+    transpose(words, dt, KEYS, K, n_keys);
+    for (int64_t j = 0; j < n_keys; j++) {
+        float *to = (float *)tensor_row(m->dqkv, row + j) + column;
+        for (int64_t k = 0; k < K; k++) to[k] += words[j * K + k];
+    }
+}
+
 static void add_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
                      const struct pieces *x)
 {
-    int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
-    for (int64_t j = 0; j < n_keys; j++) {
-        float *row = tensor_row(m->dqkv, s->row0 + key0 + j);
-        float *dk = row + kv_column(m->a, kv_head, false), *dv = row + kv_column(m->a, kv_head, true);
-        for (int64_t k = 0; k < K; k++) {
-            dk[k] += x->dk[k * KEYS + j];
-            dv[k] += x->dv[k * KEYS + j];
-        }
-    }
+    int64_t n_keys = min_i64(KEYS, s->n_rows - key0), row = s->row0 + key0;
+    add_columns(m, row, kv_column(m->a, kv_head, false), n_keys, x->dk, x->words);
+    add_columns(m, row, kv_column(m->a, kv_head, true), n_keys, x->dv, x->words);
 }
 
 static void clear_columns(const struct backward *m, const struct span *s, int64_t column, int64_t n)
