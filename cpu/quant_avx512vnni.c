@@ -75,6 +75,38 @@ some_rows(const uint8_t *w, const uint32_t *x, int64_t rows, float *out, int64_t
     }
 }
 
+/* A row alone waits for memory: its sums stay in registers, and lines that will be wanted are called for a few at a
+ * time, between products. */
+static inline __attribute__((always_inline)) void lone_row(const struct matmul_tile *t, const bool q4)
+{
+    const int64_t block_bytes = q4 ? Q4_BLOCK_BYTES : Q8_BLOCK_BYTES;
+    const uint32_t *x = t->x;
+    const uint8_t *w = t->w;
+    const char *prefetch = t->prefetch;
+    __m512 out[VECTORS] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t s = 0; s < t->steps; s++, w += block_bytes, x += QUANT_WORDS) {
+        __m512i acc[VECTORS];
+        for (int v = 0; v < VECTORS; v++) acc[v] = _mm512_set1_epi32((int)x[9] * (q4 ? -8 : -128));
+#pragma GCC unroll 8
+        for (int g = 0; g < 8; g++) {
+            const char *line = prefetch + g * t->prefetch_step / 8;
+            _mm_prefetch(line, _MM_HINT_T0);
+            if (!q4) _mm_prefetch(line + 64, _MM_HINT_T0);
+            __m512i word = _mm512_set1_epi32((int)x[g]);
+            for (int v = 0; v < VECTORS; v++)
+                acc[v] = _mm512_dpbusd_epi32(acc[v], group(w + v * 64, g, q4), word);
+        }
+        prefetch += t->prefetch_step;
+        __m512 x_scale = _mm512_castsi512_ps(_mm512_set1_epi32((int)x[8]));
+        for (int v = 0; v < VECTORS; v++) {
+            const uint8_t *scales = w + block_bytes - 2 * PANEL + v * 32;
+            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+            out[v] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[v]), x_scale), scale, out[v]);
+        }
+    }
+    for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(t->out + v * 16, out[v]);
+}
+
 /* Blocks of weights stay in the first-level cache while the rows take turns. */
 static inline __attribute__((always_inline)) void matmul(const struct matmul_tile *t, const bool q4)
 {
@@ -93,8 +125,17 @@ static inline __attribute__((always_inline)) void matmul(const struct matmul_til
     }
 }
 
-static void matmul_q8(const struct matmul_tile *t) { matmul(t, false); }
-static void matmul_q4(const struct matmul_tile *t) { matmul(t, true); }
+static void matmul_q8(const struct matmul_tile *t)
+{
+    if (t->rows == 1) lone_row(t, false);
+    else matmul(t, false);
+}
+
+static void matmul_q4(const struct matmul_tile *t)
+{
+    if (t->rows == 1) lone_row(t, true);
+    else matmul(t, true);
+}
 
 static inline __m512 load_bf16(const uint16_t *x)
 {
