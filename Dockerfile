@@ -85,7 +85,12 @@ ARG VERSION
 ARG CUDA
 # The last one's PTX is kept as well, for GPUs that are newer than all.
 ARG CUDA_ARCHS="61 70 75 80 86 89 90"
+RUN apt-get update -q \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends g++
 COPY --from=toolkit /usr/local/cuda-${CUDA} /usr/local/cuda
+# glibc 2.41 declares these four too, as functions that do not throw; CUDA 12's headers must agree.
+RUN sed -i -E 's/^(extern .* (sin|cos)pif?\((double|float) x\));$/\1 noexcept(true);/' \
+        /usr/local/cuda/include/crt/math_functions.h
 RUN gencode="" && for sm in $CUDA_ARCHS; do \
         gencode="$gencode -gencode arch=compute_$sm,code=sm_$sm"; done \
     && make -j"$(nproc)" CUDA=1 CUDA_HOME=/usr/local/cuda \

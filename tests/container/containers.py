@@ -92,10 +92,10 @@ class Engine:
         self.run("buildah", "commit", "-q", "--format", "docker", container, f"localhost/{image}")
         self.run("buildah", "rm", container)
 
-    def build(self, target, tag, *arguments):
+    def build(self, target, tag, *arguments, timeout=400):
         self.run("buildah", "bud", "--isolation", "chroot", "--network", "host", "--pull-never",
                  "--format", "docker", "--layers", "--target", target, "-t", f"localhost/{tag}",
-                 *arguments, ".", timeout=400)
+                 *arguments, ".", timeout=timeout)
         return f"localhost/{tag}"
 
 
