@@ -7,11 +7,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "server/watcher.h"
 
 struct peer {
@@ -46,12 +46,12 @@ static void peer_open(struct peer *p)
 
 static bool wait_event(struct peer *p, int timeout_ms)
 {
-    struct timespec end;
-    clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_nsec += timeout_ms * 1000000L;
-    end.tv_sec += end.tv_nsec / 1000000000;
-    end.tv_nsec %= 1000000000;
-    return sem_timedwait(&p->event, &end) == 0;
+    int64_t end = clock_ns() + (int64_t)timeout_ms * 1000000;
+    while (sem_trywait(&p->event) != 0) {
+        if (clock_ns() > end) return false;
+        usleep(1000);
+    }
+    return true;
 }
 
 static void reset(int fd)
