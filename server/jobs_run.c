@@ -221,7 +221,8 @@ static void note_failure(struct jobs *j, struct job *job, int status)
     const char *colon = words[0] ? ": " : "";
     if (WIFSIGNALED(status)) {
         int number = WTERMSIG(status);
-        snprintf(text, sizeof text, "the trainer was ended by SIG%s%s%s%s", signal_name(number),
+        snprintf(text, sizeof text, "the trainer was ended by SIG%s%s; resume the job to go on from its "
+                 "last checkpoint%s%s", signal_name(number),
                  number == SIGKILL ? " (out of memory, or by an operator)" : "", colon, words);
         fail_job(j, job, "killed", text);
     } else if (WEXITSTATUS(status) == EXIT_NO_FIT) {

@@ -6,8 +6,8 @@ line, files, signals and exit codes. The training data's first line says what to
     pause=S        seconds a step takes (default 0.02)
     save=N         a checkpoint every N steps (default 5)
     memory=JSON     what memory.json says; none without it
-    die=MODE@N     at step N, unless resumed: exit (code 1), nofit (3), abort, kill (SIGKILL), hang
-                   (ignores SIGTERM)
+    die=MODE@N     at step N, unless resumed: exit (code 1), nofit (3), abort, kill (SIGKILL), segv,
+                   hang (ignores SIGTERM)
 
 The model that it leaves is a copy of the one in $FAKE_MODEL (default models/shakespeare)."""
 
@@ -62,6 +62,8 @@ def die(mode):
         os.abort()
     if mode == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if mode == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)

@@ -332,7 +332,8 @@ def test_a_quiet_stream_is_kept_alive_until_the_server_ends(tmp_path):
 @pytest.mark.parametrize("die, code, text", [
     ("exit@3", "trainer_failed", "the loss is not finite at step 7"),
     ("nofit@1", "does_not_fit", "needs 9 GiB, the budget is 1 GiB"),
-    ("abort@3", "killed", "SIGABRT"), ("kill@3", "killed", "SIGKILL"),
+    ("abort@3", "killed", "SIGABRT"), ("segv@3", "killed", "SIGSEGV"),
+    ("kill@3", "killed", "SIGKILL (out of memory, or by an operator); resume"),
 ])
 def test_a_failing_job_touches_nothing_else(client, http, model, die, code, text):
     asked = {"model": model, "prompt": "ROMEO:", "max_tokens": 8, "temperature": 0}
