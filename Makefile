@@ -40,7 +40,7 @@ NVCC      := $(CUDA_HOME)/bin/nvcc
 GENCODE   ?= $(foreach sm,75 80 86 89,-gencode arch=compute_$(sm),code=sm_$(sm)) \
              -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
-             -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics" $(GENCODE)
+             -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics"
 
 FOLDERS := base model cpu cuda api server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
@@ -56,6 +56,13 @@ TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/test_gpt_train \
                       model/test_trainer cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
+# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda).
+SIM       := build/ptxsim
+SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
+SIM_CC    := $(wildcard tests/ptxsim/*.cc)
+SIM_TESTS := $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
+SIM_OBJS  := $(filter $(SIM)/cuda/%,$(SIM_CU:%.cu=$(SIM)/%.cu.o)) \
+             $(filter-out %/test_ptxsim.o,$(SIM_CC:%.cc=$(SIM)/%.o))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
 # it calls.
@@ -66,11 +73,12 @@ TEST_OBJS := $(TEST_LIB:%.c=$(BUILD)/%.o)
 INTERPOSER := $(if $(SAN),,$(BUILD)/tests/faults/interpose.so)
 LIBRARIES := $(BUILD)/tests/helpers.a $(BUILD)/gptd.a
 
-.PHONY: all tests threaded-tests fuzz-targets
+.PHONY: all tests threaded-tests fuzz-targets sim-tests
 all: $(BUILD)/gptd
 tests: $(TEST_BINS) $(INTERPOSER)
 threaded-tests: $(THREADED_TEST_BINS)
 fuzz-targets: $(FUZZ_BINS)
+sim-tests: $(SIM_TESTS)
 
 $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -85,7 +93,7 @@ $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 
 $(BUILD)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+	$(NVCC) $(NVCCFLAGS) $(GENCODE) -c -o $@ $<
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -96,6 +104,19 @@ $(BUILD)/tests/helpers.a: $(TEST_OBJS)
 $(LIBRARIES):
 	@rm -f $@
 	$(AR) rcs $@ $^
+
+$(SIM)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=compute_80 --compress-mode=none -c -o $@ $<
+
+$(SIM)/%.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O3 -march=native -g -Wall -Wextra -I. -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
+
+$(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded.cu.o
+$(SIM)/test_cuda_ops $(SIM)/test_cuda_model: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
+$(SIM_TESTS): $(SIM_OBJS) $(LIBRARIES)
+	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARIES) $(filter-out -lcudart_static,$(LIBS)) -lcmocka
 
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
@@ -110,7 +131,7 @@ $(BUILD)/tests/faults/interpose.so: tests/faults/interpose.c
 .PRECIOUS: $(BUILD)/%.o
 
 # For people.
-.PHONY: run demo test test-container bench fuzz layers setup setup-test clean
+.PHONY: run demo test test-container test-cuda bench fuzz layers setup setup-test clean
 setup:
 	@scripts/setup.sh
 setup-test:
@@ -133,6 +154,11 @@ test-container: setup-test
 	@scripts/setup.sh --container
 	@$(MAKE) --no-print-directory all build/venv/ready
 	build/venv/bin/python -m pytest -q -ra tests/container
+
+# The CUDA device without a GPU. Needs nvcc.
+test-cuda: setup-test
+	@$(MAKE) --no-print-directory sim-tests
+	@for t in $(SIM_TESTS); do echo "== $$t" && $$t || exit 1; done
 
 bench: setup-test
 	@$(MAKE) --no-print-directory all build/venv/ready
@@ -160,4 +186,4 @@ clean:
 print-%:
 	@echo $($*)
 
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/tests/*/*.d)
+-include $(wildcard $(SIM)/*/*.d $(SIM)/tests/*/*.d $(BUILD)/*/*.d $(BUILD)/tests/*/*.d)

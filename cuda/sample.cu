@@ -270,18 +270,22 @@ sample_kernel(sample_out *out, float *logits, const row_request *requests, int32
         o->id = id;
         o->logprob = logprob_of(z, value);
         o->rank = 0;
-        o->n_top = q.n_top;
     }
-    if (q.n_top == 0) return;
-    float rank = mass(r, {value, id}, {-CUDART_INF_F, INT32_MAX}, true);
-    if (threadIdx.x == 0) o->rank = (int32_t)rank;
+    int32_t n_top = 0;
+    if (q.n_top > 0) {
+        float rank = mass(r, {value, id}, {-CUDART_INF_F, INT32_MAX}, true);
+        if (threadIdx.x == 0) o->rank = (int32_t)rank;
+    }
     float v = 0;
-    int32_t last = 0;
-    for (int32_t i = 0; i < q.n_top; i++) {
+    for (int32_t last = 0; n_top < q.n_top; n_top++) {
         float before = v;
-        last = best_after(r, before, last, i == 0, &v);
-        if (threadIdx.x == 0) o->top[i] = {last, last < 0 ? LOWEST_LOGPROB : logprob_of(z, v)};
+        last = best_after(r, before, last, n_top == 0, &v);
+        if (v == -CUDART_INF_F) break; /* nothing that could be drawn is left */
+        if (threadIdx.x == 0) o->top[n_top] = {last, logprob_of(z, v)};
     }
+    if (threadIdx.x == 0) o->n_top = n_top;
+    /* Every byte of the answer is written, so that it is the same in every run. */
+    for (int32_t i = n_top + threadIdx.x; i < SAMPLE_MAX_TOP; i += LOGITS_THREADS) o->top[i] = {0, 0};
 }
 
 /* ---- the host's part ---- */

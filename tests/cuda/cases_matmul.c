@@ -1,0 +1,255 @@
+/* Products and their gradients on the CUDA device: against the CPU's over awkward shapes, and the same bits
+ * whatever rows stand beside a row. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/cuda/cuda_cases.h"
+#include "tests/cuda/cuda_side.h"
+#include "tests/ptxsim/ptxsim.h"
+
+#pragma weak ptxsim_set_compute_capability
+
+struct shape { int64_t rows, n_out, n_in; };
+
+static const struct shape shapes[] = {
+    {1, 1, 1},   {3, 5, 7},    {7, 16, 32},  {8, 17, 33},   {9, 64, 64},
+    {16, 65, 48}, {17, 40, 100}, {64, 64, 256}, {65, 72, 264}, {66, 130, 300},
+};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_ROWS = 66, MAX_OUT = 130, MAX_IN = 520 };
+enum { MAX_VALUES = MAX_OUT * MAX_IN };
+
+static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
+enum { N_TYPES = 3 };
+
+static const struct workspace_shape plan = {
+    .dtype = DTYPE_BF16, .max_rows = MAX_ROWS, .max_logit_rows = 1, .n_embd = MAX_IN, .n_ff = MAX_IN,
+    .n_head = 4, .n_kv_head = 4, .head_dim = 16, .vocab_size = MAX_OUT, .block_size = 64,
+};
+
+struct operands { float x[MAX_ROWS * MAX_IN], w[MAX_VALUES], bias[MAX_OUT], out[MAX_ROWS * MAX_OUT]; };
+
+static struct operands *operands_new(uint64_t seed)
+{
+    struct operands *o = malloc(sizeof *o);
+    struct cpu_rng rng = {seed};
+    cpu_rng_fill(&rng, o->x, MAX_ROWS * MAX_IN);
+    cpu_rng_fill(&rng, o->w, MAX_VALUES);
+    cpu_rng_fill(&rng, o->bias, MAX_OUT);
+    cpu_rng_fill(&rng, o->out, MAX_ROWS * MAX_OUT);
+    return o;
+}
+
+/* result [rows, n_out] */
+static void product(struct side *s, const struct operands *o, struct shape sh, enum dtype x_type,
+                    enum dtype w_type, enum dtype out_type, bool bias, enum epilogue epilogue,
+                    float *result)
+{
+    struct tensor x = side_tensor(s, x_type, sh.rows, sh.n_in, o->x);
+    struct matrix w = side_matrix(s, w_type, sh.n_out, sh.n_in, o->w);
+    struct tensor out = side_tensor(s, out_type, sh.rows, sh.n_out, epilogue == EPILOGUE_ADD ? o->out : NULL);
+    s->d->ops->matmul(s->d, out, x, &w, bias ? side_floats(s, o->bias, sh.n_out) : NULL, epilogue);
+    side_read(s, out, result);
+    side_clear(s);
+}
+
+/* All types, epilogues and types of the result, at every stride-th shape. */
+static void check_products(int stride)
+{
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct operands *o = operands_new(1);
+    float results[N_SIDES][MAX_ROWS * MAX_OUT];
+    for (int t = 0; t < N_TYPES; t++)
+        for (int i = 0; i < N_SHAPES; i += stride)
+            for (int e = EPILOGUE_NONE; e <= EPILOGUE_ADD; e++)
+                for (int wide = 0; wide < 2; wide++) {
+                    if (!wide && (e == EPILOGUE_ADD || types[t] == DTYPE_F32)) continue;
+                    enum dtype out = wide ? DTYPE_F32 : types[t];
+                    schedule_seed((uint32_t)(i + e));
+                    for (int s = 0; s < N_SIDES; s++)
+                        product(&sides[s], o, shapes[i], types[t], types[t], out, (i + e) % 2,
+                                (enum epilogue)e, results[s]);
+                    assert_all_near(results[SIDE_CUDA], results[SIDE_CPU],
+                                    shapes[i].rows * shapes[i].n_out, shapes[i].n_out, tolerance_of(out),
+                                    "product");
+                }
+    free(o);
+    sides_close(sides);
+}
+
+void test_products(void **state) { check_products(1); }
+
+static void read_matrix(struct side *s, const struct matrix *w, float *out)
+{
+    s->d->train->matrix_read(s->d, w, 0, w->n_out, out);
+    side_sync(s);
+}
+
+/* What was packed is what is read, as far as the type goes; quantized: within half a step. */
+void test_weights_come_back(void **state)
+{
+    static const enum dtype all[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPE_Q8_0, DTYPE_Q4_0};
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct side *s = &sides[SIDE_CUDA];
+    struct operands *o = operands_new(2);
+    float *back = malloc(MAX_VALUES * sizeof *back);
+    for (size_t t = 0; t < sizeof all / sizeof *all; t++)
+        for (int i = 0; i < N_SHAPES; i++) {
+            struct matrix w = side_matrix(s, all[t], shapes[i].n_out, shapes[i].n_in, o->w);
+            read_matrix(s, &w, back);
+            double step = all[t] == DTYPE_Q8_0 ? 1.0 / 127 : all[t] == DTYPE_Q4_0 ? 1.0 / 8 : 0;
+            for (int64_t j = 0; j < w.n_out * w.n_in; j++) {
+                double want = rounded_to(all[t], o->w[j]);
+                /* q4_0 cannot reach the other end: up to a whole step there. */
+                assert_near(back[j], want, step, "weight", j / w.n_in, j % w.n_in);
+            }
+            side_clear(s);
+        }
+    free(back);
+    free(o);
+    sides_close(sides);
+}
+
+/* Against the product with the very weights that are stored, in double. `narrow`: they are rounded to the type of
+ * the rows first, as operands of tensor cores are. */
+static void check_quantized(int stride, bool narrow)
+{
+    static const enum dtype quantized[] = {DTYPE_Q8_0, DTYPE_Q4_0};
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct side *s = &sides[SIDE_CUDA];
+    struct operands *o = operands_new(3);
+    float *w = malloc(MAX_VALUES * sizeof *w), *got = malloc(MAX_ROWS * MAX_OUT * sizeof *got);
+    for (int q = 0; q < 2; q++)
+        for (int t = 1; t < N_TYPES; t++)
+            for (int i = 0; i < N_SHAPES; i += stride) {
+                struct shape sh = shapes[i];
+                struct matrix m = side_matrix(s, quantized[q], sh.n_out, sh.n_in, o->w);
+                read_matrix(s, &m, w);
+                product(s, o, sh, types[t], quantized[q], DTYPE_F32, true, EPILOGUE_NONE, got);
+                for (int64_t at = 0; at < sh.rows * sh.n_out; at++) {
+                    int64_t r = at / sh.n_out, n = at % sh.n_out;
+                    double want = o->bias[n];
+                    for (int64_t k = 0; k < sh.n_in; k++) {
+                        float x = rounded_to(types[t], o->x[r * sh.n_in + k]), y = w[n * sh.n_in + k];
+                        want += (double)x * (narrow ? rounded_to(types[t], y) : y);
+                    }
+                    assert_near(got[at], want, 2e-5, "quantized product", r, n);
+                }
+            }
+    free(got);
+    free(w);
+    free(o);
+    sides_close(sides);
+}
+
+void test_quantized_products(void **state) { check_quantized(1, true); }
+
+void test_rows_do_not_know_their_neighbours(void **state)
+{
+    static const enum dtype weights[][2] = {
+        {DTYPE_F32, DTYPE_F32}, {DTYPE_BF16, DTYPE_BF16}, {DTYPE_F16, DTYPE_F16},
+        {DTYPE_BF16, DTYPE_Q8_0}, {DTYPE_F16, DTYPE_Q4_0},
+    };
+    static const int64_t counts[] = {1, 7, 8, 9, 16, 17, 64};
+    static const int64_t lengths[] = {40, 250, 520};
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct side *s = &sides[SIDE_CUDA];
+    struct operands *o = operands_new(4);
+    float all[65 * 70], some[65 * 70];
+    for (int t = 0; t < 5; t++)
+        for (int l = 0; l < 3; l++) {
+            struct shape sh = {65, 70, lengths[l]};
+            schedule_seed(0);
+            product(s, o, sh, weights[t][0], weights[t][1], DTYPE_F32, true, EPILOGUE_GELU_TANH, all);
+            for (int c = 0; c < 7; c++) {
+                schedule_seed((uint32_t)c + 1);
+                sh.rows = counts[c];
+                product(s, o, sh, weights[t][0], weights[t][1], DTYPE_F32, true, EPILOGUE_GELU_TANH, some);
+                assert_memory_equal(some, all, (size_t)(sh.rows * sh.n_out) * sizeof *all);
+            }
+        }
+    free(o);
+    sides_close(sides);
+}
+
+/* ---- gradients ---- */
+
+static void backward_x(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
+                       float *result)
+{
+    struct tensor dy = side_tensor(s, type, sh.rows, sh.n_out, o->out);
+    struct matrix w = side_matrix(s, type, sh.n_out, sh.n_in, o->w);
+    struct tensor dx = side_tensor(s, DTYPE_F32, sh.rows, sh.n_in, NULL);
+    s->d->train->matmul_backward_x(s->d, dx, dy, &w);
+    side_read(s, dx, result);
+    side_clear(s);
+}
+
+/* dw and dbias begin at w and bias. */
+static void backward_w(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
+                       enum dtype grad_type, float *dw, float *dbias)
+{
+    struct tensor dy = side_tensor(s, type, sh.rows, sh.n_out, o->out);
+    struct tensor x = side_tensor(s, type, sh.rows, sh.n_in, o->x);
+    struct matrix grad = side_matrix(s, grad_type, sh.n_out, sh.n_in, o->w);
+    float *bias = side_floats(s, o->bias, sh.n_out);
+    s->d->train->matmul_backward_w(s->d, &grad, bias, dy, x, 77);
+    s->d->train->matmul_backward_w(s->d, &grad, NULL, dy, x, 78);
+    read_matrix(s, &grad, dw);
+    side_read_floats(s, bias, sh.n_out, dbias);
+    side_clear(s);
+}
+
+static void check_backward(int stride)
+{
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct operands *o = operands_new(5);
+    float *dx[N_SIDES], *dw[N_SIDES], dbias[N_SIDES][MAX_OUT];
+    for (int s = 0; s < N_SIDES; s++) {
+        dx[s] = malloc(MAX_ROWS * MAX_IN * sizeof **dx);
+        dw[s] = malloc(MAX_VALUES * sizeof **dw);
+    }
+    for (int t = 0; t < N_TYPES; t++)
+        for (int i = 0; i < N_SHAPES; i += stride) {
+            struct shape sh = shapes[i];
+            schedule_seed((uint32_t)i);
+            for (int s = 0; s < N_SIDES; s++) backward_x(&sides[s], o, sh, types[t], dx[s]);
+            assert_all_near(dx[1], dx[0], sh.rows * sh.n_in, sh.n_in, 2e-5, "dx");
+            for (int half = 0; half < 2; half++) {
+                enum dtype grad = half ? DTYPE_BF16 : DTYPE_F32;
+                for (int s = 0; s < N_SIDES; s++)
+                    backward_w(&sides[s], o, sh, types[t], grad, dw[s], dbias[s]);
+                /* Two roundings up or down, each by as much as a unit in the last place. */
+                assert_all_near(dw[1], dw[0], sh.n_out * sh.n_in, sh.n_in, half ? 0x1p-5 : 2e-5, "dw");
+                assert_all_near(dbias[1], dbias[0], sh.n_out, sh.n_out, 2e-5, "dbias");
+            }
+        }
+    for (int s = 0; s < N_SIDES; s++) {
+        free(dx[s]);
+        free(dw[s]);
+    }
+    free(o);
+    sides_close(sides);
+}
+
+void test_products_backward(void **state) { check_backward(1); }
+
+/* A GPU without tensor cores, which only the interpreter can be. */
+void test_products_without_tensor_cores(void **state)
+{
+    if (!ptxsim_set_compute_capability) skip();
+    ptxsim_set_compute_capability(70);
+    check_products(3);
+    check_quantized(3, false);
+    check_backward(3);
+    ptxsim_set_compute_capability(80);
+}

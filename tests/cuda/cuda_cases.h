@@ -1,0 +1,30 @@
+/* Cases of test_cuda_ops, by the file of cuda/ that they are about. */
+#pragma once
+
+/* cases_matmul.c */
+void test_products(void **state);
+void test_quantized_products(void **state);
+void test_products_without_tensor_cores(void **state);
+void test_rows_do_not_know_their_neighbours(void **state);
+void test_weights_come_back(void **state);
+void test_products_backward(void **state);
+
+/* cases_rows.c */
+void test_norms(void **state);
+void test_activations(void **state);
+void test_dropout(void **state);
+void test_embedding(void **state);
+void test_cross_entropy(void **state);
+
+/* cases_attention.c */
+void test_attention(void **state);
+void test_attention_splits_change_no_bit(void **state);
+void test_attention_backward(void **state);
+void test_rope_backward(void **state);
+
+/* cases_sample.c */
+void test_sampling(void **state);
+
+/* cases_optimizer.c */
+void test_adamw(void **state);
+void test_sum_squares(void **state);

@@ -1,0 +1,170 @@
+/* See cuda_side.h. */
+#include "tests/cuda/cuda_side.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "cpu/cpu.h"
+#include "cuda/cuda.h"
+#include "tests/ptxsim/ptxsim.h"
+
+/* There when the program is linked with the interpreter. */
+#pragma weak ptxsim_set_seed
+#pragma weak ptxsim_forget
+
+bool on_interpreter(void) { return ptxsim_set_seed != NULL; }
+
+void schedule_seed(uint32_t seed)
+{
+    if (ptxsim_set_seed) ptxsim_set_seed(seed);
+}
+
+static void must(bool ok, const struct error *err)
+{
+    if (!ok) fail_msg("%s", err->text);
+}
+
+void sides_open(struct side sides[N_SIDES], const struct workspace_shape *shape)
+{
+    struct error err = {0};
+    if (cuda_device_count() == 0) skip();
+    memset(sides, 0, N_SIDES * sizeof *sides);
+    struct cpu_options cpu = {.n_threads = 1, .isa = CPU_ISA_REFERENCE};
+    must(cpu_device_open(&cpu, &sides[SIDE_CPU].d, &err), &err);
+    must(cuda_device_open(0, &sides[SIDE_CUDA].d, &err), &err);
+    sides[SIDE_CUDA].is_cuda = true;
+    for (int i = 0; i < N_SIDES; i++) {
+        struct device *d = sides[i].d;
+        int64_t bytes = d->train->workspace_bytes(d, shape);
+        void *p = d->ops->alloc(d, (size_t)bytes, &err);
+        must(p != NULL, &err);
+        if (sides[i].is_cuda && ptxsim_forget) ptxsim_forget(p, (size_t)bytes);
+        d->ops->set_workspace(d, p, bytes);
+        sides[i].blocks[0].p = p;
+        sides[i].blocks[0].bytes = (size_t)bytes;
+        sides[i].n_blocks = 1;
+    }
+}
+
+void sides_close(struct side sides[N_SIDES])
+{
+    for (int i = 0; i < N_SIDES; i++) {
+        side_clear(&sides[i]);
+        sides[i].d->ops->free(sides[i].d, sides[i].blocks[0].p, sides[i].blocks[0].bytes);
+        sides[i].d->ops->close(sides[i].d);
+    }
+}
+
+void side_clear(struct side *s)
+{
+    while (s->n_blocks > 1) {
+        s->n_blocks--;
+        s->d->ops->free(s->d, s->blocks[s->n_blocks].p, s->blocks[s->n_blocks].bytes);
+    }
+}
+
+void *side_bytes(struct side *s, int64_t bytes, const void *from)
+{
+    struct error err = {0};
+    assert_true(s->n_blocks < MAX_SIDE_BLOCKS);
+    size_t n = bytes > 0 ? (size_t)bytes : 1;
+    void *p = s->d->ops->alloc(s->d, n, &err);
+    must(p != NULL, &err);
+    s->blocks[s->n_blocks].p = p;
+    s->blocks[s->n_blocks++].bytes = n;
+    if (from) s->d->ops->upload(s->d, p, from, n);
+    else if (s->is_cuda && ptxsim_forget) ptxsim_forget(p, n);
+    side_sync(s);
+    return p;
+}
+
+int32_t *side_ints(struct side *s, const int32_t *from, int64_t n)
+{
+    return side_bytes(s, n * (int64_t)sizeof *from, from);
+}
+
+float *side_floats(struct side *s, const float *from, int64_t n)
+{
+    return side_bytes(s, n * (int64_t)sizeof *from, from);
+}
+
+enum dtype side_dtype(const struct side *s, enum dtype dtype)
+{
+    return dtype == DTYPE_F16 && !s->is_cuda ? DTYPE_F32 : dtype;
+}
+
+float rounded_to(enum dtype dtype, float x)
+{
+    if (dtype == DTYPE_F16) return f16_to_f32(f32_to_f16(x));
+    return dtype == DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(x)) : x;
+}
+
+struct tensor side_tensor(struct side *s, enum dtype dtype, int64_t rows, int64_t cols,
+                          const float *values)
+{
+    enum dtype type = side_dtype(s, dtype);
+    int64_t n = rows * cols, bytes = dtype_bytes(type, n);
+    if (!values) return (struct tensor){side_bytes(s, bytes, NULL), type, rows, cols};
+    uint8_t *host = malloc((size_t)bytes + 1);
+    for (int64_t i = 0; i < n; i++) {
+        float x = rounded_to(dtype, values[i]);
+        if (type == DTYPE_F32) ((float *)host)[i] = x;
+        else ((uint16_t *)host)[i] = type == DTYPE_BF16 ? f32_to_bf16(x) : f32_to_f16(x);
+    }
+    struct tensor t = {side_bytes(s, bytes, host), type, rows, cols};
+    free(host);
+    return t;
+}
+
+struct matrix side_matrix(struct side *s, enum dtype dtype, int64_t n_out, int64_t n_in,
+                          const float *values)
+{
+    enum dtype type = side_dtype(s, dtype);
+    struct matrix w = {NULL, type, n_out, n_in};
+    w.data = side_bytes(s, s->d->ops->matrix_bytes(s->d, type, n_out, n_in), NULL);
+    float *rows = malloc((size_t)(n_out * n_in) * sizeof *rows);
+    for (int64_t i = 0; i < n_out * n_in; i++) rows[i] = rounded_to(dtype, values[i]);
+    s->d->ops->matrix_write(s->d, &w, 0, n_out, rows);
+    side_sync(s);
+    free(rows);
+    return w;
+}
+
+void side_sync(struct side *s)
+{
+    struct error err = {0};
+    must(s->d->ops->sync(s->d, &err), &err);
+}
+
+void side_read(struct side *s, struct tensor t, float *out)
+{
+    int64_t n = t.rows * t.cols, bytes = dtype_bytes(t.dtype, n);
+    void *host = malloc((size_t)bytes + 1);
+    s->d->ops->download(s->d, host, t.data, (size_t)bytes);
+    side_sync(s);
+    dtype_to_f32(t.dtype, host, n, out);
+    free(host);
+}
+
+void side_read_floats(struct side *s, const float *p, int64_t n, float *out)
+{
+    side_read(s, (struct tensor){(void *)p, DTYPE_F32, 1, n}, out);
+}
+
+double tolerance_of(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? 0x1p-7 : dtype == DTYPE_F16 ? 0x1p-9 : 2e-5;
+}
+
+void assert_all_near(const float *got, const float *want, int64_t n, int64_t cols, double tolerance,
+                     const char *what)
+{
+    for (int64_t i = 0; i < n; i++) assert_near(got[i], want[i], tolerance, what, i / cols, i % cols);
+}

@@ -1,0 +1,142 @@
+/* Whole small models on the CUDA device: the engine's greedy text is the other implementations', and the first steps
+ * of training have the CPU's losses. On a GPU, or on the interpreter of tests/ptxsim (make test-cuda). */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cjson/cJSON.h>
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "cuda/cuda.h"
+#include "tests/model/engine_fixture.h"
+#include "tests/model/train_fixture.h"
+
+enum { MAX_GREEDY = 6, STEPS = 3 };
+
+static void must(bool ok, const struct error *err)
+{
+    if (!ok) fail_msg("%s", err->text);
+}
+
+static struct device *cuda_or_skip(void)
+{
+    struct error err;
+    struct device *d = NULL;
+    if (cuda_device_count() == 0) skip();
+    must(cuda_device_open(0, &d, &err), &err);
+    return d;
+}
+
+static cJSON *read_golden(const char *model)
+{
+    char path[128];
+    struct buf text;
+    struct error err;
+    snprintf(path, sizeof path, "%s/golden.json", model);
+    buf_init(&text, 1 << 20);
+    must(file_read(path, &text, &err), &err);
+    cJSON *json = cJSON_ParseWithLength(text.data, text.len);
+    assert_non_null(json);
+    buf_free(&text);
+    return json;
+}
+
+static int32_t int_at(const cJSON *array, int32_t i) { return cJSON_GetArrayItem(array, i)->valueint; }
+
+static void check_prompt(struct engine *e, const cJSON *prompt)
+{
+    const cJSON *tokens = cJSON_GetObjectItem(prompt, "tokens");
+    const cJSON *logprobs = cJSON_GetObjectItem(prompt, "logprobs");
+    const cJSON *greedy = cJSON_GetObjectItem(prompt, "greedy");
+    int32_t n = cJSON_GetArraySize(tokens), n_greedy = cJSON_GetArraySize(greedy);
+    struct job j;
+    if (n_greedy > MAX_GREEDY) n_greedy = MAX_GREEDY;
+    job_init_plain(&j, n, n_greedy);
+    for (int32_t i = 0; i < n; i++) j.prompt[i] = int_at(tokens, i);
+    j.params.prompt_logprobs = true;
+    assert_true(job_new(&j, e));
+    job_submit(&j, e);
+    engine_wait(e, j.request);
+    for (int32_t i = 1; i < n; i++) {
+        double want = cJSON_GetArrayItem(logprobs, i)->valuedouble;
+        assert_true(fabs((double)j.request->prompt_scores[i].logprob - want) < 1e-4);
+    }
+    assert_int_equal(atomic_load(&j.request->choices[0].n_tokens), n_greedy);
+    for (int32_t i = 0; i < n_greedy; i++)
+        assert_int_equal(j.request->choices[0].tokens[i].id, int_at(greedy, i));
+    job_free(&j);
+}
+
+static void check_model(const char *path)
+{
+    struct device *d = cuda_or_skip();
+    cJSON *golden = read_golden(path);
+    struct engine_options o = fixture_options();
+    struct checkpoint *checkpoint;
+    struct engine *engine;
+    struct error err;
+    o.max_batch_tokens = 20; /* prompts come in pieces */
+    must(checkpoint_open(path, &checkpoint, &err), &err);
+    must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
+    const cJSON *prompts = cJSON_GetObjectItem(golden, "prompts"), *prompt;
+    assert_true(cJSON_GetArraySize(prompts) > 0);
+    cJSON_ArrayForEach(prompt, prompts) check_prompt(engine, prompt);
+    engine_close(engine);
+    checkpoint_close(checkpoint);
+    d->ops->close(d);
+    cJSON_Delete(golden);
+}
+
+static void test_gpt2_is_served(void **state) { check_model("tests/golden/gpt2"); }
+static void test_qwen3_is_served(void **state) { check_model("tests/golden/qwen3"); }
+
+/* ---- training ---- */
+
+static void train(struct train_fixture *f, struct device *d, const char *run, double losses[STEPS])
+{
+    struct device *own = f->device;
+    if (d) f->device = d;
+    train_fixture_use_run(f, run);
+    train_fixture_begin(f);
+    train_fixture_steps(f, STEPS);
+    for (int i = 0; i < STEPS; i++) losses[i] = train_fixture_metric(f, i, "loss");
+    train_fixture_end(f);
+    f->device = own;
+}
+
+static void check_training(enum dtype dtype, double tolerance)
+{
+    struct device *d = cuda_or_skip();
+    struct train_fixture f;
+    double want[STEPS], got[STEPS];
+    train_fixture_open(&f, 1500);
+    f.options.config.dtype = dtype;
+    f.options.config.dropout = 0.1;
+    train(&f, NULL, "cpu", want);
+    train(&f, d, "cuda", got);
+    for (int i = 0; i < STEPS; i++) {
+        print_message("step %d: %.6f on the CPU, %.6f here\n", i + 1, want[i], got[i]);
+        assert_true(fabs(got[i] - want[i]) <= tolerance);
+    }
+    train_fixture_close(&f);
+    d->ops->close(d);
+}
+
+static void test_f32_training_has_the_same_losses(void **state) { check_training(DTYPE_F32, 2e-5); }
+static void test_bf16_training_has_near_losses(void **state) { check_training(DTYPE_BF16, 5e-3); }
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gpt2_is_served),
+        cmocka_unit_test(test_qwen3_is_served),
+        cmocka_unit_test(test_f32_training_has_the_same_losses),
+        cmocka_unit_test(test_bf16_training_has_near_losses),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

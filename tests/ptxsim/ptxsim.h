@@ -1,0 +1,50 @@
+/* PTX run on the CPU, watched: the interpreter in the place of a GPU, for tests. Link it instead of libcudart with
+ * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --compress-mode=none): it registers
+ * their kernels, and stands in for the runtime calls that cuda/ makes. One device, sm_80.
+ *
+ * What a kernel does wrong ends the process (status 87) with a message on stderr: an access out of bounds or
+ * misaligned, a read of bytes that nobody wrote or that are still in flight, a race, barriers and collectives that
+ * lanes do not reach together, an instruction that is not known. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How warps take turns, and the order of blocks, from the next launch on. */
+void ptxsim_set_seed(uint32_t seed);
+/* A GPU of this many multiprocessors, as its properties say; 4 at first. */
+void ptxsim_set_multiprocessors(int32_t n);
+/* The compute capability that its properties name, 10 x major + minor; 80 at first. The code is sm_80's all the same. */
+void ptxsim_set_compute_capability(int32_t sm);
+/* These bytes of device memory count as never written. */
+void ptxsim_forget(void *p, size_t bytes);
+
+struct ptxsim_coverage {
+    int32_t n_kernels, n_run;             /* registered; launched at least once */
+    int64_t n_instructions, n_executed;   /* of all kernels */
+};
+/* What was run so far. Prints, if asked, each kernel with its share of instructions, and the source
+ * lines of which nothing was executed. */
+struct ptxsim_coverage ptxsim_coverage(bool print);
+
+/* Instructions times lanes so far, and seconds that they took. */
+void ptxsim_speed(uint64_t *lane_instructions, double *seconds);
+
+/* PTX text as a module of its own, and a launch of one of its kernels: what the interpreter's own tests
+ * use. Arguments as cudaLaunchKernel takes them. */
+struct ptxsim_module;
+struct ptxsim_module *ptxsim_load(const char *text);
+bool ptxsim_launch(struct ptxsim_module *m, const char *kernel, const uint32_t grid[3],
+                   const uint32_t block[3], size_t shared_bytes, void **arguments);
+void *ptxsim_alloc(size_t bytes);  /* device memory, never written */
+void ptxsim_fill(void *to, const void *from, size_t bytes); /* ... and written by the host */
+void ptxsim_free(void *p);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,274 @@
+// The CUDA runtime's functions that nvcc's objects and cuda/ call, on the interpreter. Copies to the host
+// arrive when the stream is synchronized and not before: whoever reads them earlier reads what was there.
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "tests/ptxsim/execute.h"
+#include "tests/ptxsim/ptxsim.h"
+
+using namespace ptxsim;
+
+struct pending_download { void *to; std::vector<uint8_t> bytes; };
+
+struct runtime {
+    std::map<const void *, kernel *> kernels;        // by their stub on the host
+    std::map<const kernel *, size_t> shared_limits;  // where more than 48 KiB were asked for
+    std::vector<pending_download> downloads;
+    dim3 grid, block;                                // of the launch being written down
+    size_t shared_bytes = 0;
+    cudaStream_t stream = nullptr;
+    cudaError_t last = cudaSuccess;
+    int32_t n_multiprocessors = 4, compute_capability = 80;
+};
+
+enum { DEFAULT_SHARED_BYTES = 48 << 10 };
+static constexpr size_t TOTAL_BYTES = (size_t)8 << 30, CONTEXT_BYTES = (size_t)400 << 20;
+
+static runtime &the_runtime()
+{
+    static runtime *r = new runtime; // kernels register before main
+    return *r;
+}
+
+void ptxsim_set_multiprocessors(int32_t n) { the_runtime().n_multiprocessors = n; }
+
+void ptxsim_set_compute_capability(int32_t sm) { the_runtime().compute_capability = sm; }
+
+static cudaError_t note(cudaError_t e)
+{
+    if (e != cudaSuccess) the_runtime().last = e;
+    return e;
+}
+
+static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes)
+{
+    runtime &r = the_runtime();
+    auto k = r.kernels.find(stub);
+    if (k == r.kernels.end()) return note(cudaErrorInvalidDeviceFunction);
+    size_t limit = DEFAULT_SHARED_BYTES;
+    auto raised = r.shared_limits.find(k->second);
+    if (raised != r.shared_limits.end() && raised->second > limit) limit = raised->second;
+    if (shared_bytes > limit) return note(cudaErrorInvalidValue);
+    bool fits = launch(*k->second, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes,
+                       arguments);
+    return note(fits ? cudaSuccess : cudaErrorInvalidConfiguration);
+}
+
+// ---- what nvcc's objects call ----
+
+extern "C" {
+
+// A fat binary: a header, then entries of a kind (1: PTX), their header's size, their size and flags.
+void **__cudaRegisterFatBinary(void *wrapper)
+{
+    enum { PTX = 1 };
+    struct { int32_t magic, version; const uint8_t *data; void *unused; } w;
+    memcpy(&w, wrapper, sizeof w);
+    uint16_t header_bytes;
+    uint64_t bytes;
+    memcpy(&header_bytes, w.data + 6, sizeof header_bytes);
+    memcpy(&bytes, w.data + 8, sizeof bytes);
+    const uint8_t *entry = w.data + header_bytes, *end = entry + bytes;
+    module *m = nullptr;
+    while (entry < end) {
+        uint16_t kind;
+        uint32_t entry_header;
+        uint64_t entry_bytes;
+        memcpy(&kind, entry, sizeof kind);
+        memcpy(&entry_header, entry + 4, sizeof entry_header);
+        memcpy(&entry_bytes, entry + 8, sizeof entry_bytes);
+        const char *text = (const char *)entry + entry_header;
+        if (kind == PTX && entry_bytes > 8 && strnlen(text, entry_bytes) > 8 && strstr(text, ".version"))
+            m = load_module(std::string(text, strnlen(text, entry_bytes)));
+        entry += entry_header + entry_bytes;
+    }
+    if (!m)
+        fail("an object without plain PTX: build it with -gencode arch=compute_80,code=compute_80 "
+             "--compress-mode=none");
+    return (void **)m;
+}
+
+void __cudaRegisterFatBinaryEnd(void **) {}
+void __cudaUnregisterFatBinary(void **) {}
+void __cudaRegisterVar(void **, char *, char *, const char *, int, size_t, int, int) {}
+
+void __cudaRegisterFunction(void **handle, const char *stub, char *, const char *name, int, uint3 *,
+                            uint3 *, dim3 *, dim3 *, int *)
+{
+    kernel *k = ((module *)handle)->find(name);
+    if (!k) fail("the PTX lacks the kernel %s", name);
+    the_runtime().kernels[stub] = k;
+}
+
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream)
+{
+    runtime &r = the_runtime();
+    r.grid = grid;
+    r.block = block;
+    r.shared_bytes = shared_bytes;
+    r.stream = stream;
+    return 0;
+}
+
+cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared_bytes, void *stream)
+{
+    runtime &r = the_runtime();
+    *grid = r.grid;
+    *block = r.block;
+    *shared_bytes = r.shared_bytes;
+    *(cudaStream_t *)stream = r.stream;
+    return cudaSuccess;
+}
+
+cudaError_t __cudaGetKernel(cudaKernel_t *k, const void *stub)
+{
+    *k = (cudaKernel_t)stub;
+    return cudaSuccess;
+}
+
+cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3 block, void **arguments,
+                               size_t shared_bytes, cudaStream_t)
+{
+    return run((const void *)k, grid, block, arguments, shared_bytes);
+}
+
+// ---- what cuda/ calls ----
+
+cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arguments,
+                             size_t shared_bytes, cudaStream_t)
+{
+    return run(stub, grid, block, arguments, shared_bytes);
+}
+
+cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, int value)
+{
+    runtime &r = the_runtime();
+    auto k = r.kernels.find(stub);
+    if (k == r.kernels.end()) return note(cudaErrorInvalidDeviceFunction);
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize)
+        r.shared_limits[k->second] = (size_t)value;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int n) { return note(n == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
+{
+    if (n != 0) return note(cudaErrorInvalidDevice);
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "PTX interpreter");
+    p->major = the_runtime().compute_capability / 10;
+    p->minor = the_runtime().compute_capability % 10;
+    p->multiProcessorCount = the_runtime().n_multiprocessors;
+    p->totalGlobalMem = TOTAL_BYTES;
+    p->warpSize = LANES;
+    p->maxThreadsPerBlock = 1024;
+    p->sharedMemPerBlock = DEFAULT_SHARED_BYTES;
+    p->sharedMemPerBlockOptin = 163 << 10;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
+{
+    *total = TOTAL_BYTES;
+    *free_bytes = TOTAL_BYTES - CONTEXT_BYTES - memory_in_use();
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes)
+{
+    size_t free_bytes, total;
+    cudaMemGetInfo(&free_bytes, &total);
+    *p = bytes > free_bytes ? nullptr : memory_alloc(bytes);
+    return note(*p ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFree(void *p)
+{
+    return note(!p || memory_free(p) ? cudaSuccess : cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
+{
+    if (kind == cudaMemcpyDeviceToHost) {
+        region *r = memory_range(from, bytes, "copying to the host");
+        size_t offset = (size_t)((const uint8_t *)from - r->data);
+        if (!r->all_written(offset, bytes))
+            fail("copying to the host: bytes %zu to %zu of %zu have parts that nobody wrote", offset,
+                 offset + bytes, r->bytes);
+        const uint8_t *p = (const uint8_t *)from;
+        the_runtime().downloads.push_back({to, std::vector<uint8_t>(p, p + bytes)});
+        return cudaSuccess;
+    }
+    if (kind != cudaMemcpyHostToDevice) return note(cudaErrorInvalidMemcpyDirection);
+    ptxsim_fill(to, from, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
+{
+    region *r = memory_range(p, bytes, "setting");
+    memset(p, value, bytes);
+    memset(&r->state[(size_t)((uint8_t *)p - r->data)], BYTE_WRITTEN, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
+{
+    *stream = (cudaStream_t)&the_runtime();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaStreamSynchronize(cudaStream_t)
+{
+    runtime &r = the_runtime();
+    for (const pending_download &d : r.downloads) memcpy(d.to, d.bytes.data(), d.bytes.size());
+    r.downloads.clear();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError()
+{
+    runtime &r = the_runtime();
+    cudaError_t e = r.last;
+    r.last = cudaSuccess;
+    return e;
+}
+
+static const struct { cudaError_t e; const char *name, *text; } error_names[] = {
+    {cudaSuccess, "cudaSuccess", "no error"},
+    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection", "invalid copy direction"},
+};
+
+const char *cudaGetErrorName(cudaError_t e)
+{
+    for (const auto &n : error_names)
+        if (n.e == e) return n.name;
+    return "unrecognized error";
+}
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    for (const auto &n : error_names)
+        if (n.e == e) return n.text;
+    return "unrecognized error code";
+}
+
+} // extern "C"

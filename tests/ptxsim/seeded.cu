@@ -1,0 +1,88 @@
+/* Kernels that are wrong, one bug each, and one that is right: so that the interpreter's checks cannot rot. See
+ * test_ptxsim.cc, which says what each has to be told. */
+#include "cuda/gpu.cuh"
+#include "tests/ptxsim/seeded.h"
+
+/* ---- right: out [16, 8] = a [16, 16] b [8, 16]^T, through cp.async, ldmatrix and mma.sync ---- */
+
+__global__ void product_kernel(float *out, const bf16 *a, const bf16 *b, bool waits)
+{
+    __shared__ __align__(16) bf16 as[16][16], bs[8][16];
+    int lane = threadIdx.x, g = lane / 4, q = lane % 4;
+    copy_async_16(&as[lane / 2][lane % 2 * 8], a + lane * 8, true);
+    if (lane < 16) copy_async_16(&bs[lane / 2][lane % 2 * 8], b + lane * 8, true);
+    copy_async_commit();
+    if (waits) copy_async_wait<0>();
+    __syncthreads();
+    uint32_t fa[4], fb[2];
+    ldmatrix_x4(fa, &as[lane % 8 + lane / 8 % 2 * 8][lane / 16 * 8]);
+    fb[0] = *(const uint32_t *)&bs[g][2 * q];
+    fb[1] = *(const uint32_t *)&bs[g][2 * q + 8];
+    float d[4] = {};
+    mma_16816(d, fa, fb, bf16());
+    for (int e = 0; e < 4; e++) out[(g + e / 2 * 8) * 8 + 2 * q + e % 2] = d[e];
+    if (!waits) copy_async_wait<0>();
+}
+
+bool seeded_product(bool waits)
+{
+    float want[16 * 8], got[16 * 8], *out;
+    bf16 a[16 * 16], b[8 * 16], *da, *db;
+    for (int i = 0; i < 256; i++) a[i] = __float2bfloat16_rn((float)(i * 37 % 61) - 30);
+    for (int i = 0; i < 128; i++) b[i] = __float2bfloat16_rn((float)(i * 29 % 53) - 26);
+    for (int i = 0; i < 128; i++) {
+        want[i] = 0;
+        for (int k = 0; k < 16; k++)
+            want[i] += __bfloat162float(a[i / 8 * 16 + k]) * __bfloat162float(b[i % 8 * 16 + k]);
+    }
+    cudaMalloc((void **)&out, sizeof got);
+    cudaMalloc((void **)&da, sizeof a);
+    cudaMalloc((void **)&db, sizeof b);
+    cudaMemcpyAsync(da, a, sizeof a, cudaMemcpyHostToDevice, 0);
+    cudaMemcpyAsync(db, b, sizeof b, cudaMemcpyHostToDevice, 0);
+    product_kernel<<<1, 32>>>(out, da, db, waits);
+    cudaMemcpyAsync(got, out, sizeof got, cudaMemcpyDeviceToHost, 0);
+    cudaStreamSynchronize(0);
+    bool same = true;
+    for (int i = 0; i < 128; i++) same &= got[i] == want[i];
+    return same;
+}
+
+/* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last ---- */
+
+__global__ void bug_kernel(enum seeded_bug bug, int *x, int n)
+{
+    __shared__ int s[64];
+    int i = threadIdx.x;
+    if (bug == BUG_NO_BARRIER) {
+        s[i] = 0;
+        __syncthreads();
+        s[i] = i;
+        x[i] = s[(i + 33) % n];
+    }
+    if (bug == BUG_NO_WARP_BARRIER) {
+        s[i] = i;
+        x[i] = s[i ^ 1];
+    }
+    if (bug == BUG_ONE_TOO_FAR) x[i + 1] = i;
+    if (bug == BUG_SHARED_TOO_FAR) s[i + 1] = i;
+    if (bug == BUG_UNWRITTEN_SHARED) {
+        if (i > 0) s[i] = i;
+        __syncthreads();
+        x[i] = s[i];
+    }
+    if (bug == BUG_UNWRITTEN_GLOBAL) s[i] = x[i];
+    if (bug == BUG_RACE_OF_BLOCKS) x[i] = (int)blockIdx.x;
+    if (bug == BUG_DIVERGENT_BARRIER && i < 40) __syncthreads();
+    if (bug == BUG_SHUFFLE_MASK && i < 16) x[i] = __shfl_xor_sync(0xFFFFFFFFu, i, 1);
+    if (bug == BUG_MISALIGNED) *(int *)((char *)x + 4 * i + 2) = i;
+}
+
+void seeded_run(enum seeded_bug bug)
+{
+    int host[64] = {}, *x;
+    cudaMalloc((void **)&x, sizeof host);
+    cudaMemcpyAsync(x, host, sizeof host - sizeof *host, cudaMemcpyHostToDevice, 0);
+    bug_kernel<<<bug == BUG_RACE_OF_BLOCKS ? 2 : 1, 64>>>(bug, x, 64);
+    cudaStreamSynchronize(0);
+}

@@ -1,0 +1,12 @@
+/* Kernels with a bug each (seeded.cu): running one has to end the process with a message. */
+#pragma once
+
+enum seeded_bug {
+    BUG_NONE, BUG_NO_BARRIER, BUG_NO_WARP_BARRIER, BUG_ONE_TOO_FAR, BUG_SHARED_TOO_FAR, BUG_UNWRITTEN_SHARED,
+    BUG_UNWRITTEN_GLOBAL, BUG_RACE_OF_BLOCKS, BUG_DIVERGENT_BARRIER, BUG_SHUFFLE_MASK, BUG_MISALIGNED,
+};
+
+void seeded_run(enum seeded_bug bug);
+/* A product by way of cp.async, ldmatrix and mma.sync: true when it is right. Not `waits`: for the copies, too
+ * late. */
+bool seeded_product(bool waits);
