@@ -21,7 +21,7 @@ modes=(
     "bf16-mom|bf16, bf16 moments|--dtype bf16 --moments bf16"
     "bf16-q8|bf16, 8-bit moments|--dtype bf16 --moments q8"
     "bf16-grad|bf16, bf16 gradients|--dtype bf16 --gradients bf16"
-    "bf16-least|bf16, 8-bit moments, bf16 gradients|--dtype bf16 --moments q8 --gradients bf16 --micro-batch-size 1 --recompute block"
+    "bf16-least|all savings together|--dtype bf16 --moments q8 --gradients bf16 --micro-batch-size 1 --recompute block"
 )
 mkdir -p "$runs"
 cat >"$runs/nano.json" <<EOF_CONFIG

@@ -18,6 +18,7 @@ from statistics import mean, stdev
 WIDTH, HEIGHT, LEFT, RIGHT = 860, 800, 70, 840
 PANELS = ((30, 290), (340, 520), (570, 740))  # top, bottom
 COLORS = ("#222222", "#d1495b", "#2e86ab", "#3b8b5a", "#e09f3e", "#7b4b94", "#888888")
+LEGEND_COLUMNS = 4
 WINDOW = 20
 POINTS = 150  # of a curve, at most
 
@@ -93,9 +94,10 @@ def draw(names, steps, losses):
     panel(out, steps, differences, PANELS[2], f"less that of {names[0]}, magnified", COLORS[1:],
           begin)
     for i, (name, color) in enumerate(zip(names, COLORS)):
-        at = LEFT + i * (RIGHT - LEFT) / len(names)
-        out.append(f'<rect x="{at:.0f}" y="{HEIGHT - 22}" width="14" height="4" fill="{color}"/>')
-        out.append(f'<text x="{at + 18:.0f}" y="{HEIGHT - 16}">{name}</text>')
+        at, y = LEFT + i % LEGEND_COLUMNS * (RIGHT - LEFT) / LEGEND_COLUMNS, HEIGHT - 32
+        y += i // LEGEND_COLUMNS * 18
+        out.append(f'<rect x="{at:.0f}" y="{y - 6}" width="14" height="4" fill="{color}"/>')
+        out.append(f'<text x="{at + 18:.0f}" y="{y}">{name}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
