@@ -3,6 +3,7 @@
 #
 #   layers    includes follow the arrows
 #   release   all C tests; the black-box tests against build/gptd, with the official clients
+#   ptxsim    where nvcc is: the CUDA device on an interpreter of its PTX, against the CPU's
 #   address   all C tests under ASan and UBSan; the concurrency tests against that server
 #   thread    the C tests where threads meet, under TSan; the concurrency tests again
 #   fuzzer    clang's build: corpora replayed, then a short run of each target
@@ -115,6 +116,15 @@ if build release all tests; then
     unit release "" $(programs "" TEST_BINS)
     say "release: black-box tests"
     black_box release build/gptd tests/http tests/cli
+fi
+
+# The CUDA device's kernels on an interpreter, where there is a compiler for them.
+if [ -x "$(make --no-print-directory -s print-NVCC)" ]; then
+    say "CUDA without a GPU: build"
+    if build release sim-tests; then
+        say "CUDA without a GPU: tests"
+        unit ptxsim "" $(programs "" SIM_TESTS)
+    fi
 fi
 
 say "address: build"
