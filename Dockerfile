@@ -7,8 +7,8 @@
 #
 # docs/deploy.md has the rest. Every option of gptd is a variable too: GPTD_MEMORY_BUDGET=2GiB.
 
-# Tested on Debian 13, whose libmicrohttpd is newer; Debian 12 has all packages too (--build-arg
-# BASE=debian:bookworm-slim).
+# Debian 13's libmicrohttpd is newer. The cpu target builds and serves on Debian 12 too (--build-arg
+# BASE=debian:bookworm-slim), with a warning that its libmicrohttpd is lenient.
 ARG BASE=debian:trixie-slim
 # CUDA 12 is the last that knows sm_61 and sm_70 (GTX 10, V100). With CUDA 13:
 #     --build-arg CUDA=13.0 --build-arg CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04
