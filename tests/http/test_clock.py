@@ -33,9 +33,14 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def serve(library):
+    started = []
+
     def start(*options):
-        return Server(*options, env={**os.environ, "LD_PRELOAD": str(library)})
-    return start
+        started.append(Server(*options, env={**os.environ, "LD_PRELOAD": str(library)}))
+        return started[-1]
+    yield start
+    for server in started:
+        server.kill()
 
 
 def test_it_serves_and_drains(serve):
