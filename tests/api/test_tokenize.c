@@ -173,15 +173,17 @@ static void test_memory(void **state)
 /* ---- the description --------------------------------------------------------------------------
  */
 
-/* Every {"$ref":"#/components/schemas/NAME"} names one that is there. */
-static void check_refs(const struct cJSON *node, const struct cJSON *schemas)
+/* Every {"$ref":"#/components/KIND/NAME"} names one that is there. */
+static void check_refs(const struct cJSON *node, const struct cJSON *components)
 {
     const struct cJSON *child;
     cJSON_ArrayForEach(child, node) {
+        char kind[32], name[64];
         if (child->string && strcmp(child->string, "$ref") == 0 &&
-            !json_get(schemas, strrchr(child->valuestring, '/') + 1))
-            fail_msg("no schema for %s", child->valuestring);
-        check_refs(child, schemas);
+            (sscanf(child->valuestring, "#/components/%31[^/]/%63s", kind, name) != 2 ||
+             !json_get(json_get(components, kind), name)))
+            fail_msg("nothing is described at %s", child->valuestring);
+        check_refs(child, components);
     }
 }
 
@@ -203,7 +205,7 @@ static void test_description(void **state)
     fixture.api.limits.max_n = 5;
     api_openapi(&fixture.api, anyone, &out);
     struct cJSON *root = parsed(&out); /* duplicate keys would fail here */
-    check_refs(root, json_get(json_get(root, "components"), "schemas"));
+    check_refs(root, json_get(root, "components"));
     static const struct { const char *path; enum route route; } routes[] = {
         {"/v1/completions", ROUTE_COMPLETIONS}, {"/v1/chat/completions", ROUTE_CHAT}};
     size_t n;
