@@ -68,7 +68,7 @@ def post(connection, body):
 
 
 def test_new_requests_are_told_to_go_elsewhere_while_draining():
-    server = Server("--max-seqs", 1)
+    server = Server("--max-seqs", 1, "--drain-timeout", 60 * PATIENCE)
     late = socket.create_connection(("127.0.0.1", server.port), timeout=30 * PATIENCE)
     with server.client() as http, late, late.makefile("rb") as file:
         with http.stream("POST", "/v1/completions",
