@@ -62,17 +62,29 @@ count_tap() {
     fi
 }
 
-# unit TREE PREFIX PROGRAM...: cmocka programs, one after another, from the root of the tree.
+# run_unit LOG PREFIX PROGRAM: leaves what it says in LOG, its exit status and seconds beside it.
+run_unit() {
+    local begin=$SECONDS
+    CMOCKA_MESSAGE_OUTPUT=TAP $2 timeout 300 "$3" >"$1" 2>&1
+    echo "$? $((SECONDS - begin))" >"$1.status"
+}
+
+# unit TREE PREFIX PROGRAM...: cmocka programs, as many at a time as there are jobs, from the root of
+# the tree.
 unit() {
-    local tree=$1 prefix=$2 program name log begin
+    local tree=$1 prefix=$2 program name log status seconds
     shift 2
+    for program in "$@"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+        run_unit "$logs/$tree-$(basename "$program").log" "$prefix" "$program" &
+    done
+    wait
     for program in "$@"; do
         name=$tree-$(basename "$program")
         log=$logs/$name.log
-        begin=$SECONDS
-        CMOCKA_MESSAGE_OUTPUT=TAP $prefix timeout 300 "$program" >"$log" 2>&1
-        count_tap "$name" "$log" $?
-        [ $((SECONDS - begin)) -lt 10 ] || echo "$name took $((SECONDS - begin)) s"
+        read -r status seconds <"$log.status"
+        count_tap "$name" "$log" "$status"
+        [ "$seconds" -lt 10 ] || echo "$name took $seconds s"
     done
 }
 
