@@ -10,12 +10,6 @@
 
 enum { ELEMENT_THREADS = 256 };
 
-__device__ __forceinline__ float gelu(float x, bool exact)
-{
-    if (exact) return 0.5f * x * erfcf(-0.7071067812f * x);
-    return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
-
 __device__ __forceinline__ float gelu_slope(float x, bool exact)
 {
     if (exact)

@@ -8,7 +8,6 @@
 extern "C" {
 #endif
 
-bool cuda_is_built(void);
 /* Usable GPUs; 0 without a driver, or without CUDA in this build. */
 int32_t cuda_device_count(void);
 /* GPU number `ordinal`. ERR_UNSUPPORTED says what is missing: CUDA in this build, a driver, that many

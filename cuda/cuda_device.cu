@@ -146,8 +146,6 @@ static bool begin(struct cuda_device *c, struct error *err)
     return true;
 }
 
-bool cuda_is_built(void) { return true; }
-
 int32_t cuda_device_count(void)
 {
     int n = 0;

@@ -47,6 +47,14 @@ __device__ __forceinline__ void store_packed(T *p, const packed<T, N> &v)
     *reinterpret_cast<packed<T, N> *>(p) = v;
 }
 
+/* x Phi(x), or its tanh form (Hendrycks & Gimpel 2016): one function, so that an activation that is computed
+ * again has the bits of the product's epilogue. */
+__device__ __forceinline__ float gelu(float x, bool exact)
+{
+    if (exact) return 0.5f * x * erfcf(-0.7071067812f * x);
+    return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
 /* ---- sums ---- */
 
 __device__ __forceinline__ float warp_sum(float x)

@@ -27,11 +27,6 @@ struct product {
     enum epilogue epilogue;
 };
 
-static __device__ __forceinline__ float gelu_tanh(float x)
-{
-    return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
-
 /* y of output n in row r, on its way out. */
 template <class T> __device__ __forceinline__ void finish(const product &p, int64_t r, int64_t n, float y)
 {
@@ -39,10 +34,8 @@ template <class T> __device__ __forceinline__ void finish(const product &p, int6
     int64_t at = r * p.n_out + n;
     if (p.bias) y += p.bias[n];
     if (p.epilogue == EPILOGUE_ADD) y += ((float *)p.out)[at];
-    bool gelu = p.epilogue == EPILOGUE_GELU_TANH || p.epilogue == EPILOGUE_GELU_EXACT;
-    if (gelu && !p.out_f32) y = round_to<T>(y);
-    if (p.epilogue == EPILOGUE_GELU_TANH) y = gelu_tanh(y);
-    if (p.epilogue == EPILOGUE_GELU_EXACT) y = 0.5f * y * erfcf(-0.7071067812f * y);
+    if (p.epilogue == EPILOGUE_GELU_TANH || p.epilogue == EPILOGUE_GELU_EXACT)
+        y = gelu(p.out_f32 ? y : round_to<T>(y), p.epilogue == EPILOGUE_GELU_EXACT);
     if (p.out_f32) ((float *)p.out)[at] = y;
     else ((T *)p.out)[at] = from_f32<T>(y);
 }

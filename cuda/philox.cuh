@@ -22,10 +22,3 @@ __device__ __forceinline__ philox_words philox(uint64_t counter, uint32_t c2, ui
     }
     return {{c0, c1, c2, c3}};
 }
-
-/* Dropout's factor of element i: 0, or 1 / (1 - p). threshold = p 2^32, scale = 1 / (1 - p). */
-__device__ __forceinline__ float dropout_factor(int64_t i, uint32_t threshold, float scale, uint64_t key)
-{
-    philox_words w = philox((uint64_t)i / 4, 0, 0, key);
-    return w.at[i % 4] >= threshold ? scale : 0.0f;
-}
