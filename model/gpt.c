@@ -46,7 +46,9 @@ bool gpt_set_type(struct gpt *g, enum dtype type, const struct device *d, struct
     if (d->ops->computes_in(d, g->dtype)) return true;
     return error_set(err, ERR_UNSUPPORTED, "dtype", "%s does not compute in %s: %s", d->name,
                      dtype_info(g->dtype)->name,
-                     type == DTYPE_BF16 ? "GPUs before sm_80 take f16" : "CUDA devices do; here, take bf16");
+                     type == DTYPE_BF16 ? "GPUs before sm_80 take f16"
+                                        : "CUDA devices do (--device cuda:0); here bf16 takes as "
+                                          "little memory");
 }
 
 static struct matrix take_matrix(const struct layout *at, enum weight_role role)

@@ -92,11 +92,7 @@ static bool resolve(struct trainer *t, struct error *err)
     int64_t rows;
     if (!t->device->train)
         return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", t->device->name);
-    if (!t->device->ops->computes_in(t->device, c->dtype))
-        return error_set(err, ERR_UNSUPPORTED, "dtype", "%s does not compute in %s%s",
-                         t->device->name, dtype_info(c->dtype)->name,
-                         c->dtype == DTYPE_F16 ? ": CUDA devices do (--device cuda:0); here bf16 "
-                                                 "takes as little memory" : "");
+    if (!gpt_set_type(&t->gpt, c->dtype, t->device, err)) return false;
     ASSERT(c->micro_batch_size > 0 && c->loss_rows > 0 && c->sequence_length > 0);
     if (!checked_mul(c->micro_batch_size, c->sequence_length, &rows) ||
         rows > TRAINER_MAX_ROWS)
@@ -107,7 +103,6 @@ static bool resolve(struct trainer *t, struct error *err)
     /* A rotation table has the run's positions; learned ones are the model's, all of them. */
     bool rope = o->model.pos_encoding == POS_ROPE;
     t->gpt.config = o->model;
-    t->gpt.dtype = c->dtype;
     t->gpt.max_context = rope ? c->sequence_length : o->model.block_size;
     t->train.gpt = &t->gpt;
     t->train.options = (struct gpt_train_options){
