@@ -9,6 +9,21 @@
 #include "cuda/cuda.h"
 #include "model/profile.h"
 
+void device_options_table(struct device_options *o, const char *help, struct option *table)
+{
+    const struct option entries[N_DEVICE_OPTIONS] = {
+        {"device", OPTION_STRING, &o->name, 0, 0, "cpu|cuda:N", help},
+        {"threads", OPTION_INT, &o->threads, 0, 4096, "N",
+         "CPU threads; 0: as many as the process may use."},
+        {"cpu-isa", OPTION_STRING, &o->cpu_isa, 0, 0, "NAME",
+         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
+        {"profile", OPTION_FLAG, &o->profile, 0, 0, NULL,
+         "At the end, print how long each operation of the device took, and how near it came to "
+         "what the device can do."},
+    };
+    memcpy(table, entries, sizeof entries);
+}
+
 bool device_options_check(const struct device_options *o, struct error *err)
 {
     enum cpu_isa isa;

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "model/device.h"
 
 struct device_options {
@@ -14,6 +15,9 @@ struct device_options {
     bool profile;        /* time every operation: model/profile.h */
 };
 
+enum { N_DEVICE_OPTIONS = 4 };
+/* The table's entries for `o` at table[0..N_DEVICE_OPTIONS); `help` is --device's. */
+void device_options_table(struct device_options *o, const char *help, struct option *table);
 /* Do the options make sense, whatever this machine has? ERR_INVALID names the one that does not. */
 bool device_options_check(const struct device_options *o, struct error *err) MUST_CHECK;
 

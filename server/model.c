@@ -37,15 +37,7 @@ void model_options_init(struct model_options *o)
 
 void model_options_table(struct model_options *o, struct option *table)
 {
-    const struct option entries[N_MODEL_OPTIONS] = {
-        {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
-        {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
-         "CPU threads; 0: as many as the process may use."},
-        {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
-         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
-        {"profile", OPTION_FLAG, &o->device.profile, 0, 0, NULL,
-         "At the end, print how long each operation of the device took, and how near it came to "
-         "what the device can do."},
+    const struct option entries[N_MODEL_OPTIONS - N_DEVICE_OPTIONS] = {
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
          "Element type of weights; quantized as they are loaded, with a bf16 KV cache, for q8_0 and q4_0."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
@@ -64,7 +56,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
          "Do not reuse the keys and values of prompts that begin alike."},
     };
-    memcpy(table, entries, sizeof entries);
+    device_options_table(&o->device, "Where the model runs.", table);
+    memcpy(table + N_DEVICE_OPTIONS, entries, sizeof entries);
 }
 
 static bool parse_dtype(const char *name, enum dtype *out)

@@ -10,7 +10,7 @@ enum { NAME_MAX_BYTES = 100 };
 
 static void own_options(struct train_options *o)
 {
-    const struct option entries[N_TRAIN_OPTIONS] = {
+    const struct option entries[N_TRAIN_OPTIONS - N_DEVICE_OPTIONS] = {
         {"config", OPTION_STRING, &o->config, 0, 0, "FILE",
          "The model and how to train it: configs/NAME.json, or your own."},
         {"model-name", OPTION_STRING, &o->model_name, 0, 0, "NAME",
@@ -38,16 +38,10 @@ static void own_options(struct train_options *o)
          "cgroup leave, and the defaults where they fit."},
         {"explain", OPTION_FLAG, &o->explain, 0, 0, NULL,
          "Print the plan chosen for the memory budget and those next to it, with bytes and time."},
-        {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where to train."},
-        {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
-         "CPU threads; 0: as many as the process may use."},
-        {"cpu-isa", OPTION_STRING, &o->device.cpu_isa, 0, 0, "NAME",
-         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
-        {"profile", OPTION_FLAG, &o->device.profile, 0, 0, NULL,
-         "At the end, print how long each operation of the device took, and how near it came to "
-         "what the device can do."},
     };
     memcpy(o->table, entries, sizeof entries);
+    device_options_table(&o->device, "Where to train.",
+                         o->table + N_TRAIN_OPTIONS - N_DEVICE_OPTIONS);
 }
 
 static struct option key_option(struct train_options *o, size_t i)
