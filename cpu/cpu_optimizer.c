@@ -20,10 +20,16 @@ struct adamw_job {
     struct adamw_block block; /* but for where it begins and its length */
 };
 
-static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
+/* Of a packed matrix of the type, padding and all; or of a vector. */
+static int64_t n_elements_as(const struct device *d, const struct adamw_tensor *t, enum dtype dtype)
 {
     if (!t->packed) return t->n_out * t->n_in;
-    return cpu_matrix_bytes(d, DTYPE_F32, t->n_out, t->n_in) / (int64_t)sizeof(float);
+    return cpu_matrix_bytes(d, dtype, t->n_out, t->n_in) / dtype_bytes(dtype, 1);
+}
+
+static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
+{
+    return n_elements_as(d, t, DTYPE_F32);
 }
 
 static void step_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
@@ -126,7 +132,7 @@ static void sum_tasks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 }
 
 /* Parts of a size fixed by n, added in order. */
-double cpu_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n)
+static double sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n)
 {
     struct cpu_device *c = cpu_of(d);
     int64_t room = min_i64(SQUARES_MAX_TASKS, c->workspace_bytes / (int64_t)sizeof(double));
@@ -137,5 +143,16 @@ double cpu_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_
     pool_for(c->pool, n_tasks, 1, sum_tasks, &job);
     double sum = 0;
     for (int64_t i = 0; i < n_tasks; i++) sum += job.sums[i];
+    return sum;
+}
+
+double cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                        int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const struct adamw_tensor *t = &tensors[i];
+        if (!skip[i]) sum += sum_squares(d, t->grad, t->grad_dtype, n_elements_as(d, t, t->grad_dtype));
+    }
     return sum;
 }

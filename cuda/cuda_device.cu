@@ -114,7 +114,7 @@ static void fill_train_ops(struct device_train_ops *ops, const struct device_tra
     ops->rope_backward = cuda_rope_backward;
     ops->embed_backward = cuda_embed_backward;
     ops->cross_entropy = cuda_cross_entropy;
-    ops->sum_squares = cuda_sum_squares;
+    ops->grad_squares = cuda_grad_squares;
     ops->master_init = cuda_master_init;
     ops->adamw = cuda_adamw;
 }

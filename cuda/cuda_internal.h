@@ -127,7 +127,8 @@ void cuda_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, str
 void cuda_cross_entropy(struct device *d, struct tensor dlogits, struct tensor logits,
                         const int32_t *targets, const struct loss_options *o, struct loss_row *rows);
 /* optimizer.cu */
-double cuda_sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n);
+double cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                         int64_t n);
 void cuda_master_init(struct device *d, const struct adamw_tensor *t);
 void cuda_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);
 

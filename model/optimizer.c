@@ -20,17 +20,11 @@ static bool is_frozen(const struct optimizer_options *o, const struct gpt_param 
     return weight_role_is_layer(p->role) && p->layer < o->freeze_layers;
 }
 
-/* Elements of a packed matrix of the type, padding and all; or of a vector. */
-static int64_t n_elements_as(const struct device *d, const struct adamw_tensor *t, enum dtype dtype)
-{
-    if (!t->packed) return t->n_out * t->n_in;
-    return d->ops->matrix_bytes(d, dtype, t->n_out, t->n_in) / dtype_bytes(dtype, 1);
-}
-
-/* Of all that lies beside a weight. */
+/* Of all that lies beside a weight: an f32 packed matrix, padding and all; or a vector. */
 static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
 {
-    return n_elements_as(d, t, DTYPE_F32);
+    if (!t->packed) return t->n_out * t->n_in;
+    return d->ops->matrix_bytes(d, DTYPE_F32, t->n_out, t->n_in) / dtype_bytes(DTYPE_F32, 1);
 }
 
 /* A rare token's row has moments far below those of its neighbours in a block of 8 bits: what is lost there
@@ -112,14 +106,7 @@ void optimizer_start(struct optimizer *o, struct device *d)
 
 double optimizer_grad_norm(const struct optimizer *o, struct device *d, double grad_scale)
 {
-    double sum = 0;
-    for (int64_t i = 0; i < o->n; i++) {
-        const struct adamw_tensor *t = &o->tensors[i];
-        if (!o->frozen[i])
-            sum += d->train->sum_squares(d, t->grad, t->grad_dtype,
-                                         n_elements_as(d, t, t->grad_dtype));
-    }
-    return sqrt(sum) * grad_scale;
+    return sqrt(d->train->grad_squares(d, o->tensors, o->frozen, o->n)) * grad_scale;
 }
 
 void optimizer_step(struct optimizer *o, struct device *d, float lr, int64_t step,

@@ -26,7 +26,7 @@ void optimizer_layout(struct optimizer *o, struct gpt *g, struct gpt *grads, con
                       struct plan *plan);
 /* Moments zero, masters as the weights stand. */
 void optimizer_start(struct optimizer *o, struct device *d);
-/* Global norm of the gradients of what learns, times grad_scale. */
+/* Global norm of the gradients of what learns, times grad_scale. Waits for the device. */
 double optimizer_grad_norm(const struct optimizer *o, struct device *d, double grad_scale);
 /* One update with clipping; `norm` is optimizer_grad_norm's. step: 1, 2, ... */
 void optimizer_step(struct optimizer *o, struct device *d, float lr, int64_t step,

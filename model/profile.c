@@ -412,11 +412,13 @@ static void cross_entropy(struct device *d, struct tensor dlogits, struct tensor
                             .bytes = tensor_bytes(logits) + tensor_bytes(dlogits)});
 }
 
-static double sum_squares(struct device *d, const void *x, enum dtype dtype, int64_t n)
+static double grad_squares(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n)
 {
     struct moment t = begin(d);
-    double sum = inner_of(d)->train->sum_squares(inner_of(d), x, dtype, n);
-    end(d, t, (struct cost){.name = "sum_squares", .bytes = bytes_of(dtype, n)});
+    double sum = inner_of(d)->train->grad_squares(inner_of(d), w, skip, n), bytes = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (!skip[i]) bytes += bytes_of(w[i].grad_dtype, w[i].n_out * w[i].n_in);
+    end(d, t, (struct cost){.name = "grad_squares", .bytes = bytes});
     return sum;
 }
 
@@ -553,7 +555,7 @@ static const struct device_train_ops train_ops = {
     .rope_backward = rope_backward,
     .embed_backward = embed_backward,
     .cross_entropy = cross_entropy,
-    .sum_squares = sum_squares,
+    .grad_squares = grad_squares,
     .master_init = master_init,
     .moment_bytes = moment_bytes,
     .adamw = adamw,

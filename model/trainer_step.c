@@ -70,36 +70,57 @@ static uint64_t random_key(uint64_t seed, int64_t step, int64_t micro)
     return (uint64_t)words[1] << 32 | words[0];
 }
 
-bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
+/* Has the losses of the micro-batch brought to the host; they are there after the next wait. */
+static void bring_losses(struct trainer *t, int64_t n_rows)
 {
     t->device->ops->download(t->device, t->losses, t->train.losses,
                              (size_t)n_rows * sizeof *t->losses);
-    if (!t->device->ops->sync(t->device, err)) return false;
+}
+
+static void add_losses(const struct trainer *t, int64_t n_rows, struct loss_sum *sum)
+{
     for (int64_t i = 0; i < n_rows; i++) {
         sum->loss += t->losses[i].loss;
         sum->nll -= t->losses[i].logprob;
     }
+}
+
+bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
+{
+    bring_losses(t, n_rows);
+    if (!t->device->ops->sync(t->device, err)) return false;
+    add_losses(t, n_rows, sum);
     return true;
 }
 
-/* Gradients of the mean loss over the step's targets; *loss is that mean, *rows the tokens
- * computed. */
-static bool accumulate(struct trainer *t, int64_t step, int64_t targets, double *loss,
+/* Gradients of the mean loss over the step's targets, and their norm as the last micro-batch leaves it; *rows:
+ * the tokens computed. The host waits for the device once a micro-batch, for the last one with the
+ * norm: what it gave to the device (rows) and gets (losses) is its own again then. */
+static bool accumulate(struct trainer *t, int64_t step, int64_t targets, struct trainer_step *out,
                        int64_t *rows, struct error *err)
 {
     struct loss_sum sum = {0};
-    int64_t n = n_micro_batches(t);
+    int64_t n = n_micro_batches(t), pending = 0;
+    double unscale = 1 / loss_scale_factor(&t->state.loss_scale);
     float grad_scale = (float)(loss_scale_factor(&t->state.loss_scale) / (double)targets);
     gpt_train_zero_grads(&t->train, t->device);
     for (int64_t i = 0; i < n; i++) {
+        if (i > 0) {
+            if (!t->device->ops->sync(t->device, err)) return false;
+            add_losses(t, pending, &sum);
+        }
         if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
         struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
         m.random_key = random_key((uint64_t)t->options.config.seed, step, i);
         gpt_train_micro_step(&t->train, t->device, &m, grad_scale);
-        if (!trainer_sum_losses(t, m.batch.n_rows, &sum, err)) return false;
-        *rows += m.batch.n_rows;
+        pending = m.batch.n_rows;
+        bring_losses(t, pending);
+        *rows += pending;
     }
-    *loss = sum.loss / (double)targets;
+    out->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, unscale);
+    if (!t->device->ops->sync(t->device, err)) return false; /* no wait: nothing is under way */
+    add_losses(t, pending, &sum);
+    out->loss = sum.loss / (double)targets;
     return true;
 }
 
@@ -135,16 +156,16 @@ static bool check_step(struct trainer *t, struct trainer_step *s, struct error *
     return true;
 }
 
-/* From gradients to weights. The optimizer's own count of steps leaves out those that were skipped. */
+/* From gradients to weights. The optimizer's own count of steps leaves out those that were skipped. Nobody
+ * waits for the update: the next step's work goes behind it. */
 static bool update(struct trainer *t, struct trainer_step *s, struct error *err)
 {
     double unscale = 1 / loss_scale_factor(&t->state.loss_scale);
-    s->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, unscale);
     if (!check_step(t, s, err)) return false;
     if (s->skipped) return true;
     optimizer_step(&t->optimizer, t->device, (float)s->lr, s->step - s->n_skipped, unscale,
                    s->grad_norm);
-    return t->device->ops->sync(t->device, err);
+    return true;
 }
 
 /* Of the products that a token's forward and backward pass are made of (Chowdhery et al. 2022,
@@ -168,7 +189,7 @@ bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *er
                                  .loss_scale = t->state.loss_scale.scale,
                                  .n_skipped = t->state.loss_scale.skipped};
     if (targets > 0) { /* else there is nothing to learn: prompts alone */
-        if (!accumulate(t, step, targets, &out->loss, &rows, err)) return false;
+        if (!accumulate(t, step, targets, out, &rows, err)) return false;
         if (!update(t, out, err)) return false;
     }
     t->state.step = step;

@@ -27,4 +27,4 @@ void test_sampling(void **state);
 
 /* cases_optimizer.c */
 void test_adamw(void **state);
-void test_sum_squares(void **state);
+void test_grad_squares(void **state);

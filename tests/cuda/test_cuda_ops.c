@@ -49,7 +49,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_rope_backward),
         cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_sum_squares),
+        cmocka_unit_test(test_grad_squares),
         cmocka_unit_test(test_every_kernel_was_run),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
