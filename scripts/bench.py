@@ -279,6 +279,17 @@ def print_table(result):
               f"{cpu['device_percent']:.1f} % in it")
 
 
+def report(result, table, json_path):
+    """Prints the table, or the figures themselves where json_path is -; else they go to that file too."""
+    text = json.dumps(result, indent=2) + "\n"
+    if json_path == "-":
+        sys.stdout.write(text)
+        return
+    table(result)
+    if json_path:
+        Path(json_path).write_text(text)
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=str(ROOT / "models" / "shakespeare"))
@@ -326,13 +337,7 @@ def main():
                                       process.pid, arguments.runs)
         finally:
             stop(process)
-    if arguments.json == "-":
-        json.dump(result, sys.stdout, indent=2)
-        print()
-        return
-    print_table(result)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    report(result, print_table, arguments.json)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import ROOT, Stream, Target, describe, percentile, start, stop
+from bench import ROOT, Stream, Target, describe, percentile, report, start, stop
 
 GRACE_S = 60  # after the last arrival
 
@@ -174,13 +174,7 @@ def main():
             measure(arguments, Target(url, 0, entry["vocab_size"], True), result)
         finally:
             stop(process)
-    if arguments.json == "-":
-        json.dump(result, sys.stdout, indent=2)
-        print()
-        return
-    print_table(result)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    report(result, print_table, arguments.json)
 
 
 if __name__ == "__main__":

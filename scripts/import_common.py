@@ -1,6 +1,7 @@
 """What the importers share: reading a torch checkpoint, and writing a model directory that gptd
 (and, where the family is Hugging Face's, transformers) loads. Needs torch and numpy alone."""
 
+import argparse
 import collections
 import inspect
 import json
@@ -22,6 +23,32 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 
 def fail(text):
     sys.exit(f"{Path(sys.argv[0]).name}: {text}")
+
+
+# ---- The command line ----
+
+
+def parser(doc, checkpoint):
+    """Of the options that every importer has; `checkpoint` says what the first argument is."""
+    p = argparse.ArgumentParser(description=doc.split("\n")[0])
+    p.add_argument("checkpoint", nargs="?", type=Path, help=checkpoint)
+    p.add_argument("--out", type=Path, help="the directory to write")
+    p.add_argument("--gpt2-tokenizer", type=Path, help="folder with vocab.json and merges.txt")
+    p.add_argument("--dtype", choices=DTYPES, help="of the matrices; without: as stored")
+    p.add_argument("--trust", action="store_true", help="unpickle anything: the file can run code")
+    p.add_argument("--self-test", action="store_true")
+    p.add_argument("--gptd", default="build/gptd", help="for the self-test")
+    return p
+
+
+def main(p, run, self_test):
+    args = p.parse_args()
+    if args.self_test:
+        self_test(args)
+    elif args.checkpoint and args.out:
+        run(args)
+    else:
+        p.error("say which checkpoint, and --out DIR")
 
 
 # ---- Reading ----

@@ -27,7 +27,6 @@ each head, ReLU) are refused. GPT-2's tokens need vocab.json and merges.txt; wit
 directory has no tokenizer, and gptd takes token ids. Needs torch and numpy.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -272,21 +271,8 @@ def self_test(args):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("checkpoint", nargs="?", type=Path, help="folder of model.pt and config.json")
-    p.add_argument("--out", type=Path, help="the directory to write")
-    p.add_argument("--gpt2-tokenizer", type=Path, help="folder with vocab.json and merges.txt")
-    p.add_argument("--dtype", choices=common.DTYPES, help="of the matrices; without: as stored")
-    p.add_argument("--trust", action="store_true", help="unpickle anything: the file can run code")
-    p.add_argument("--self-test", action="store_true")
-    p.add_argument("--gptd", default="build/gptd", help="for the self-test")
-    args = p.parse_args()
-    if args.self_test:
-        self_test(args)
-    elif args.checkpoint and args.out:
-        run(args)
-    else:
-        p.error("say which checkpoint, and --out DIR")
+    p = common.parser(__doc__, "folder of model.pt and config.json")
+    common.main(p, run, self_test)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ meta.pkl; one on GPT-2's tokens needs vocab.json and merges.txt. Without either 
 directory has no tokenizer, and gptd takes token ids. Needs torch and numpy.
 """
 
-import argparse
 import math
 from pathlib import Path
 
@@ -177,23 +176,10 @@ def self_test(args):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("checkpoint", nargs="?", type=Path, help="ckpt.pt")
-    p.add_argument("--out", type=Path, help="the directory to write")
+    p = common.parser(__doc__, "ckpt.pt")
     p.add_argument("--meta", type=Path, help="meta.pkl of a model on characters")
-    p.add_argument("--gpt2-tokenizer", type=Path, help="folder with vocab.json and merges.txt")
     p.add_argument("--activation", choices=("gelu", "gelu_new"), default="gelu")
-    p.add_argument("--dtype", choices=common.DTYPES, help="of the matrices; without: as stored")
-    p.add_argument("--trust", action="store_true", help="unpickle anything: the file can run code")
-    p.add_argument("--self-test", action="store_true")
-    p.add_argument("--gptd", default="build/gptd", help="for the self-test")
-    args = p.parse_args()
-    if args.self_test:
-        self_test(args)
-    elif args.checkpoint and args.out:
-        run(args)
-    else:
-        p.error("say which checkpoint, and --out DIR")
+    common.main(p, run, self_test)
 
 
 if __name__ == "__main__":
