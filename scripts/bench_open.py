@@ -20,14 +20,11 @@ One thread, sockets that do not block, standard library only.
 """
 
 import argparse
-import json
 import os
 import random
 import selectors
 import socket
-import sys
 import time
-from pathlib import Path
 
 from bench import ROOT, Stream, Target, describe, percentile, report, start, stop
 
