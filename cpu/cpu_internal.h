@@ -73,7 +73,10 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
 int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
 /* log sum exp of a row is shift + log_sum. */
 struct logsumexp { float shift, log_sum; };
-struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n);
+/* The exponentials of x - shift too, unless `exps` is NULL, and their sum. A row of nothing but -inf has none: its
+ * sum is 0, its log_sum 0. */
+struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n, float *exps,
+                               float *sum);
 /* The log-probability of a logit x of that row: what sampling reports and training computes. */
 float cpu_logprob(struct logsumexp z, float x);
 void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,

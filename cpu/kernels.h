@@ -159,6 +159,8 @@ struct cpu_kernels {
     /* The first index >= i whose x > t; n when there is none. */
     int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);
     int64_t (*count_above)(const float *x, int64_t n, float t);
+    /* Their indices, upwards; how many. */
+    int64_t (*list_above)(int32_t *out, const float *x, int64_t n, float t);
     float (*sum_above)(const float *x, int64_t n, float t); /* of those x > t */
 
     /* Training. One row of norm's backward: dx += ..., and stats = {mean, 1 / deviation} for the columns. */
