@@ -165,6 +165,7 @@ static void read_serving(const struct plan_request *r, struct plan_case *out)
     struct engine_options *o = &out->question.serving;
     fit_serving_init(o);
     if (r->dtype) (void)dtype_parse(r->dtype, &o->dtype);
+    else o->formats = r->formats;
     o->max_context = r->max_context;
     if (r->max_seqs > 0) o->max_seqs = (int32_t)r->max_seqs;
     if (r->max_batch_tokens > 0) o->max_batch_tokens = (int32_t)r->max_batch_tokens;

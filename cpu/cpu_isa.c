@@ -43,13 +43,18 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa)
     if (isa > best) isa = best;
     cpu_kernels_reference(k);
     cpu_quant_kernels_reference(k);
+    cpu_kquant_kernels_reference(k);
     if (isa >= CPU_ISA_AVX2) {
         cpu_kernels_avx2(k);
         cpu_quant_kernels_avx2(k);
+        cpu_kquant_kernels_avx2(k);
     }
     if (isa >= CPU_ISA_AVX512) {
         cpu_kernels_avx512(k);
-        if (__builtin_cpu_supports("avx512vnni")) cpu_quant_kernels_avx512vnni(k);
+        if (__builtin_cpu_supports("avx512vnni")) {
+            cpu_quant_kernels_avx512vnni(k);
+            cpu_kquant_kernels_avx512vnni(k);
+        }
     }
     if (isa >= CPU_ISA_AVX512_BF16) cpu_kernels_avx512bf16(k);
 }

@@ -20,7 +20,9 @@ enum {
 struct matmul {
     const struct cpu_kernels *kernels;
     struct tensor out, x;
-    const struct matrix *w;
+    const struct matrix *w; /* of one type */
+    int64_t column;         /* of out: w's first output */
+    int64_t panel0;         /* panels of the parts before w */
     const float *bias;
     enum epilogue epilogue;
     bool quantized;     /* rows of x become int8 codes */
@@ -92,7 +94,7 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 
 static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
 {
-    return (uint8_t *)tensor_row(m->out, row) + (size_t)n0 * element_bytes(m->out.dtype);
+    return (uint8_t *)tensor_row(m->out, row) + (size_t)(m->column + n0) * element_bytes(m->out.dtype);
 }
 
 typedef void (*tile_fn)(const struct matmul_tile *t);
@@ -104,7 +106,7 @@ static tile_fn tile_kernel(const struct cpu_kernels *k, enum dtype dtype)
     case DTYPE_BF16: return k->matmul_bf16;
     case DTYPE_Q8_0: return k->matmul_q8;
     case DTYPE_Q4_0: return k->matmul_q4;
-    default: ASSERT(!"a type that weights have"); return NULL;
+    default: ASSERT(k->matmul_kquant[dtype]); return k->matmul_kquant[dtype];
     }
 }
 
@@ -154,14 +156,31 @@ static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0
     }
 }
 
-static void multiply_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
+static void multiply_panels(const struct matmul *m, int64_t begin, int64_t end)
 {
-    const struct matmul *m = ctx;
     int64_t rows = max_i64(ROW_GROUP_BYTES / (m->row_words * 4), m->kernels->tile_rows);
     int64_t group = max_i64(1, rows / m->kernels->tile_rows);
     for (int64_t b = 0; b < m->n_blocks; b += group)
         for (int64_t panel = begin; panel < end; panel++)
             multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
+}
+
+struct matmul_parts {
+    struct matmul parts[MATRIX_PARTS];
+    struct matrix w[MATRIX_PARTS];
+    int32_t n;
+};
+
+/* Panels [begin, end) of all parts, counted through. */
+static void multiply_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matmul_parts *all = ctx;
+    for (int32_t i = 0; i < all->n; i++) {
+        const struct matmul *m = &all->parts[i];
+        int64_t from = max_i64(begin - m->panel0, 0);
+        int64_t to = min_i64(end - m->panel0, ceil_div(m->w->n_out, PANEL));
+        if (from < to) multiply_panels(m, from, to);
+    }
 }
 
 int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
@@ -174,7 +193,7 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
                 const float *bias, enum epilogue epilogue)
 {
     struct cpu_device *c = cpu_of(d);
-    bool quantized = cpu_is_quantized(w->dtype);
+    bool quantized = cpu_is_quantized(w->dtype); /* all parts are, or the one */
     ASSERT(x.dtype == (quantized ? DTYPE_BF16 : w->dtype));
     ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
     ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
@@ -183,16 +202,26 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
     int64_t steps = cpu_panel_steps(w->dtype, x.cols);
     bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
     struct matmul m = {
-        .kernels = &c->kernels, .out = out, .x = x, .w = w, .bias = bias, .epilogue = epilogue,
+        .kernels = &c->kernels, .out = out, .x = x, .epilogue = epilogue,
         .quantized = quantized,
         .steps = steps,
-        .step_bytes = cpu_panel_step_bytes(w->dtype),
         .row_words = steps * (quantized ? QUANT_WORDS : widened ? 2 : 1),
         .n_blocks = ceil_div(x.rows, c->kernels.tile_rows),
         .packed = (uint32_t *)c->workspace,
     };
     pool_for(c->pool, m.n_blocks, 2, pack_blocks, &m);
-    int64_t n_panels = ceil_div(w->n_out, PANEL);
+    struct matmul_parts all = {0};
+    int64_t n_panels = 0, column;
+    for (; matrix_part_of(d, w, all.n, &all.w[all.n], &column); all.n++) {
+        struct matmul *part = &all.parts[all.n];
+        *part = m;
+        part->w = &all.w[all.n];
+        part->bias = bias ? bias + column : NULL;
+        part->column = column;
+        part->panel0 = n_panels;
+        part->step_bytes = cpu_panel_step_bytes(part->w->dtype);
+        n_panels += ceil_div(part->w->n_out, PANEL);
+    }
     int64_t products = PANEL * x.cols * x.rows; /* of a panel */
-    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_panels, &m);
+    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_parts, &all);
 }

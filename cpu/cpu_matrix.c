@@ -5,6 +5,7 @@
  *   bf16  [ceil(n_out / 32)][ceil(n_in / 2)][32][2]   pairs along k, as vdpbf16ps and AMX tiles want them
  *   q8_0, q4_0   [ceil(n_out / 32)][ceil(n_in / 32)] blocks: codes of 32 outputs, then their f16 scales
  *                (cpu/kernels.h), in as many bytes as GGUF takes
+ *   GGUF's other types: likewise, see cpu/kquant.h
  *
  * Outputs and inputs that pad a panel are zero. */
 #include <math.h>
@@ -12,8 +13,9 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_internal.h"
+#include "cpu/kquant.h"
 
-bool cpu_is_quantized(enum dtype dtype) { return dtype == DTYPE_Q8_0 || dtype == DTYPE_Q4_0; }
+bool cpu_is_quantized(enum dtype dtype) { return dtype_info(dtype)->block > 1; }
 
 int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 {
@@ -23,8 +25,8 @@ int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 
 int64_t cpu_panel_step_bytes(enum dtype dtype)
 {
-    if (dtype == DTYPE_Q8_0) return Q8_BLOCK_BYTES;
-    return dtype == DTYPE_Q4_0 ? Q4_BLOCK_BYTES : PANEL * 4;
+    const struct dtype_info *info = dtype_info(dtype);
+    return cpu_is_quantized(dtype) ? PANEL * QUANT_BLOCK * info->block_bytes / info->block : PANEL * 4;
 }
 
 static int64_t panel_bytes(enum dtype dtype, int64_t n_in)
@@ -104,6 +106,10 @@ static void write_quantized(const struct matrix *w, int64_t n, const float *x)
 
 static void read_quantized(const struct matrix *w, int64_t n, float *out)
 {
+    if (kquant_has(w->dtype)) {
+        kquant_read_row(w->dtype, panel_of(w, n), n % PANEL, w->n_in, out);
+        return;
+    }
     uint8_t *block = panel_of(w, n);
     int offset = w->dtype == DTYPE_Q4_0 ? 8 : 128, mask = w->dtype == DTYPE_Q4_0 ? 15 : 255;
     for (int64_t k = 0; k < w->n_in; k++) {
@@ -158,10 +164,57 @@ static void read_output(const struct matrix *w, int64_t n, float *out)
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows)
 {
+    ASSERT(!kquant_has(w->dtype)); /* these come from files, as blocks */
     ASSERT(row0 >= 0 && row0 % PANEL == 0 && row0 + n_rows <= w->n_out);
     ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
     struct matrix_write job = {w, row0, n_rows, rows};
     pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_panels, &job);
+}
+
+/* ---- blocks of files ---- */
+
+/* GGUF's q8_0 and q4_0 blocks hold the codes and the scale that ours do. */
+static void write_file_row(const struct matrix *w, int64_t n, const uint8_t *src)
+{
+    bool q4 = w->dtype == DTYPE_Q4_0;
+    int64_t n_codes = q4 ? QUANT_BLOCK / 2 : QUANT_BLOCK;
+    uint8_t *block = panel_of(w, n), offset = q4 ? 0 : 128;
+    for (int64_t k = 0; k < w->n_in; k += QUANT_BLOCK, block += cpu_panel_step_bytes(w->dtype)) {
+        memcpy(scale_at(w->dtype, block, n % PANEL), src, 2);
+        src += 2;
+        for (int64_t i = 0; i < n_codes; i++)
+            block[i / 4 * PANEL * 4 + n % PANEL * 4 + i % 4] = (uint8_t)(src[i] + offset);
+        src += n_codes;
+    }
+}
+
+struct blocks_write {
+    const struct matrix *w;
+    int64_t row0, n_rows;
+    const uint8_t *blocks;
+};
+
+static void write_block_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct blocks_write *job = ctx;
+    const struct matrix *w = job->w;
+    int64_t row_bytes = dtype_bytes(w->dtype, w->n_in);
+    for (int64_t i = begin * PANEL; i < min_i64(end * PANEL, job->n_rows); i++) {
+        int64_t n = job->row0 + i;
+        const uint8_t *src = job->blocks + i * row_bytes;
+        if (!kquant_has(w->dtype)) write_file_row(w, n, src);
+        else kquant_write_row(w->dtype, panel_of(w, n), n % PANEL, w->n_in, src);
+    }
+}
+
+void cpu_matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                             const uint8_t *blocks)
+{
+    ASSERT(cpu_is_quantized(w->dtype) && w->n_in % dtype_info(w->dtype)->block == 0);
+    ASSERT(row0 >= 0 && row0 % PANEL == 0 && row0 + n_rows <= w->n_out);
+    ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
+    struct blocks_write job = {w, row0, n_rows, blocks};
+    pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_block_panels, &job);
 }
 
 void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,

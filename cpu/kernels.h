@@ -129,6 +129,8 @@ struct cpu_kernels {
     void (*matmul_bf16)(const struct matmul_tile *t);
     void (*matmul_q8)(const struct matmul_tile *t);
     void (*matmul_q4)(const struct matmul_tile *t);
+    /* By type: q4_1, q5_0, q5_1, q4_K, q5_K, q6_K. See cpu/kquant.h. */
+    void (*matmul_kquant[N_DTYPES])(const struct matmul_tile *t);
     /* One block of a row as int8 codes: scale = the largest magnitude / 127, code = x / scale to the nearest
      * even. Values that are not finite have no code worth having, but nothing breaks. */
     void (*quantize_block)(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum);
@@ -196,8 +198,11 @@ const char *cpu_isa_name(enum cpu_isa isa);
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_train_kernels_reference(struct cpu_kernels *k);
 void cpu_quant_kernels_reference(struct cpu_kernels *k);
+void cpu_kquant_kernels_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);
 void cpu_quant_kernels_avx2(struct cpu_kernels *k);
+void cpu_kquant_kernels_avx2(struct cpu_kernels *k);
 void cpu_kernels_avx512(struct cpu_kernels *k);
 void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k); /* only where the processor has VNNI */
+void cpu_kquant_kernels_avx512vnni(struct cpu_kernels *k); /* likewise */
 void cpu_kernels_avx512bf16(struct cpu_kernels *k);

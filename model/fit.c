@@ -2,6 +2,7 @@
 #include "model/fit.h"
 
 #include "base/checked.h"
+#include "model/gpt.h"
 
 enum {
     LEAST_ROWS = 4,         /* of a generating step: a prompt goes in by so many tokens */
@@ -173,6 +174,13 @@ static bool answer_generation(const struct fit_question *q, struct fit_answer *a
         return false;
     a->generation_fits = within(q, &a->generation.memory);
     return serve_search(&q->model, &a->serving, q->device, q->budget, &a->limits, err);
+}
+
+enum dtype fit_serving_dtype(const struct fit_question *q)
+{
+    const struct engine_options *o = &q->serving;
+    bool kept = o->formats && gpt_keeps_formats(q->device);
+    return kept ? weight_formats_main(o->formats, &q->model) : o->dtype;
 }
 
 void fit_half(struct fit_question *q)

@@ -86,7 +86,7 @@ static void bench_stream(struct cpu_device *c)
 static struct matrix make_matrix(struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in)
 {
     int64_t bytes = d->ops->matrix_bytes(d, dtype, n_out, n_in);
-    struct matrix w = {bench_take(d, bytes), dtype, n_out, n_in};
+    struct matrix w = {.data = bench_take(d, bytes), .dtype = dtype, .n_out = n_out, .n_in = n_in};
     bench_fill(dtype, w.data, bytes);
     return w;
 }

@@ -294,7 +294,7 @@ static void run_rope_backward(struct rows_bench *b)
 
 static void run_embed_backward(struct rows_bench *b)
 {
-    struct matrix dwte = {b->from, DTYPE_F32, V / 2, C}; /* the plain pass has that much room */
+    struct matrix dwte = {.data = b->from, .n_out = V / 2, .n_in = C}; /* the plain pass has that much room */
     b->d->train->embed_backward(b->d, &dwte, b->b, f32(b->a, R, C), &b->batch);
 }
 

@@ -37,8 +37,8 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "Where tokenizer.json lies, if not with the model."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens of a sequence; 0: as many as the model was trained for."},
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
-         "Element type of weights, matrix products and KV cache."},
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
+         "Element type of weights, matrix products and KV cache; auto: as serve's."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most memory to take; 0: 80 % of what the machine and the cgroup leave."},
         {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
@@ -56,9 +56,11 @@ static bool check_options(const struct eval_options *o, enum dtype *dtype, struc
         return error_set(err, ERR_INVALID, "model", "say which model: --model PATH");
     if (o->n_inputs == 0)
         return error_set(err, ERR_INVALID, "input", "say on which text: --input FILE");
-    if (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype))
+    *dtype = DTYPE_BF16;
+    if (strcmp(o->dtype, "auto") != 0
+        && (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype)))
         return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
+                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0", o->dtype);
     return device_options_check(&o->device, err);
 }
 
@@ -104,6 +106,7 @@ static bool open_all(struct evaluating *e, struct error *err)
     struct evaluator_options evaluator = {
         .checkpoint = e->checkpoint,
         .dtype = e->dtype,
+        .keep_formats = strcmp(o->dtype, "auto") == 0,
         /* A short text needs no more than its length. */
         .max_sequence = min_i64(e->context, dataset_tokens(e->data, SPLIT_VALIDATION)),
         .memory_budget = o->memory_budget > 0 ? o->memory_budget

@@ -41,7 +41,7 @@ static float *random_values(struct cpu_rng *r, int64_t n, enum dtype dtype)
 /* Written in two parts where the matrix is large enough, as loading does. */
 static struct matrix packed(struct device *d, enum dtype dtype, struct shape s, const float *values)
 {
-    struct matrix w = {NULL, dtype, s.n_out, s.n_in};
+    struct matrix w = {.dtype = dtype, .n_out = s.n_out, .n_in = s.n_in};
     w.data = device_bytes(d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in));
     memset(w.data, 0, (size_t)d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in)); /* as an arena */
     int64_t first = min_i64(64, s.n_out);
