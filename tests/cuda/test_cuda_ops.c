@@ -46,6 +46,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_splits_change_no_bit),
         cmocka_unit_test(test_attention_backward),
+        cmocka_unit_test(test_attention_backward_without_tensor_cores),
         cmocka_unit_test(test_rope_backward),
         cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_adamw),
