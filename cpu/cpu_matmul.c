@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "cpu/amx_products.h"
 #include "cpu/cpu_internal.h"
 #include "cpu/transpose.h"
 
@@ -186,7 +187,8 @@ static void multiply_parts(void *ctx, int64_t begin, int64_t end, int32_t thread
 int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
 {
     int64_t quantized = ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS;
-    return n_rows * max_i64(round_up(n_in, 2), quantized) * 4;
+    int64_t words = n_rows * max_i64(round_up(n_in, 2), quantized);
+    return max_i64(words * 4, amx_matmul_workspace(n_rows, n_in));
 }
 
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
@@ -199,6 +201,10 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
     ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
     ASSERT(cpu_matmul_workspace(x.rows, x.cols) <= c->workspace_bytes);
     if (x.rows == 0) return;
+    if (c->kernels.amx && w->dtype == DTYPE_BF16) {
+        amx_matmul(c, out, x, w, bias, epilogue);
+        return;
+    }
     int64_t steps = cpu_panel_steps(w->dtype, x.cols);
     bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
     struct matmul m = {

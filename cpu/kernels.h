@@ -1,8 +1,7 @@
 /* The inner kernels: what one thread computes on one row, one tile of a matrix product or one block
  * of keys. Each instruction set fills in what it does better, on top of the one before it:
- * reference C, AVX2, AVX-512, AVX-512 BF16 (a next one, AMX say, adds its file and its line in
- * cpu_kernels_init). How work is cut into kernel calls, and for which thread, is decided outside and is
- * the same for all.
+ * reference C, AVX2, AVX-512, AVX-512 BF16; AMX (cpu/amx.h) stands beside the latter. How work is cut
+ * into kernel calls, and for which thread, is decided outside and is the same for all.
  *
  * A kernel's result for one output depends on that output's inputs alone, never on how many
  * rows the call has: reductions run in an order fixed by the index. */
@@ -124,6 +123,7 @@ struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
+    bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16 */
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);
@@ -193,6 +193,9 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa);
 /* The highest instruction set that this processor has. */
 enum cpu_isa cpu_isa_best(void);
 const char *cpu_isa_name(enum cpu_isa isa);
+/* Whether someone executes AMX's instructions in the processor's place. Only tests define it
+ * (tests/cpu/amx_emulator.c). */
+bool cpu_amx_emulated(void);
 
 /* Each of these overrides what it does better. */
 void cpu_kernels_reference(struct cpu_kernels *k);

@@ -13,6 +13,7 @@
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
 #include "model/sampler.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 
 enum { N_OUT = 70, N_IN = 37 };
@@ -273,5 +274,6 @@ int main(void)
         cmocka_unit_test(the_mean_is_kept),
         cmocka_unit_test(extremes_stay_what_they_are),
     };
+    amx_emulator_use();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
