@@ -14,8 +14,10 @@ enum {
     ROW_GROUP_BYTES = 512 << 10,
     /* Below about this many products a thread is not worth waking. */
     INLINE_PRODUCTS = 1 << 16,
-    /* How far a lone row reads ahead. */
-    PREFETCH_BYTES = 8 << 10,
+    /* How far a lone tile reads ahead: of few rows, which the processor's own prefetching keeps up with, and of
+     * more. Found by trying. */
+    FEW_PREFETCH_BYTES = 3 << 10,
+    PREFETCH_BYTES = 6 << 10,
 };
 
 struct matmul {
@@ -33,6 +35,11 @@ struct matmul {
     int64_t n_blocks;   /* of rows */
     uint32_t *packed;   /* [blocks][row_words][rows of the block] */
 };
+
+static int64_t tile_rows(const struct matmul *m)
+{
+    return m->quantized ? m->kernels->quant_rows : m->kernels->tile_rows;
+}
 
 /* Rows are spread evenly: 13 rows are blocks of 7 and 6, not of 12 and 1. */
 static int64_t block_begin(const struct matmul *m, int64_t block)
@@ -149,9 +156,10 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
 static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0, int64_t block1)
 {
     int64_t n = block1 - block0, panel_bytes = m->steps * m->step_bytes;
+    int64_t ahead = m->x.rows <= FEW_ROWS ? FEW_PREFETCH_BYTES : PREFETCH_BYTES;
     const char *w = (const char *)m->w->data + panel * panel_bytes;
     for (int64_t b = block0; b < block1; b++) {
-        const char *prefetch = n == 1 ? w + min_i64(PREFETCH_BYTES, panel_bytes)
+        const char *prefetch = n == 1 ? w + min_i64(ahead, panel_bytes)
                                       : w + panel_bytes + panel_bytes * (b - block0) / n;
         multiply_tile(m, panel, b, prefetch, m->step_bytes / n);
     }
@@ -159,8 +167,7 @@ static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0
 
 static void multiply_panels(const struct matmul *m, int64_t begin, int64_t end)
 {
-    int64_t rows = max_i64(ROW_GROUP_BYTES / (m->row_words * 4), m->kernels->tile_rows);
-    int64_t group = max_i64(1, rows / m->kernels->tile_rows);
+    int64_t group = max_i64(1, ROW_GROUP_BYTES / (m->row_words * 4) / tile_rows(m));
     for (int64_t b = 0; b < m->n_blocks; b += group)
         for (int64_t panel = begin; panel < end; panel++)
             multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
@@ -212,9 +219,9 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
         .quantized = quantized,
         .steps = steps,
         .row_words = steps * (quantized ? QUANT_WORDS : widened ? 2 : 1),
-        .n_blocks = ceil_div(x.rows, c->kernels.tile_rows),
         .packed = (uint32_t *)c->workspace,
     };
+    m.n_blocks = ceil_div(x.rows, tile_rows(&m));
     pool_for(c->pool, m.n_blocks, 2, pack_blocks, &m);
     struct matmul_parts all = {0};
     int64_t n_panels = 0, column;

@@ -16,6 +16,7 @@
 enum {
     PANEL = 32,       /* outputs that lie side by side in a packed matrix */
     TILE_ROWS = 12,   /* the most rows of one matmul tile */
+    FEW_ROWS = 3,     /* up to so many wait for memory */
     KEY_BLOCK = 128,  /* keys of one softmax block, aligned from position 0 */
     KEY_BLOCK_PAGES = KEY_BLOCK / KV_PAGE_TOKENS,
     QUERY_ROWS = 32,  /* the most query rows (positions x heads) of one attention call */
@@ -41,7 +42,10 @@ enum {
  * A block's products are summed exactly, in int32; then block by block out += sum * x scale * w scale.
  *
  * out [rows][PANEL] f32: each one chain of additions from zero, over k upwards.
- * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next. */
+ * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next, which the tile calls into the
+ * second-level cache (loads that miss the first one are what the processor's own prefetching goes by). A tile of
+ * FEW_ROWS or less asks for memory faster than prefetches can be under way: it calls for every other line, and the
+ * processor's own brings the rest. */
 struct matmul_tile {
     float *out;
     const void *x;
@@ -122,6 +126,7 @@ struct dropout_row {
 struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
+    int32_t quant_rows; /* the same of quantized products */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
     bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16 */
 

@@ -203,6 +203,30 @@ static void quantizing_again_changes_nothing(void **state)
     cpu_fixture_close(&f);
 }
 
+/* Block sums are exact and what follows is one chain: no instruction set differs in a bit. */
+static void quantized_bits_know_no_instruction_set(void **state)
+{
+    enum { N_OUT = 70, N_IN = 300, ROWS = 13 };
+    struct cpu_rng rng = {19};
+    float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, DTYPE_BF16);
+    struct tensor x = tensor_from(DTYPE_BF16, ROWS, N_IN, xv);
+    struct workspace_shape plan = plan_for(ROWS, N_IN);
+    for (int q = 0; q < N_QUANTIZED; q++) {
+        struct tensor want = tensor_blank(DTYPE_F32, ROWS, N_OUT), out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+        for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+            struct cpu_fixture f;
+            cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+            struct matrix w = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, wv);
+            f.d->ops->matmul(f.d, isa == 0 ? want : out, x, &w, NULL, EPILOGUE_NONE);
+            if (isa > 0) assert_memory_equal(out.data, want.data, ROWS * N_OUT * 4);
+            free(w.data);
+            cpu_fixture_close(&f);
+        }
+        free(want.data), free(out.data);
+    }
+    free(wv), free(xv), free(x.data);
+}
+
 /* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they were. */
 static void quantized_poison_does_not_spread(void **state)
 {
@@ -335,6 +359,7 @@ int main(void)
         cmocka_unit_test(products_are_right),
         cmocka_unit_test(quantized_products_are_right),
         cmocka_unit_test(quantizing_again_changes_nothing),
+        cmocka_unit_test(quantized_bits_know_no_instruction_set),
         cmocka_unit_test(quantized_poison_does_not_spread),
         cmocka_unit_test(activations_hold_at_extremes),
         cmocka_unit_test(rows_do_not_know_their_neighbours),
