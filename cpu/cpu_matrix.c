@@ -14,6 +14,7 @@
 #include "base/checked.h"
 #include "cpu/cpu_internal.h"
 #include "cpu/kquant.h"
+#include "cpu/transpose.h"
 
 bool cpu_is_quantized(enum dtype dtype) { return dtype_info(dtype)->block > 1; }
 
@@ -39,7 +40,10 @@ int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out
     return ceil_div(n_out, PANEL) * panel_bytes(dtype, n_in);
 }
 
+enum { WRITE_WORDS = 64 }; /* of each of a panel's outputs that are packed at a time */
+
 struct matrix_write {
+    const struct cpu_kernels *kernels;
     const struct matrix *w;
     int64_t row0, n_rows;
     const float *rows;
@@ -54,11 +58,6 @@ static uint8_t *panel_of(const struct matrix *w, int64_t n)
 static uint32_t *output_words(const struct matrix *w, int64_t n)
 {
     return (uint32_t *)panel_of(w, n) + n % PANEL;
-}
-
-static uint32_t pack_pair(float even, float odd)
-{
-    return f32_to_bf16(even) | (uint32_t)f32_to_bf16(odd) << 16;
 }
 
 /* ---- quantized ---- */
@@ -125,25 +124,40 @@ static void read_quantized(const struct matrix *w, int64_t n, float *out)
 
 /* ---- writing and reading ---- */
 
+/* Words [from, to) of n outputs' rows, into words of PANEL outputs: those that are not there are zero. Rows are
+ * turned into columns a few words at a time, in a core's cache: what is read and what is written both come in runs. */
+static void write_words(const struct matrix_write *job, int64_t row, int64_t n, int64_t from, int64_t to)
+{
+    const struct matrix *w = job->w;
+    uint32_t room[PANEL * WRITE_WORDS];
+    for (int64_t r = 0; r < n; r++) {
+        const float *src = job->rows + (row + r) * w->n_in;
+        uint32_t *words = room + r * WRITE_WORDS;
+        if (w->dtype == DTYPE_F32) {
+            memcpy(words, src + from, (size_t)(to - from) * 4);
+            continue;
+        }
+        if (w->n_in < 2 * to) words[to - 1 - from] = 0; /* an odd one at the end is paired with zero */
+        job->kernels->to_bf16((uint16_t *)words, src + 2 * from, min_i64(2 * to, w->n_in) - 2 * from);
+    }
+    memset(room + n * WRITE_WORDS, 0, (size_t)((PANEL - n) * WRITE_WORDS) * 4);
+    uint32_t *panel = (uint32_t *)panel_of(w, job->row0 + row);
+    transpose_words(panel + from * PANEL, room, WRITE_WORDS, PANEL, to - from);
+}
+
 static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matrix_write *job = ctx;
     const struct matrix *w = job->w;
-    int64_t n_in = w->n_in;
-    for (int64_t i = begin * PANEL; i < min_i64(end * PANEL, job->n_rows); i++) {
-        const float *src = job->rows + i * n_in;
+    for (int64_t row = begin * PANEL; row < min_i64(end * PANEL, job->n_rows); row += PANEL) {
+        int64_t n = min_i64(PANEL, job->n_rows - row), words = cpu_panel_steps(w->dtype, w->n_in);
         if (cpu_is_quantized(w->dtype)) {
-            write_quantized(w, job->row0 + i, src);
+            for (int64_t r = row; r < row + n; r++)
+                write_quantized(w, job->row0 + r, job->rows + r * w->n_in);
             continue;
         }
-        uint32_t *dst = output_words(w, job->row0 + i);
-        if (w->dtype == DTYPE_F32) {
-            for (int64_t k = 0; k < n_in; k++) memcpy(&dst[k * PANEL], &src[k], 4);
-            continue;
-        }
-        for (int64_t k = 0; k + 1 < n_in; k += 2)
-            dst[k / 2 * PANEL] = pack_pair(src[k], src[k + 1]);
-        if (n_in % 2) dst[n_in / 2 * PANEL] = pack_pair(src[n_in - 1], 0);
+        for (int64_t from = 0; from < words; from += WRITE_WORDS)
+            write_words(job, row, n, from, min_i64(from + WRITE_WORDS, words));
     }
 }
 
@@ -167,7 +181,7 @@ void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t 
     ASSERT(!kquant_has(w->dtype)); /* these come from files, as blocks */
     ASSERT(row0 >= 0 && row0 % PANEL == 0 && row0 + n_rows <= w->n_out);
     ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
-    struct matrix_write job = {w, row0, n_rows, rows};
+    struct matrix_write job = {&cpu_of(d)->kernels, w, row0, n_rows, rows};
     pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_panels, &job);
 }
 
