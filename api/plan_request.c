@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "base/options.h"
+#include "model/gpt.h"
 
 /* A modest CPU, where no other is named: two cores with AVX2 and two memory channels. Only the
  * order of plans and the estimate of a step's time rest on it. */
@@ -165,7 +166,7 @@ static void read_serving(const struct plan_request *r, struct plan_case *out)
     struct engine_options *o = &out->question.serving;
     fit_serving_init(o);
     if (r->dtype) (void)dtype_parse(r->dtype, &o->dtype);
-    else o->formats = r->formats;
+    if (r->kv_dtype) ASSERT(gpt_kv_type_parse(r->kv_dtype, &o->kv_dtype)); /* its words were checked */
     o->max_context = r->max_context;
     if (r->max_seqs > 0) o->max_seqs = (int32_t)r->max_seqs;
     if (r->max_batch_tokens > 0) o->max_batch_tokens = (int32_t)r->max_batch_tokens;

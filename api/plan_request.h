@@ -14,7 +14,6 @@ struct plan_request {
     const char *config;
     size_t n_config;
     const struct gpt_config *known;
-    const struct weight_formats *formats; /* of one that exists: what it keeps quantized, unless `dtype` is said */
     int64_t vocab_size; /* of a config that leaves it to the data */
     int64_t block_size; /* of a config: instead of its own */
 
@@ -27,6 +26,7 @@ struct plan_request {
     int64_t batch_size, grad_accum_steps, micro_batch_size, sequence_length, loss_rows;
     const char *dtype, *recompute, *moments, *master, *gradients;
     /* Generation. */
+    const char *kv_dtype;
     int64_t max_context, max_seqs, max_batch_tokens;
 };
 
@@ -51,8 +51,7 @@ enum { PLAN_ASSUMED_VOCAB = 96 }; /* characters of plain English text */
            "Tokens whose logits exist at a time; without it the planner chooses.") \
     WORD(dtype, "\"f32\",\"f16\",\"bf16\",\"q8_0\",\"q4_0\"", \
          "Of weights: f32, f16 and bf16 count for training, f32, bf16, q8_0 and q4_0 for " \
-         "generation. Without it bf16, but for training on the CPU f32, unless the config says another, and for " \
-         "generating from a quantized GGUF file what the file has.") \
+         "generation. Without it bf16, but for training on the CPU f32, unless the config says another.") \
     WORD(recompute, "\"none\",\"selective\",\"block\"", \
          "What the backward pass computes again; without it the planner chooses.") \
     WORD(moments, "\"f32\",\"bf16\",\"q8\"", \
@@ -61,6 +60,8 @@ enum { PLAN_ASSUMED_VOCAB = 96 }; /* characters of plain English text */
          "What bf16 weights lack of f32 ones; without it the planner chooses.") \
     WORD(gradients, "\"f32\",\"bf16\"", \
          "How the blocks' matrices add up gradients; without it the planner chooses.") \
+    WORD(kv_dtype, "\"auto\",\"f32\",\"bf16\",\"q8_0\"", \
+         "Of keys and values when generating; q8_0 on the CPU alone. Without it auto: as products compute.") \
     NUMBER(max_context, CONFIG_MAX_CONTEXT, \
            "Tokens of a sequence that is generated; without it block_size.") \
     NUMBER(max_seqs, ENGINE_MAX_SEQS, \
@@ -75,7 +76,7 @@ struct plan_key {
     const char *words; /* the literals; NULL: a number */
     const char *help;
 };
-enum { N_PLAN_KEYS = 17 };
+enum { N_PLAN_KEYS = 18 };
 extern const struct plan_key plan_keys[N_PLAN_KEYS];
 
 /* Whose sizes are asked: this machine's CPU, and any CUDA device. */

@@ -86,29 +86,52 @@ static struct query span_query(const struct attend *m, const struct span *s, int
     };
 }
 
-/* The rows of a query, as kernels want them: row = position * n_heads + head. */
-static void load_query(const struct attend *m, const struct query *q, uint32_t *out)
+/* Words of a query's row. */
+static int64_t query_stride(const struct attend *m)
 {
     int64_t n = m->attention->head_dim;
-    bool bf16 = m->kv->dtype == DTYPE_BF16;
-    int64_t stride = bf16 && m->kernels->bf16_dot ? n / 2 : n;
+    if (m->kv->dtype == DTYPE_Q8_0) return n / 2 + 1;
+    return m->kv->dtype == DTYPE_BF16 && m->kernels->bf16_dot ? n / 2 : n;
+}
+
+/* One row of a query as kernels want it: see struct attend_block. */
+static void load_row(const struct attend *m, const float *src, uint32_t *dst)
+{
+    int64_t n = m->attention->head_dim;
+    uint16_t rounded[MAX_HEAD_DIM];
+    float scale;
+    switch (m->kv->dtype) {
+    case DTYPE_F32:
+        memcpy(dst, src, (size_t)n * 4);
+        return;
+    case DTYPE_Q8_0:
+        m->kernels->quantize_kv((int16_t *)dst, &scale, src, n, KV_Q8_LEFT_MOST);
+        memcpy(dst + n / 2, &scale, sizeof scale);
+        return;
+    default:
+        m->kernels->to_bf16(rounded, src, n);
+        if (m->kernels->bf16_dot)
+            memcpy(dst, rounded, (size_t)n * 2);
+        else
+            for (int64_t k = 0; k < n; k++) dst[k] = (uint32_t)rounded[k] << 16;
+    }
+}
+
+/* The rows of a query: row = position * n_heads + head. */
+static void load_query(const struct attend *m, const struct query *q, uint32_t *out)
+{
+    int64_t n = m->attention->head_dim, stride = query_stride(m);
     for (int32_t i = 0; i < q->n_rows; i++) {
         const float *row = tensor_row(m->qkv, q->span->row0 + q->row0 + i);
-        for (int32_t h = 0; h < q->n_heads; h++) {
-            const float *src = row + (q->head0 + h) * n;
-            uint32_t *dst = out + (i * q->n_heads + h) * stride;
-            if (!bf16) {
-                memcpy(dst, src, (size_t)n * 4);
-                continue;
-            }
-            uint16_t rounded[MAX_HEAD_DIM];
-            m->kernels->to_bf16(rounded, src, n);
-            if (m->kernels->bf16_dot)
-                memcpy(dst, rounded, (size_t)n * 2);
-            else
-                for (int64_t k = 0; k < n; k++) dst[k] = (uint32_t)rounded[k] << 16;
-        }
+        for (int32_t h = 0; h < q->n_heads; h++)
+            load_row(m, row + (q->head0 + h) * n, out + (i * q->n_heads + h) * stride);
     }
+}
+
+static void (*attend_kernel(const struct attend *m))(const struct attend_block *)
+{
+    if (m->kv->dtype == DTYPE_Q8_0) return m->kernels->attend_q8;
+    return m->kv->dtype == DTYPE_BF16 ? m->kernels->attend_bf16 : m->kernels->attend_f32;
 }
 
 /* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block, so every
@@ -118,7 +141,6 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
 {
     const struct span *s = q->span;
     int64_t n = m->attention->head_dim, first_key = index * KEY_BLOCK;
-    bool bf16 = m->kv->dtype == DTYPE_BF16;
     int32_t limit[QUERY_ROWS];
     int64_t last = s->start + q->row0 + q->n_rows - 1; /* position */
     if (last < first_key) return;
@@ -132,7 +154,7 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
         .n_pages = (int32_t)ceil_div(min_i64(last + 1 - first_key, KEY_BLOCK), P),
         .scale = m->attention->scale,
         .q = words,
-        .q_stride = bf16 && m->kernels->bf16_dot ? n / 2 : n,
+        .q_stride = query_stride(m),
         .limit = limit,
         .max = out->max,
         .sum = out->sum,
@@ -144,7 +166,7 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
         ASSERT(pages[i] >= 0 && pages[i] < m->kv->n_pages);
         b.pages[i] = cpu_kv_head(m->kv, m->layer, pages[i], q->kv_head);
     }
-    (bf16 ? m->kernels->attend_bf16 : m->kernels->attend_f32)(&b);
+    attend_kernel(m)(&b);
 }
 
 static void store_query(const struct attend *m, const struct query *q,
@@ -287,7 +309,7 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
     ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows && out.rows == b->n_rows);
     ASSERT(out.cols == (int64_t)a->n_head * a->head_dim && a->n_head % a->n_kv_head == 0);
     ASSERT(kv->n_kv_head == a->n_kv_head && kv->head_dim == a->head_dim);
-    ASSERT(a->head_dim % 2 == 0 && a->head_dim <= MAX_HEAD_DIM);
+    ASSERT(a->head_dim % 4 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct attend m = {.kernels = &c->kernels, .out = out, .qkv = qkv, .batch = b, .attention = a,
                        .kv = kv, .layer = layer};
     if (a->dropout > 0) {

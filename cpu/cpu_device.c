@@ -105,6 +105,11 @@ static bool cpu_computes_in(const struct device *d, enum dtype dtype)
     return dtype == DTYPE_F32 || dtype == DTYPE_BF16;
 }
 
+static bool cpu_keeps_kv_in(const struct device *d, enum dtype kv, enum dtype activations)
+{
+    return kv == DTYPE_F32 || kv == DTYPE_BF16 || kv == DTYPE_Q8_0;
+}
+
 static const struct device_ops ops = {
     .close = cpu_close,
     .description = cpu_description,
@@ -114,12 +119,12 @@ static const struct device_ops ops = {
     .download = cpu_copy,
     .sync = cpu_sync,
     .computes_in = cpu_computes_in,
+    .keeps_kv_in = cpu_keeps_kv_in,
     .matrix_bytes = cpu_matrix_bytes,
     .kv_page_bytes = cpu_kv_page_bytes,
     .workspace_bytes = cpu_workspace_bytes,
     .set_workspace = cpu_set_workspace,
     .matrix_write = cpu_matrix_write,
-    .matrix_write_blocks = cpu_matrix_write_blocks,
     .embed = cpu_embed,
     .norm = cpu_norm,
     .matmul = cpu_matmul,

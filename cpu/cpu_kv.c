@@ -1,7 +1,7 @@
 /* The KV cache's pages: their layout (drawn in kernels.h) and how a row's key and value get there.
  *
  * Keys lie transposed, so that the 16 keys of a page are 16 lanes and a score needs no sum across
- * lanes. In bf16, keys are paired along the head's dimensions and values along the positions. */
+ * lanes. In bf16, keys are paired along the head's dimensions and values along the positions; in q8_0 they come in fours. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -9,19 +9,24 @@
 
 enum { P = KV_PAGE_TOKENS };
 
-static int64_t head_elements(int64_t head_dim) { return P * head_dim + P * round_up(head_dim, 16); }
+/* Of one KV head in a page. */
+static int64_t head_bytes(enum dtype dtype, int64_t head_dim)
+{
+    int64_t elements = P * head_dim + P * round_up(head_dim, 16);
+    if (dtype != DTYPE_Q8_0) return elements * (int64_t)element_bytes(dtype);
+    return elements + P * (ceil_div(head_dim, KV_Q8_BLOCK) + 1) * (int64_t)sizeof(float);
+}
 
 int64_t cpu_kv_page_bytes(const struct device *d, enum dtype dtype, int32_t n_kv_head,
                           int32_t head_dim)
 {
-    return n_kv_head * head_elements(head_dim) * (int64_t)element_bytes(dtype);
+    return n_kv_head * head_bytes(dtype, head_dim);
 }
 
 const uint8_t *cpu_kv_head(const struct kv_cache *kv, int32_t layer, int32_t page, int32_t head)
 {
     int64_t index = ((int64_t)layer * kv->n_pages + page) * kv->n_kv_head + head;
-    return (const uint8_t *)kv->data +
-           index * head_elements(kv->head_dim) * (int64_t)element_bytes(kv->dtype);
+    return (const uint8_t *)kv->data + index * head_bytes(kv->dtype, kv->head_dim);
 }
 
 static void store_f32(float *head, int64_t i, int64_t n, const float *k, const float *v)
@@ -34,14 +39,26 @@ static void store_f32(float *head, int64_t i, int64_t n, const float *k, const f
 static void store_bf16(const struct cpu_kernels *kernels, uint16_t *head, int64_t i, int64_t n,
                        const float *k, const float *v)
 {
-    uint32_t *keys = (uint32_t *)head + i;
-    /* By halves of words: the position beside may be another thread's. */
     uint16_t *values = head + P * n + i / 2 * round_up(n, 16) * 2 + i % 2;
     uint16_t row[MAX_HEAD_DIM];
     kernels->to_bf16(row, k, n);
-    for (int64_t j = 0; j < n; j += 2) keys[j / 2 * P] = row[j] | (uint32_t)row[j + 1] << 16;
+    for (int64_t j = 0; j < n; j++) head[(j / 2 * P + i) * 2 + j % 2] = row[j];
     kernels->to_bf16(row, v, n);
     for (int64_t j = 0; j < n; j++) values[j * 2] = row[j];
+}
+
+static void store_q8(const struct cpu_kernels *kernels, uint8_t *head, int64_t i, int64_t n,
+                     const float *k, const float *v)
+{
+    int8_t *keys = (int8_t *)head, *values = keys + P * n + i / 4 * round_up(n, 16) * 4;
+    float *key_scales = (float *)kv_q8_key_scales(head, n) + i;
+    int16_t row[MAX_HEAD_DIM];
+    for (int64_t j = 0; j < n; j += KV_Q8_BLOCK)
+        kernels->quantize_kv(row + j, &key_scales[j / KV_Q8_BLOCK * P], k + j,
+                             min_i64(KV_Q8_BLOCK, n - j), KV_Q8_MOST);
+    for (int64_t j = 0; j < n; j++) keys[(j / 4 * P + i) * 4 + kv_q8_place(j)] = (int8_t)row[j];
+    kernels->quantize_kv(row, (float *)kv_q8_value_scales(head, n) + i, v, n, KV_Q8_MOST);
+    for (int64_t j = 0; j < n; j++) values[j * 4 + kv_q8_place(i)] = (int8_t)row[j];
 }
 
 struct kv_write {
@@ -83,6 +100,8 @@ static void write_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
             uint8_t *head = (uint8_t *)cpu_kv_head(kv, job->layer, slot / P, g);
             if (kv->dtype == DTYPE_F32)
                 store_f32((float *)head, slot % P, n, k + g * n, v + g * n);
+            else if (kv->dtype == DTYPE_Q8_0)
+                store_q8(job->kernels, head, slot % P, n, k + g * n, v + g * n);
             else
                 store_bf16(job->kernels, (uint16_t *)head, slot % P, n, k + g * n, v + g * n);
         }
@@ -96,7 +115,7 @@ void cpu_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
     ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows);
     ASSERT(qkv.cols == (int64_t)(a->n_head + 2 * a->n_kv_head) * a->head_dim);
     ASSERT(kv->n_kv_head == a->n_kv_head && kv->head_dim == a->head_dim);
-    ASSERT(a->head_dim % 2 == 0 && a->head_dim <= MAX_HEAD_DIM);
+    ASSERT(a->head_dim % 4 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct kv_write job = {&c->kernels, qkv, b, a, kv, layer};
     pool_for(c->pool, b->n_rows, cpu_row_grain(qkv.cols * 4), write_rows, &job);
 }

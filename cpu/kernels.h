@@ -1,7 +1,8 @@
 /* The inner kernels: what one thread computes on one row, one tile of a matrix product or one block
  * of keys. Each instruction set fills in what it does better, on top of the one before it:
- * reference C, AVX2, AVX-512, AVX-512 BF16; AMX (cpu/amx.h) stands beside the latter. How work is cut
- * into kernel calls, and for which thread, is decided outside and is the same for all.
+ * reference C, AVX2, AVX-512, AVX-512 BF16 (a next one, AMX say, adds its file and its line in
+ * cpu_kernels_init). How work is cut into kernel calls, and for which thread, is decided outside and is
+ * the same for all.
  *
  * A kernel's result for one output depends on that output's inputs alone, never on how many
  * rows the call has: reductions run in an order fixed by the index. */
@@ -16,11 +17,12 @@
 enum {
     PANEL = 32,       /* outputs that lie side by side in a packed matrix */
     TILE_ROWS = 12,   /* the most rows of one matmul tile */
-    FEW_ROWS = 3,     /* up to so many wait for memory */
     KEY_BLOCK = 128,  /* keys of one softmax block, aligned from position 0 */
     KEY_BLOCK_PAGES = KEY_BLOCK / KV_PAGE_TOKENS,
     QUERY_ROWS = 32,  /* the most query rows (positions x heads) of one attention call */
     MAX_HEAD_DIM = 256,
+    KV_Q8_BLOCK = 32, /* dimensions of a key that share a scale in a q8_0 cache */
+    KV_Q8_MOST = 127, KV_Q8_LEFT_MOST = 32767, /* codes of keys and values; of what multiplies them */
     QUANT_BLOCK = 32, /* inputs that share a scale in quantized products */
     QUANT_WORDS = 10, /* 32-bit words of a block of a packed row: codes [8], scale, sum of the codes */
     Q8_BLOCK_BYTES = PANEL * (QUANT_BLOCK + 2), /* of a panel: codes and f16 scales of one block */
@@ -42,10 +44,7 @@ enum {
  * A block's products are summed exactly, in int32; then block by block out += sum * x scale * w scale.
  *
  * out [rows][PANEL] f32: each one chain of additions from zero, over k upwards.
- * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next, which the tile calls into the
- * second-level cache (loads that miss the first one are what the processor's own prefetching goes by). A tile of
- * FEW_ROWS or less asks for memory faster than prefetches can be under way: it calls for every other line, and the
- * processor's own brings the rest. */
+ * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next. */
 struct matmul_tile {
     float *out;
     const void *x;
@@ -61,11 +60,18 @@ struct matmul_tile {
  * Layout of one KV head in a page (P = 16 tokens, Kp = K rounded up to 16):
  *   f32:  keys [K][P], then values [P][Kp]
  *   bf16: keys [K/2][P][2], then values [P/2][Kp][2]: pairs along what the product sums over
+ *   q8_0: i8 codes of keys [K/4][P][4], of values [P/4][Kp][4]: fours along what the product sums over, in the
+ *         order 0 2 1 3; then f32 scales of keys [ceil(K / KV_Q8_BLOCK)][P] and of values [P]
  * q holds 32-bit words [n_rows][q_stride]: f32 values (rounded to bf16 if the cache is bf16), or bf16 pairs when the
- * kernels have bf16_dot and the cache is bf16.
+ * kernels have bf16_dot and the cache is bf16. For q8_0 a row is i16 codes [K], then their f32 scale.
  * Row r sees keys 0..limit[r]-1 of the block; what lies after them in the pages may be anything, also NaN.
  *   s = scale q.k;  max = the highest s;  p = exp(s - max);  sum = the sum of p;  acc = the sum of p v
- * A row with limit 0 is left alone. */
+ * A row with limit 0 is left alone.
+ *
+ * In q8_0 both products multiply 8-bit codes of the cache by 16-bit ones: of the query (one scale a row), and of p
+ * times the values' scales (one scale a row and block). Integer sums are exact (at most 128 products below
+ * 2^22) and take any order; what is lost is the cache's own rounding, since 16 bits are far finer than it. The fours'
+ * order makes the even bytes of a word the partners of the first two codes, the odd ones those of the last two. */
 struct attend_block {
     int32_t n_rows, head_dim, n_pages;
     float scale;
@@ -77,6 +83,19 @@ struct attend_block {
     float *acc;                               /* [n_rows][acc_stride], Kp used */
     int64_t acc_stride;
 };
+
+/* Of one KV head in a q8_0 page: where scales are, and the byte of element i in its four. */
+static inline const float *kv_q8_key_scales(const uint8_t *head, int64_t n)
+{
+    return (const float *)(head + KV_PAGE_TOKENS * (n + (n + 15) / 16 * 16));
+}
+static inline const float *kv_q8_value_scales(const uint8_t *head, int64_t n)
+{
+    return kv_q8_key_scales(head, n) + (n + KV_Q8_BLOCK - 1) / KV_Q8_BLOCK * KV_PAGE_TOKENS;
+}
+static inline int64_t kv_q8_place(int64_t i) { return i % 2 * 2 + i % 4 / 2; }
+/* Rows whose largest magnitude is below this become zeros: their inverse would overflow. */
+#define KV_Q8_LEAST 0x1p-100f
 
 /* A tile of a weight's gradient, to be added to a bf16 packed matrix. Rounding draws on (key, part, place in the
  * matrix) alone. */
@@ -126,16 +145,12 @@ struct dropout_row {
 struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
-    int32_t quant_rows; /* the same of quantized products */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
-    bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16 */
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);
     void (*matmul_q8)(const struct matmul_tile *t);
     void (*matmul_q4)(const struct matmul_tile *t);
-    /* By type: q4_1, q5_0, q5_1, q4_K, q5_K, q6_K. See cpu/kquant.h. */
-    void (*matmul_kquant[N_DTYPES])(const struct matmul_tile *t);
     /* One block of a row as int8 codes: scale = the largest magnitude / 127, code = x / scale to the nearest
      * even. Values that are not finite have no code worth having, but nothing breaks. */
     void (*quantize_block)(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum);
@@ -146,6 +161,10 @@ struct cpu_kernels {
 
     void (*attend_f32)(const struct attend_block *b);
     void (*attend_bf16)(const struct attend_block *b);
+    void (*attend_q8)(const struct attend_block *b);
+    /* codes[i] = x[i] / scale to the nearest even, scale = the largest magnitude / most (at most 32767). Of values
+     * that are not finite the codes are anything within most. */
+    void (*quantize_kv)(int16_t *codes, float *scale, const float *x, int64_t n, int32_t most);
     /* Joins a block's result to what came before: the online softmax (Milakov & Gimelshein 2018). One row:
      * max, sum and acc[n] take in the block's. */
     void (*attend_join)(float *max, float *sum, float *acc, float block_max, float block_sum,
@@ -166,8 +185,6 @@ struct cpu_kernels {
     /* The first index >= i whose x > t; n when there is none. */
     int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);
     int64_t (*count_above)(const float *x, int64_t n, float t);
-    /* Their indices, upwards; how many. */
-    int64_t (*list_above)(int32_t *out, const float *x, int64_t n, float t);
     float (*sum_above)(const float *x, int64_t n, float t); /* of those x > t */
 
     /* Training. One row of norm's backward: dx += ..., and stats = {mean, 1 / deviation} for the columns. */
@@ -198,19 +215,16 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa);
 /* The highest instruction set that this processor has. */
 enum cpu_isa cpu_isa_best(void);
 const char *cpu_isa_name(enum cpu_isa isa);
-/* Whether someone executes AMX's instructions in the processor's place. Only tests define it
- * (tests/cpu/amx_emulator.c). */
-bool cpu_amx_emulated(void);
 
 /* Each of these overrides what it does better. */
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_train_kernels_reference(struct cpu_kernels *k);
 void cpu_quant_kernels_reference(struct cpu_kernels *k);
-void cpu_kquant_kernels_reference(struct cpu_kernels *k);
+void cpu_attend_q8_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);
 void cpu_quant_kernels_avx2(struct cpu_kernels *k);
-void cpu_kquant_kernels_avx2(struct cpu_kernels *k);
+void cpu_attend_q8_avx2(struct cpu_kernels *k);
 void cpu_kernels_avx512(struct cpu_kernels *k);
 void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k); /* only where the processor has VNNI */
-void cpu_kquant_kernels_avx512vnni(struct cpu_kernels *k); /* likewise */
+void cpu_attend_q8_avx512vnni(struct cpu_kernels *k);
 void cpu_kernels_avx512bf16(struct cpu_kernels *k);

@@ -85,8 +85,14 @@ static bool computes_since_80(const struct device *d, enum dtype dtype)
     return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16;
 }
 
+static bool keeps_kv_in(const struct device *d, enum dtype kv, enum dtype activations)
+{
+    return kv == activations;
+}
+
 static const struct device_ops ops_before_80 = {
     .computes_in = computes_before_80,
+    .keeps_kv_in = keeps_kv_in,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
     .workspace_bytes = serving_workspace,
@@ -94,6 +100,7 @@ static const struct device_ops ops_before_80 = {
 
 static const struct device_ops ops_since_80 = {
     .computes_in = computes_since_80,
+    .keeps_kv_in = keeps_kv_in,
     .matrix_bytes = cuda_matrix_bytes,
     .kv_page_bytes = cuda_kv_page_bytes,
     .workspace_bytes = serving_workspace,

@@ -79,14 +79,15 @@ static bool resolve(struct evaluator *e, const struct evaluator_options *o, stru
         return error_set(err, ERR_INVALID, NULL, "sequences of %lld tokens are too long to "
                          "evaluate", (long long)T);
     e->gpt.config = *c;
-    if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)) return false;
-    if (o->keep_formats && gpt_keeps_formats(e->device))
-        e->gpt.kept = checkpoint_formats(o->checkpoint);
+    enum dtype kv;
+    if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)
+        || !gpt_kv_type(&e->gpt, o->kv_dtype, e->device, &kv, err))
+        return false;
     e->gpt.max_context = c->pos_encoding == POS_ROPE ? T : c->block_size;
     e->shape = (struct gpt_train_options){.max_rows = T, .max_spans = 1, .loss_rows = 1};
     e->piece_rows = min_i64(T, PIECE_ROWS);
     e->kv = (struct kv_cache){
-        .dtype = e->gpt.dtype,
+        .dtype = kv,
         .n_layer = (int32_t)c->n_layer,
         .n_pages = (int32_t)gpt_train_pages(&e->shape),
         .n_kv_head = (int32_t)c->n_kv_head,

@@ -176,13 +176,6 @@ static bool answer_generation(const struct fit_question *q, struct fit_answer *a
     return serve_search(&q->model, &a->serving, q->device, q->budget, &a->limits, err);
 }
 
-enum dtype fit_serving_dtype(const struct fit_question *q)
-{
-    const struct engine_options *o = &q->serving;
-    bool kept = o->formats && gpt_keeps_formats(q->device);
-    return kept ? weight_formats_main(o->formats, &q->model) : o->dtype;
-}
-
 void fit_half(struct fit_question *q)
 {
     const struct device_ops *ops = q->device->ops;
@@ -231,6 +224,7 @@ bool fit_cards(const struct fit_question *q, fit_sizes sizes, struct fit_card *c
         struct engine_need need;
         asked.device = class;
         asked.training = q->card_training;
+        asked.serving.kv_dtype = KV_AUTO; /* what was asked for is about the device in question */
         fit_half(&asked);
         asked.budget = 0;
         asked.rates = gpu_rates(&gpus[i]);

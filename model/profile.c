@@ -29,7 +29,6 @@ struct entry {
 struct profile {
     struct device base; /* first: a struct device * is a struct profile * */
     struct device *inner;
-    struct device_ops ops; /* without what the inner device lacks */
     FILE *to;
     struct error error; /* of a wait, until the caller asks */
     double bytes_per_s, flops_per_s[2]; /* of f32, of half precision */
@@ -107,7 +106,7 @@ static double tensor_bytes(struct tensor t) { return t.data ? bytes_of(t.dtype, 
 
 static double matrix_bytes(const struct device *d, const struct matrix *w)
 {
-    return (double)device_matrix_bytes(inner_of(d), w);
+    return (double)inner_of(d)->ops->matrix_bytes(inner_of(d), w->dtype, w->n_out, w->n_in);
 }
 
 /* Of rows by a matrix, whichever of the three is the result. */
@@ -181,6 +180,11 @@ static bool computes_in(const struct device *d, enum dtype dtype)
     return inner_of(d)->ops->computes_in(inner_of(d), dtype);
 }
 
+static bool keeps_kv_in(const struct device *d, enum dtype kv, enum dtype activations)
+{
+    return inner_of(d)->ops->keeps_kv_in(inner_of(d), kv, activations);
+}
+
 static int64_t size_of_matrix(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in)
 {
     return inner_of(d)->ops->matrix_bytes(inner_of(d), dtype, n_out, n_in);
@@ -213,15 +217,6 @@ static void matrix_write(struct device *d, struct matrix *w, int64_t row0, int64
     double elements = (double)n_rows * (double)w->n_in;
     end(d, t, (struct cost){.name = "matrix_write",
                             .bytes = 4 * elements + bytes_of(w->dtype, n_rows * w->n_in)});
-}
-
-static void matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
-                                const uint8_t *blocks)
-{
-    struct moment t = begin(d);
-    inner_of(d)->ops->matrix_write_blocks(inner_of(d), w, row0, n_rows, blocks);
-    end(d, t, (struct cost){.name = "matrix_write_blocks", .dtype = w->dtype,
-                            .bytes = 2 * bytes_of(w->dtype, n_rows * w->n_in)});
 }
 
 static void embed(struct device *d, struct tensor out, const struct batch *b,
@@ -535,12 +530,12 @@ static const struct device_ops ops = {
     .download = download,
     .sync = sync_device,
     .computes_in = computes_in,
+    .keeps_kv_in = keeps_kv_in,
     .matrix_bytes = size_of_matrix,
     .kv_page_bytes = kv_page_bytes,
     .workspace_bytes = workspace_bytes,
     .set_workspace = set_workspace,
     .matrix_write = matrix_write,
-    .matrix_write_blocks = matrix_write_blocks,
     .embed = embed,
     .norm = norm,
     .matmul = matmul,
@@ -592,9 +587,7 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
         p->bytes_per_s = rates.bytes;
     }
     memcpy(p->base.name, inner->name, sizeof p->base.name);
-    p->ops = ops;
-    if (!inner->ops->matrix_write_blocks) p->ops.matrix_write_blocks = NULL;
-    p->base.ops = &p->ops;
+    p->base.ops = &ops;
     p->base.train = inner->train ? &train_ops : NULL;
     *out = &p->base;
     return true;

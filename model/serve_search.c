@@ -2,6 +2,7 @@
 #include "model/serve_search.h"
 
 #include "base/checked.h"
+#include "model/gpt.h"
 
 bool serve_plan_full(const struct gpt_config *c, const struct engine_options *o,
                      const struct device *d, plan_listener see, void *ctx, struct engine_need *out,
@@ -9,8 +10,12 @@ bool serve_plan_full(const struct gpt_config *c, const struct engine_options *o,
 {
     struct engine_options full = *o;
     int64_t context = o->max_context > 0 ? o->max_context : c->block_size;
-    /* Quantized weights compute in bf16. */
-    enum dtype kept = o->dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
+    struct gpt types = {0};
+    enum dtype kept;
+    if (!gpt_type_is_served(o->dtype)) /* engine_plan says why not */
+        return engine_plan(c, o, d, see, ctx, out, err);
+    if (!gpt_set_type(&types, o->dtype, d, err) || !gpt_kv_type(&types, o->kv_dtype, d, &kept, err))
+        return false;
     int64_t page = d->ops->kv_page_bytes(d, kept, (int32_t)c->n_kv_head, (int32_t)c->head_dim);
     int64_t pages = ceil_div(context, KV_PAGE_TOKENS) * max_i64(1, o->max_seqs);
     /* Pages are numbered by int32_t slots: the engine would quietly take fewer than these. */

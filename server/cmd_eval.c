@@ -8,17 +8,18 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "model/evaluate.h"
+#include "model/gpt.h"
 #include "model/tokenizer.h"
 #include "server/chat_data.h"
 #include "server/command.h"
 #include "server/device.h"
 #include "server/process.h"
 
-enum { N_EVAL_OPTIONS = 10, DEFAULT_BUDGET_PERCENT = 80, JSON_BYTES = 1 << 16 };
+enum { N_EVAL_OPTIONS = 11, DEFAULT_BUDGET_PERCENT = 80, JSON_BYTES = 1 << 16 };
 
 struct eval_options {
     struct device_options device;
-    const char *model, *tokenizer, *dtype;
+    const char *model, *tokenizer, *dtype, *kv_dtype;
     struct option_list input;
     const char *inputs[COMMAND_MAX_INPUTS + OPTION_LIST_MAX];
     int32_t n_inputs;
@@ -37,8 +38,10 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "Where tokenizer.json lies, if not with the model."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens of a sequence; 0: as many as the model was trained for."},
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
-         "Element type of weights, matrix products and KV cache; auto: as serve's."},
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
+         "Element type of weights and matrix products."},
+        {"kv-dtype", OPTION_STRING, &o->kv_dtype, 0, 0, "auto|f32|bf16|q8_0",
+         "Element type of keys and values; auto: as products compute."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most memory to take; 0: 80 % of what the machine and the cgroup leave."},
         {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
@@ -50,23 +53,25 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
     memcpy(table, entries, sizeof entries);
 }
 
-static bool check_options(const struct eval_options *o, enum dtype *dtype, struct error *err)
+static bool check_options(const struct eval_options *o, enum dtype *dtype, enum dtype *kv_dtype,
+                          struct error *err)
 {
     if (!o->model)
         return error_set(err, ERR_INVALID, "model", "say which model: --model PATH");
     if (o->n_inputs == 0)
         return error_set(err, ERR_INVALID, "input", "say on which text: --input FILE");
-    *dtype = DTYPE_BF16;
-    if (strcmp(o->dtype, "auto") != 0
-        && (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype)))
+    if (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype))
         return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0", o->dtype);
+                         "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
+    if (!gpt_kv_type_parse(o->kv_dtype, kv_dtype))
+        return error_set(err, ERR_INVALID, "kv-dtype",
+                         "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
     return device_options_check(&o->device, err);
 }
 
 struct evaluating {
     const struct eval_options *options;
-    enum dtype dtype;
+    enum dtype dtype, kv_dtype;
     struct checkpoint *checkpoint;
     struct tokenizer *tokenizer;
     struct chat_data chat_data;
@@ -106,7 +111,7 @@ static bool open_all(struct evaluating *e, struct error *err)
     struct evaluator_options evaluator = {
         .checkpoint = e->checkpoint,
         .dtype = e->dtype,
-        .keep_formats = strcmp(o->dtype, "auto") == 0,
+        .kv_dtype = e->kv_dtype,
         /* A short text needs no more than its length. */
         .max_sequence = min_i64(e->context, dataset_tokens(e->data, SPLIT_VALIDATION)),
         .memory_budget = o->memory_budget > 0 ? o->memory_budget
@@ -163,7 +168,8 @@ static bool evaluate(struct evaluating *e, struct error *err)
 
 int cmd_eval(int argc, char **argv)
 {
-    struct eval_options o = {.device = {.name = "cpu", .cpu_isa = "best"}, .dtype = "f32"};
+    struct eval_options o = {.device = {.name = "cpu", .cpu_isa = "best"}, .dtype = "f32",
+                             .kv_dtype = "auto"};
     struct option table[N_EVAL_OPTIONS];
     struct error err;
     bool help;
@@ -179,7 +185,7 @@ int cmd_eval(int argc, char **argv)
     }
     o.n_inputs = command_inputs(&o.input, o.inputs, n_positional);
     struct evaluating e = {.options = &o};
-    if (!check_options(&o, &e.dtype, &err)) return command_usage("eval", &err);
+    if (!check_options(&o, &e.dtype, &e.kv_dtype, &err)) return command_usage("eval", &err);
     log_set_level(o.verbose ? LOG_INFO : LOG_WARN);
     bool ok = evaluate(&e, &err);
     close_all(&e);

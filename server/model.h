@@ -12,13 +12,13 @@
 /* Plain variables for the option table; MODEL_OPTIONS points into one of these. */
 struct model_options {
     struct device_options device;
-    const char *dtype;
+    const char *dtype, *kv_dtype;
     int64_t memory_budget, max_context, max_seqs, max_batch_tokens, max_queue, kv_cache;
     bool prefix_cache;
 };
 void model_options_init(struct model_options *o);
 
-enum { N_MODEL_OPTIONS = 12 };
+enum { N_MODEL_OPTIONS = 13 };
 /* Appends the table's entries for `o` at table[0..N_MODEL_OPTIONS). */
 void model_options_table(struct model_options *o, struct option *table);
 /* Without --memory-budget: what a model, or a server's models together, may take of what the machine

@@ -65,6 +65,7 @@ def test_unknown_subcommand_names_the_nearest():
                                        [*GENERATE, "--max-new-tokens", "1.5"],
                                        [*GENERATE, "--memory-budget", "6 apples"],
                                        [*GENERATE, "--dtype", "f12"],
+                                       [*GENERATE, "--kv-dtype", "q4_0"],
                                        ["serve", "--model", MODEL, "--port", "70000"],
                                        ["serve", "--model", MODEL, "--model", f"{MODEL}/"],
                                        ["serve", "--model", MODEL, "--model", "=x"]])

@@ -48,6 +48,16 @@ def test_generation_is_weights_and_one_sequence():
     assert report["generation"]["options"]["max_seqs"] == 1
 
 
+def test_a_quantized_cache():
+    report = plan("--config", preset("150M_1024"), "--kv-dtype", "q8_0")
+    pages = 16 * 64 * 12  # layers, pages of 16 tokens, heads
+    assert report["generation"]["components"]["kv_cache"] == pages * 16 * (2 * 64 + 3 * 4)
+    assert report["generation"]["options"]["kv_dtype"] == "q8_0"
+    assert plan("--config", preset("tiny"))["generation"]["options"]["kv_dtype"] == "bf16"
+    refused = run("plan", "--config", preset("tiny"), "--kv-dtype", "q8_0", "--gpu", "RTX 3060")
+    assert refused.returncode == 1 and "not in q8_0: say auto" in refused.stderr
+
+
 def test_training_takes_what_was_planned(tmp_path):
     """The same options give the trainer's own bytes, less the text."""
     text = tmp_path / "text.txt"

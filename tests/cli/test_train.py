@@ -196,6 +196,10 @@ def test_eval_agrees_with_training(tmp_path, config, text):
     assert found["tokens"] == len(text.read_text()) - 1
     reply = run("eval", "--model", model, "--input", text)
     assert reply.stdout.startswith(f"loss {found['loss']:.6f}  perplexity ")
+    reply = run("eval", "--model", model, "--input", text, "--json", "--kv-dtype", "q8_0")
+    quantized = json.loads(reply.stdout)
+    assert quantized["memory_bytes"] < found["memory_bytes"]
+    assert 0 < abs(quantized["loss"] - found["loss"]) < 0.01 * found["loss"]
 
 
 @pytest.mark.parametrize("more, code, words", [

@@ -233,6 +233,7 @@ static void test_options_refused(void **state)
     refuse_options(WITH(max_context, -1), ERR_INVALID, "max_context");
     refuse_options(WITH(dtype, DTYPE_F16), ERR_UNSUPPORTED, "dtype"); /* by the CPU */
     refuse_options(WITH(dtype, DTYPE_Q4_K), ERR_INVALID, "dtype");
+    refuse_options(WITH(kv_dtype, DTYPE_F16), ERR_UNSUPPORTED, "kv_dtype"); /* by the CPU */
     refuse_options(WITH(kv_bytes, 10), ERR_NO_FIT, "kv_bytes");
     refuse_options(WITH(memory_budget, -5), ERR_INVALID, "memory_budget");
 }

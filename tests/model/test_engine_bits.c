@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "model/gpt.h"
 #include "tests/model/engine_fixture.h"
 
 enum { N_JOBS = 60 };
@@ -30,11 +31,12 @@ static void tally_add(struct tally *t, const struct engine_request *r)
     }
 }
 
-static void run_alone(const char *model, enum dtype dtype)
+static void run_alone(const char *model, enum dtype dtype, enum dtype kv_dtype)
 {
     struct tally t = {0};
     struct engine_options o = fixture_options();
     o.dtype = dtype;
+    o.kv_dtype = kv_dtype;
     o.prefix_cache = false;
     struct engine_fixture f;
     fixture_open(&f, model, &o);
@@ -90,11 +92,12 @@ static void run_together(struct engine_fixture *f, struct rng *g, const char *ma
 }
 
 /* Twice, so that the second round meets the first one's pages in the index. */
-static void run_makeup(const char *model, enum dtype dtype, int32_t rows, int32_t seqs, bool prefix,
-                       int32_t pages)
+static void run_makeup(const char *model, enum dtype dtype, enum dtype kv_dtype, int32_t rows,
+                       int32_t seqs, bool prefix, int32_t pages)
 {
     struct engine_options o = fixture_options();
     o.dtype = dtype;
+    o.kv_dtype = kv_dtype;
     o.max_batch_tokens = rows;
     o.max_seqs = seqs;
     o.prefix_cache = prefix;
@@ -120,37 +123,43 @@ static void run_makeup(const char *model, enum dtype dtype, int32_t rows, int32_
     fixture_close(&f);
 }
 
-static void test_makeups(const char *model, enum dtype dtype)
+static void test_makeups(const char *model, enum dtype dtype, enum dtype kv)
 {
-    run_alone(model, dtype);
-    run_makeup(model, dtype, 64, 8, true, 0);
-    run_makeup(model, dtype, 7, 8, true, 0);
-    run_makeup(model, dtype, 1, 8, true, 0);
-    run_makeup(model, dtype, 64, 8, false, 0);
-    run_makeup(model, dtype, 7, 3, false, 12);
-    run_makeup(model, dtype, 64, 1, true, 7);
-    run_makeup(model, dtype, 13, 5, true, 18);
-    run_makeup(model, dtype, 200, 16, true, 30);
+    run_alone(model, dtype, kv);
+    run_makeup(model, dtype, kv, 64, 8, true, 0);
+    run_makeup(model, dtype, kv, 7, 8, true, 0);
+    run_makeup(model, dtype, kv, 1, 8, true, 0);
+    run_makeup(model, dtype, kv, 64, 8, false, 0);
+    run_makeup(model, dtype, kv, 7, 3, false, 12);
+    run_makeup(model, dtype, kv, 64, 1, true, 7);
+    run_makeup(model, dtype, kv, 13, 5, true, 18);
+    run_makeup(model, dtype, kv, 200, 16, true, 30);
     for (int i = 0; i < N_JOBS; i++) buf_free(&alone[i]);
 }
 
 static void test_llama_f32(void **state)
 {
     (void)state;
-    test_makeups("tests/golden/llama", DTYPE_F32);
+    test_makeups("tests/golden/llama", DTYPE_F32, KV_AUTO);
 }
 
 static void test_gpt2_bf16(void **state)
 {
     (void)state;
-    test_makeups("tests/golden/gpt2", DTYPE_BF16);
+    test_makeups("tests/golden/gpt2", DTYPE_BF16, KV_AUTO);
 }
 
 static void test_quantized(void **state)
 {
     (void)state;
-    test_makeups("tests/golden/llama", DTYPE_Q8_0);
-    test_makeups("tests/golden/gpt2", DTYPE_Q4_0);
+    test_makeups("tests/golden/llama", DTYPE_Q8_0, KV_AUTO);
+    test_makeups("tests/golden/gpt2", DTYPE_Q4_0, KV_AUTO);
+}
+
+static void test_quantized_cache(void **state)
+{
+    (void)state;
+    test_makeups("tests/golden/llama", DTYPE_BF16, DTYPE_Q8_0);
 }
 
 /* What scoring says of a text is, to the bit, what decoding said as it wrote it. */
@@ -215,6 +224,7 @@ int main(void)
         cmocka_unit_test(test_llama_f32),
         cmocka_unit_test(test_gpt2_bf16),
         cmocka_unit_test(test_quantized),
+        cmocka_unit_test(test_quantized_cache),
         cmocka_unit_test(test_scoring_equals_decoding),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

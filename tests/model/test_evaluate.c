@@ -53,7 +53,7 @@ static struct evaluation evaluate(enum dtype dtype)
     struct error err;
     struct evaluation sum = {0};
     if (!checkpoint_open(f.run, &ck, &err)) fail_msg("%s", err.text);
-    struct evaluator_options o = {.checkpoint = ck, .dtype = dtype,
+    struct evaluator_options o = {.checkpoint = ck, .dtype = dtype, .kv_dtype = KV_AUTO,
                                   .max_sequence = f.options.config.sequence_length};
     if (!evaluator_open(f.device, &o, &e, &err)) fail_msg("%s", err.text);
     for (int64_t i = 0; i < dataset_sequences(f.data, SPLIT_VALIDATION); i++)
@@ -85,7 +85,8 @@ static void test_over_the_budget(void **state)
     struct error err = {0};
     train(16);
     assert_true(checkpoint_open(f.run, &ck, &err));
-    struct evaluator_options o = {.checkpoint = ck, .dtype = DTYPE_F32, .max_sequence = 16};
+    struct evaluator_options o = {.checkpoint = ck, .dtype = DTYPE_F32, .kv_dtype = KV_AUTO,
+                                  .max_sequence = 16};
     assert_true(evaluator_open(f.device, &o, &e, &err));
     o.memory_budget = evaluator_memory(e) - 1;
     evaluator_close(e);

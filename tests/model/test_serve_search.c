@@ -132,6 +132,26 @@ static void test_quantized_weights_keep_bf16_pages(void **state)
     assert_true(q4 < q8 && q8 < bf16 && bf16 < planned(&c, &o, d));
 }
 
+static void test_a_quantized_cache_on_the_cpu_alone(void **state)
+{
+    struct cpu_options cpu = {.n_threads = 1, .isa = CPU_ISA_REFERENCE};
+    struct gpt_config c = model();
+    struct engine_options o = options();
+    struct engine_need need;
+    struct device *d;
+    struct error err = {0};
+    if (!cpu_device_open(&cpu, &d, &err)) fail_msg("%s", err.text);
+    int64_t bf16 = planned(&c, &o, d), pages = c.n_layer * ceil_div(c.block_size, KV_PAGE_TOKENS);
+    o.kv_dtype = DTYPE_Q8_0;
+    int64_t saved = d->ops->kv_page_bytes(d, DTYPE_BF16, 4, 64) - d->ops->kv_page_bytes(d, DTYPE_Q8_0, 4, 64);
+    assert_int_equal(planned(&c, &o, d), bf16 - pages * saved);
+    d->ops->close(d);
+    assert_false(serve_plan_full(&c, &o, cuda_sizes(86), NULL, NULL, &need, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
+    assert_string_equal(err.param, "kv_dtype");
+    assert_non_null(strstr(err.text, "bf16, not in q8_0"));
+}
+
 static void test_options_that_no_engine_takes_are_errors(void **state)
 {
     struct gpt_config c = model();
@@ -159,6 +179,7 @@ int main(void)
         cmocka_unit_test(test_context_shrinks_before_nothing_fits),
         cmocka_unit_test(test_without_a_budget_the_limits_are_the_engines),
         cmocka_unit_test(test_quantized_weights_keep_bf16_pages),
+        cmocka_unit_test(test_a_quantized_cache_on_the_cpu_alone),
         cmocka_unit_test(test_options_that_no_engine_takes_are_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
