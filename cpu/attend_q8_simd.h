@@ -35,6 +35,7 @@ enum { TILE_WORDS = 4 * LANES };
  * stride, part after part. */
 struct tile {
     const uint8_t *at[KEY_BLOCK_PAGES][4];
+    int64_t ahead[KEY_BLOCK_PAGES][4]; /* from there to what will be wanted next */
     int64_t n_parts, steps, at_step;
     const int16_t *left;
     int64_t stride;
@@ -55,9 +56,14 @@ INLINE void multiply(const struct tile *t, int32_t *sums, const int rows, const 
         for (int64_t part = 0; part < t->n_parts; part++) {
             const uint8_t *a = t->at[part][0], *b = t->at[part][1], *c = t->at[part][2],
                           *d = t->at[part][3];
+            const int64_t *ahead = t->ahead[part];
             for (int64_t s = 0; s < t->steps; s++, left += 4) {
                 const uint8_t *at[4] = {a + s * t->at_step, b + s * t->at_step, c + s * t->at_step,
                                         d + s * t->at_step};
+                if (rows <= ROWS_WAIT && half == 0)
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; v++)
+                        _mm_prefetch((const char *)at[v] + ahead[v], _MM_HINT_T1);
                 vi codes[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; v++)
@@ -80,7 +86,7 @@ INLINE void multiply(const struct tile *t, int32_t *sums, const int rows, const 
 /* Scores of `rows` queries against 4 vectors of keys, by blocks of dimensions that share a scale. keys[v] and
  * scales[v] are where vector v begins. */
 INLINE void score_tile(const int16_t *q, int64_t stride, const uint8_t *const keys[4],
-                       const float *const scales[4], int64_t n, float *out, int32_t *sums,
+                       const int64_t ahead[4], const float *const scales[4], int64_t n, float *out, int32_t *sums,
                        const int rows)
 {
     struct tile t = {.n_parts = 1, .at_step = 4 * KV_PAGE_TOKENS, .stride = stride};
@@ -89,7 +95,10 @@ INLINE void score_tile(const int16_t *q, int64_t stride, const uint8_t *const ke
     for (int64_t begin = 0; begin < n; begin += KV_Q8_BLOCK) {
         t.steps = (n - begin < KV_Q8_BLOCK ? n - begin : KV_Q8_BLOCK) / 4;
         t.left = q + begin;
-        for (int v = 0; v < 4; v++) t.at[0][v] = keys[v] + begin * KV_PAGE_TOKENS;
+        for (int v = 0; v < 4; v++) {
+            t.at[0][v] = keys[v] + begin * KV_PAGE_TOKENS;
+            t.ahead[0][v] = ahead[v];
+        }
         multiply(&t, sums, rows, 4);
         for (int v = 0; v < 4; v++) {
             vf scale = vf_load(scales[v] + begin / KV_Q8_BLOCK * KV_PAGE_TOKENS);
@@ -110,13 +119,15 @@ INLINE void score_rows(const struct attend_block *b, int32_t row, float *scores,
     for (int32_t key0 = 0; key0 < b->n_pages * KV_PAGE_TOKENS; key0 += 4 * LANES) {
         const uint8_t *keys[4];
         const float *scales[4];
+        int64_t ahead[4];
         for (int v = 0; v < 4; v++) {
             int32_t key = key0 + v * LANES, page = key / KV_PAGE_TOKENS;
             if (page >= b->n_pages) page = b->n_pages - 1;
+            ahead[v] = b->next[page] - b->pages[page];
             keys[v] = b->pages[page] + key % KV_PAGE_TOKENS * 4;
             scales[v] = kv_q8_key_scales(b->pages[page], b->head_dim) + key % KV_PAGE_TOKENS;
         }
-        score_tile(q, 2 * b->q_stride, keys, scales, b->head_dim,
+        score_tile(q, 2 * b->q_stride, keys, ahead, scales, b->head_dim,
                    scores + row * KEY_BLOCK + key0, sums, rows);
     }
 }
@@ -151,8 +162,10 @@ INLINE void value_tile(const struct attend_block *b, int32_t row, const int16_t 
     struct tile t = {.n_parts = b->n_pages, .steps = KV_PAGE_TOKENS / 4, .at_step = 4 * b->acc_stride,
                      .left = codes, .stride = KEY_BLOCK};
     for (int32_t i = 0; i < b->n_pages; i++)
-        for (int v = 0; v < 4; v++)
+        for (int v = 0; v < 4; v++) {
             t.at[i][v] = b->pages[i] + KV_PAGE_TOKENS * b->head_dim + (n0 + v * LANES) * 4;
+            t.ahead[i][v] = b->next[i] - b->pages[i];
+        }
     multiply(&t, sums, rows, vectors);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++)

@@ -134,10 +134,27 @@ static void (*attend_kernel(const struct attend *m))(const struct attend_block *
     return m->kv->dtype == DTYPE_BF16 ? m->kernels->attend_bf16 : m->kernels->attend_f32;
 }
 
+/* Where the pages of block `index` lie that the query sees, up to KEY_BLOCK_PAGES. Returns how many. */
+static int32_t block_pages(const struct attend *m, const struct query *q, int64_t index,
+                           const uint8_t *pages[KEY_BLOCK_PAGES])
+{
+    const struct span *s = q->span;
+    int64_t first_key = index * KEY_BLOCK, n_keys = (int64_t)s->start + q->row0 + q->n_rows - first_key;
+    const int32_t *table = m->batch->pages + s->table + first_key / P;
+    int32_t n = (int32_t)ceil_div(min_i64(n_keys, KEY_BLOCK), P);
+    for (int32_t i = 0; i < n; i++) {
+        ASSERT(table[i] >= 0 && table[i] < m->kv->n_pages);
+        pages[i] = cpu_kv_head(m->kv, m->layer, table[i], q->kv_head);
+    }
+    return n;
+}
+
 /* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block, so every
- * row sees some of each of its query's blocks. A block behind them leaves `out` alone. */
+ * row sees some of each of its query's blocks. A block behind them leaves `out` alone. `next` (or NULL) with its
+ * next_index is what this thread attends to after: its pages are called for in the meantime. */
 static void attend_block(const struct attend *m, const struct query *q, const uint32_t *words,
-                         int64_t index, struct attend_state *out)
+                         int64_t index, const struct query *next, int64_t next_index,
+                         struct attend_state *out)
 {
     const struct span *s = q->span;
     int64_t n = m->attention->head_dim, first_key = index * KEY_BLOCK;
@@ -151,7 +168,6 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
     struct attend_block b = {
         .n_rows = q->n_rows * q->n_heads,
         .head_dim = (int32_t)n,
-        .n_pages = (int32_t)ceil_div(min_i64(last + 1 - first_key, KEY_BLOCK), P),
         .scale = m->attention->scale,
         .q = words,
         .q_stride = query_stride(m),
@@ -161,11 +177,9 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
         .acc = out->acc,
         .acc_stride = round_up(n, 16),
     };
-    const int32_t *pages = m->batch->pages + s->table + first_key / P;
-    for (int32_t i = 0; i < b.n_pages; i++) {
-        ASSERT(pages[i] >= 0 && pages[i] < m->kv->n_pages);
-        b.pages[i] = cpu_kv_head(m->kv, m->layer, pages[i], q->kv_head);
-    }
+    b.n_pages = block_pages(m, q, index, b.pages);
+    int32_t n_next = next ? block_pages(m, next, next_index, b.next) : 0;
+    for (int32_t i = n_next; i < b.n_pages; i++) b.next[i] = n_next ? b.next[n_next - 1] : b.pages[i];
     attend_kernel(m)(&b);
 }
 
@@ -206,48 +220,49 @@ static void join_block(const struct attend *m, const struct query *q, struct att
                                 block->sum[i], block->acc + i * n, n);
 }
 
-/* One query through all of its blocks. */
-static void attend_query(const struct attend *m, const struct query *q)
+/* One query through all of its blocks; `next` (or NULL) is what this thread does then. */
+static void attend_query(const struct attend *m, const struct query *q, const struct query *next)
 {
     _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
     struct attend_state state, block;
     load_query(m, q, words);
     state_clear(m, q, &state);
-    for (int64_t b = 0; b < query_blocks(q); b++) {
-        attend_block(m, q, words, b, &block);
+    int64_t n_blocks = query_blocks(q);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        if (b + 1 < n_blocks) attend_block(m, q, words, b, q, b + 1, &block);
+        else attend_block(m, q, words, b, next, 0, &block);
         join_block(m, q, &state, &block);
     }
     store_query(m, q, &state);
 }
 
-/* Calls visit for queries [begin, end) of the batch, counted over all spans. */
-static void each_query(const struct attend *m, int64_t begin, int64_t end,
-                       void (*visit)(const struct attend *m, const struct query *q))
+/* The queries of a batch, one after another. */
+struct cursor { const struct span *span; int32_t index; };
+
+static struct query cursor_next(const struct attend *m, struct cursor *c)
 {
-    int64_t base = 0;
-    for (int32_t i = 0; i < m->batch->n_spans && base < end; i++) {
-        const struct span *s = &m->batch->spans[i];
-        int64_t n = span_queries(m, s);
-        for (int64_t j = max_i64(begin, base); j < min_i64(end, base + n); j++) {
-            struct query q = span_query(m, s, (int32_t)(j - base));
-            visit(m, &q);
-        }
-        base += n;
-    }
+    while (c->index >= span_queries(m, c->span)) c->index -= span_queries(m, c->span++);
+    return span_query(m, c->span, c->index++);
 }
 
 static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
-    each_query(ctx, begin, end, attend_query);
+    const struct attend *m = ctx;
+    struct cursor at = {m->batch->spans, (int32_t)begin};
+    struct query q = cursor_next(m, &at), next = q;
+    for (int64_t i = begin; i < end; i++, q = next) {
+        bool last = i + 1 == end;
+        if (!last) next = cursor_next(m, &at);
+        attend_query(m, &q, last ? NULL : &next);
+    }
 }
 
 /* Split mode, for queries too few to keep the threads busy. In waves: the blocks of all queries side by
  * side, each into its own slot; then every query joins its blocks in order. */
 static struct query nth_query(const struct attend *m, int64_t index)
 {
-    const struct span *s = m->batch->spans;
-    while (index >= span_queries(m, s)) index -= span_queries(m, s++);
-    return span_query(m, s, (int32_t)index);
+    struct cursor at = {m->batch->spans, (int32_t)index};
+    return cursor_next(m, &at);
 }
 
 static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
@@ -256,8 +271,10 @@ static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
     _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
     for (int64_t i = begin; i < end; i++) {
         struct query q = nth_query(m, i / m->n_blocks);
+        int64_t block = m->block0 + i % m->n_blocks;
+        bool more = i + 1 < end && i % m->n_blocks + 1 < m->n_blocks && block + 1 < query_blocks(&q);
         load_query(m, &q, words);
-        attend_block(m, &q, words, m->block0 + i % m->n_blocks, &m->parts[i]);
+        attend_block(m, &q, words, block, more ? &q : NULL, block + 1, &m->parts[i]);
     }
 }
 

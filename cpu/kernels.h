@@ -79,6 +79,8 @@ struct attend_block {
     int64_t q_stride;
     const int32_t *limit;                     /* [n_rows] 0..KEY_BLOCK */
     const uint8_t *pages[KEY_BLOCK_PAGES];    /* this KV head's part */
+    const uint8_t *next[KEY_BLOCK_PAGES];     /* [n_pages] pages that will be wanted next: kernels of few rows, which
+                                                 wait for memory, call for them as they go */
     float *max, *sum;                         /* [n_rows] */
     float *acc;                               /* [n_rows][acc_stride], Kp used */
     int64_t acc_stride;

@@ -69,10 +69,10 @@ static void TYPED(matmul)(const struct matmul_tile *t)
 }
 
 /* Scores of `rows` queries against 4 vectors of keys, unscaled. keys[v] is where vector v begins; its
- * steps are 16 words apart. */
+ * steps are 16 words apart. next[v]: as far, of what comes next. */
 static inline __attribute__((always_inline)) void
-TYPED(score_tile)(const uint32_t *q, int64_t q_stride, const uint8_t *const keys[4], int64_t steps,
-                  float *out, const int rows)
+TYPED(score_tile)(const uint32_t *q, int64_t q_stride, const uint8_t *const keys[4],
+                  const uint8_t *const next[4], int64_t steps, float *out, const int rows)
 {
     vf acc[QUERY_MAX][4];
 #pragma GCC unroll 8
@@ -82,6 +82,9 @@ TYPED(score_tile)(const uint32_t *q, int64_t q_stride, const uint8_t *const keys
     const uint8_t *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
     for (int64_t s = 0; s < steps; s++) {
         int64_t at = s * KV_PAGE_TOKENS * 4;
+        if (rows <= ROWS_WAIT)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) _mm_prefetch((const char *)next[v] + at, _MM_HINT_T1);
         TYPED(right) key[4] = {TYPED(load)(k0 + at), TYPED(load)(k1 + at), TYPED(load)(k2 + at),
                                TYPED(load)(k3 + at)};
 #pragma GCC unroll 8
@@ -104,13 +107,14 @@ TYPED(score_rows)(const struct attend_block *b, int32_t row, float *scores, cons
 {
     const uint32_t *q = (const uint32_t *)b->q + row * b->q_stride;
     for (int32_t key0 = 0; key0 < b->n_pages * KV_PAGE_TOKENS; key0 += 4 * LANES) {
-        const uint8_t *keys[4];
+        const uint8_t *keys[4], *next[4];
         for (int v = 0; v < 4; v++) {
             int32_t key = key0 + v * LANES, page = key / KV_PAGE_TOKENS;
             if (page >= b->n_pages) page = b->n_pages - 1;
             keys[v] = b->pages[page] + key % KV_PAGE_TOKENS * 4;
+            next[v] = b->next[page] + key % KV_PAGE_TOKENS * 4;
         }
-        TYPED(score_tile)(q, b->q_stride, keys, b->head_dim / STEP,
+        TYPED(score_tile)(q, b->q_stride, keys, next, b->head_dim / STEP,
                           scores + row * KEY_BLOCK + key0, rows);
     }
 }
@@ -133,9 +137,14 @@ TYPED(value_tile)(const struct attend_block *b, int32_t row, const uint32_t *p, 
     for (int32_t j = j0; j < j1;) {
         const uint8_t *value = b->pages[j / KV_PAGE_TOKENS] + values + n0 * 4 +
                                j % KV_PAGE_TOKENS / STEP * b->acc_stride * 4;
+        int64_t ahead = b->next[j / KV_PAGE_TOKENS] - b->pages[j / KV_PAGE_TOKENS];
         int32_t end = (j / KV_PAGE_TOKENS + 1) * KV_PAGE_TOKENS;
         for (end = end < j1 ? end : j1; j < end; j += STEP, value += b->acc_stride * 4) {
             TYPED(right) right[4];
+            if (rows <= ROWS_WAIT)
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v += 16 / LANES)
+                    _mm_prefetch((const char *)value + ahead + v * 4 * LANES, _MM_HINT_T1);
             bool lone = STEP == 2 && j + 1 == j1;
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++)
