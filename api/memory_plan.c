@@ -105,8 +105,9 @@ static void render_generation(const struct plan_case *c, const struct fit_answer
     buf_putc(out, '{');
     render_memory(&a->generation.memory, out);
     buf_printf(out, ",\"options\":{\"dtype\":\"%s\",\"kv_dtype\":\"%s\",\"max_context\":%" PRId64 ",\"max_seqs\":%d,"
-               "\"max_batch_tokens\":%d,\"kv_pages\":%d}", dtype_info(o->dtype)->name,
-               dtype_info(a->generation.kv_dtype)->name, o->max_context, o->max_seqs, o->max_batch_tokens, a->generation.kv_pages);
+               "\"max_batch_tokens\":%d,\"kv_pages\":%d}",
+               dtype_info(fit_serving_dtype(&c->question))->name, dtype_info(a->generation.kv_dtype)->name,
+               o->max_context, o->max_seqs, o->max_batch_tokens, a->generation.kv_pages);
     render_fit(a->generation_fits, fit_shortfall_generation(&c->question, a), out);
     if (c->question.budget > 0)
         buf_printf(out, "{\"max_context\":%" PRId64 ",\"max_seqs\":%d,\"max_batch_tokens\":%d}}",
@@ -345,6 +346,7 @@ static bool plan_body(const struct api_context *c, const struct plan_devices *de
     const struct api_context *model = api_acquire(c, b->model, err);
     if (!model) return false;
     b->request.known = engine_config(model->engine);
+    b->request.formats = engine_formats(model->engine);
     b->request.name = model->model_id;
     bool ok = render_answer(&b->request, devices, out, err);
     api_release(model);

@@ -166,6 +166,7 @@ static void read_serving(const struct plan_request *r, struct plan_case *out)
     struct engine_options *o = &out->question.serving;
     fit_serving_init(o);
     if (r->dtype) (void)dtype_parse(r->dtype, &o->dtype);
+    else o->formats = r->formats;
     if (r->kv_dtype) ASSERT(gpt_kv_type_parse(r->kv_dtype, &o->kv_dtype)); /* its words were checked */
     o->max_context = r->max_context;
     if (r->max_seqs > 0) o->max_seqs = (int32_t)r->max_seqs;

@@ -14,6 +14,7 @@ struct plan_request {
     const char *config;
     size_t n_config;
     const struct gpt_config *known;
+    const struct weight_formats *formats; /* of one that exists: what it keeps quantized, unless `dtype` is said */
     int64_t vocab_size; /* of a config that leaves it to the data */
     int64_t block_size; /* of a config: instead of its own */
 
@@ -51,7 +52,8 @@ enum { PLAN_ASSUMED_VOCAB = 96 }; /* characters of plain English text */
            "Tokens whose logits exist at a time; without it the planner chooses.") \
     WORD(dtype, "\"f32\",\"f16\",\"bf16\",\"q8_0\",\"q4_0\"", \
          "Of weights: f32, f16 and bf16 count for training, f32, bf16, q8_0 and q4_0 for " \
-         "generation. Without it bf16, but for training on the CPU f32, unless the config says another.") \
+         "generation. Without it bf16, but for training on the CPU f32, unless the config says another, and for " \
+         "generating from a quantized GGUF file what the file has.") \
     WORD(recompute, "\"none\",\"selective\",\"block\"", \
          "What the backward pass computes again; without it the planner chooses.") \
     WORD(moments, "\"f32\",\"bf16\",\"q8\"", \

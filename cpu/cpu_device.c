@@ -125,6 +125,7 @@ static const struct device_ops ops = {
     .workspace_bytes = cpu_workspace_bytes,
     .set_workspace = cpu_set_workspace,
     .matrix_write = cpu_matrix_write,
+    .matrix_write_blocks = cpu_matrix_write_blocks,
     .embed = cpu_embed,
     .norm = cpu_norm,
     .matmul = cpu_matmul,

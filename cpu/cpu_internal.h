@@ -40,13 +40,15 @@ static inline void *tensor_row(struct tensor t, int64_t r)
 int32_t cpu_count(const char *root, int32_t n_affinity);
 
 /* cpu_matrix.c */
-bool cpu_is_quantized(enum dtype dtype); /* q8_0, q4_0 */
+bool cpu_is_quantized(enum dtype dtype); /* GGUF's types of blocks */
 /* A panel is a stream of steps: of one input (f32), a pair (bf16), or a block of 32 (quantized). */
 int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in);
 int64_t cpu_panel_step_bytes(enum dtype dtype);
 int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows);
+void cpu_matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                             const uint8_t *blocks);
 void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
                      float *rows);
 void cpu_embed(struct device *d, struct tensor out, const struct batch *b,
@@ -73,7 +75,10 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
 int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
 /* log sum exp of a row is shift + log_sum. */
 struct logsumexp { float shift, log_sum; };
-struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n);
+/* The exponentials of x - shift too, unless `exps` is NULL, and their sum. A row of nothing but -inf has none: its
+ * sum is 0, its log_sum 0. */
+struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n, float *exps,
+                               float *sum);
 /* The log-probability of a logit x of that row: what sampling reports and training computes. */
 float cpu_logprob(struct logsumexp z, float x);
 void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,

@@ -39,10 +39,12 @@ static void store_f32(float *head, int64_t i, int64_t n, const float *k, const f
 static void store_bf16(const struct cpu_kernels *kernels, uint16_t *head, int64_t i, int64_t n,
                        const float *k, const float *v)
 {
+    uint32_t *keys = (uint32_t *)head + i;
+    /* By halves of words: the position beside may be another thread's. */
     uint16_t *values = head + P * n + i / 2 * round_up(n, 16) * 2 + i % 2;
     uint16_t row[MAX_HEAD_DIM];
     kernels->to_bf16(row, k, n);
-    for (int64_t j = 0; j < n; j++) head[(j / 2 * P + i) * 2 + j % 2] = row[j];
+    for (int64_t j = 0; j < n; j += 2) keys[j / 2 * P] = row[j] | (uint32_t)row[j + 1] << 16;
     kernels->to_bf16(row, v, n);
     for (int64_t j = 0; j < n; j++) values[j * 2] = row[j];
 }

@@ -63,15 +63,15 @@ static void loss_of_row(const struct loss_job *j, int64_t r, float *p)
         return;
     }
     ASSERT(target < V);
-    struct logsumexp z = cpu_logsumexp(j->kernels, x, V);
+    /* The exponentials are wanted twice: for the sum, and for the gradient. */
+    float sum, *kept = j->dlogits.data ? p : NULL;
+    struct logsumexp z = cpu_logsumexp(j->kernels, x, V, kept, &sum);
     float logprob = cpu_logprob(z, x[target]), log_z = z.shift + z.log_sum;
     float smooth = j->o->label_smoothing;
     float loss = -(1 - smooth) * logprob + j->o->z_loss * log_z * log_z;
     if (smooth > 0) loss += smooth * (log_z - mean_of(x, V));
     j->rows[r] = (struct loss_row){.logprob = logprob, .loss = loss};
-    if (!j->dlogits.data) return;
-    float sum = j->kernels->row_exp(p, x, V, z.shift, 1);
-    write_gradient(j, r, p, sum, log_z);
+    if (kept) write_gradient(j, r, kept, sum, log_z);
 }
 
 static void loss_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)

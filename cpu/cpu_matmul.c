@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "cpu/amx_products.h"
 #include "cpu/cpu_internal.h"
 #include "cpu/transpose.h"
 
@@ -13,14 +14,18 @@ enum {
     ROW_GROUP_BYTES = 512 << 10,
     /* Below about this many products a thread is not worth waking. */
     INLINE_PRODUCTS = 1 << 16,
-    /* How far a lone row reads ahead. */
-    PREFETCH_BYTES = 8 << 10,
+    /* How far a lone tile reads ahead: of few rows, which the processor's own prefetching keeps up with, and of
+     * more. Found by trying. */
+    FEW_PREFETCH_BYTES = 3 << 10,
+    PREFETCH_BYTES = 6 << 10,
 };
 
 struct matmul {
     const struct cpu_kernels *kernels;
     struct tensor out, x;
-    const struct matrix *w;
+    const struct matrix *w; /* of one type */
+    int64_t column;         /* of out: w's first output */
+    int64_t panel0;         /* panels of the parts before w */
     const float *bias;
     enum epilogue epilogue;
     bool quantized;     /* rows of x become int8 codes */
@@ -30,6 +35,11 @@ struct matmul {
     int64_t n_blocks;   /* of rows */
     uint32_t *packed;   /* [blocks][row_words][rows of the block] */
 };
+
+static int64_t tile_rows(const struct matmul *m)
+{
+    return m->quantized ? m->kernels->quant_rows : m->kernels->tile_rows;
+}
 
 /* Rows are spread evenly: 13 rows are blocks of 7 and 6, not of 12 and 1. */
 static int64_t block_begin(const struct matmul *m, int64_t block)
@@ -92,7 +102,7 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 
 static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
 {
-    return (uint8_t *)tensor_row(m->out, row) + (size_t)n0 * element_bytes(m->out.dtype);
+    return (uint8_t *)tensor_row(m->out, row) + (size_t)(m->column + n0) * element_bytes(m->out.dtype);
 }
 
 typedef void (*tile_fn)(const struct matmul_tile *t);
@@ -104,7 +114,7 @@ static tile_fn tile_kernel(const struct cpu_kernels *k, enum dtype dtype)
     case DTYPE_BF16: return k->matmul_bf16;
     case DTYPE_Q8_0: return k->matmul_q8;
     case DTYPE_Q4_0: return k->matmul_q4;
-    default: ASSERT(!"a type that weights have"); return NULL;
+    default: ASSERT(k->matmul_kquant[dtype]); return k->matmul_kquant[dtype];
     }
 }
 
@@ -146,53 +156,85 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
 static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0, int64_t block1)
 {
     int64_t n = block1 - block0, panel_bytes = m->steps * m->step_bytes;
+    int64_t ahead = m->x.rows <= FEW_ROWS ? FEW_PREFETCH_BYTES : PREFETCH_BYTES;
     const char *w = (const char *)m->w->data + panel * panel_bytes;
     for (int64_t b = block0; b < block1; b++) {
-        const char *prefetch = n == 1 ? w + min_i64(PREFETCH_BYTES, panel_bytes)
+        const char *prefetch = n == 1 ? w + min_i64(ahead, panel_bytes)
                                       : w + panel_bytes + panel_bytes * (b - block0) / n;
         multiply_tile(m, panel, b, prefetch, m->step_bytes / n);
     }
 }
 
-static void multiply_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
+static void multiply_panels(const struct matmul *m, int64_t begin, int64_t end)
 {
-    const struct matmul *m = ctx;
-    int64_t rows = max_i64(ROW_GROUP_BYTES / (m->row_words * 4), m->kernels->tile_rows);
-    int64_t group = max_i64(1, rows / m->kernels->tile_rows);
+    int64_t group = max_i64(1, ROW_GROUP_BYTES / (m->row_words * 4) / tile_rows(m));
     for (int64_t b = 0; b < m->n_blocks; b += group)
         for (int64_t panel = begin; panel < end; panel++)
             multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
 }
 
+struct matmul_parts {
+    struct matmul parts[MATRIX_PARTS];
+    struct matrix w[MATRIX_PARTS];
+    int32_t n;
+};
+
+/* Panels [begin, end) of all parts, counted through. */
+static void multiply_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matmul_parts *all = ctx;
+    for (int32_t i = 0; i < all->n; i++) {
+        const struct matmul *m = &all->parts[i];
+        int64_t from = max_i64(begin - m->panel0, 0);
+        int64_t to = min_i64(end - m->panel0, ceil_div(m->w->n_out, PANEL));
+        if (from < to) multiply_panels(m, from, to);
+    }
+}
+
 int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
 {
     int64_t quantized = ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS;
-    return n_rows * max_i64(round_up(n_in, 2), quantized) * 4;
+    int64_t words = n_rows * max_i64(round_up(n_in, 2), quantized);
+    return max_i64(words * 4, amx_matmul_workspace(n_rows, n_in));
 }
 
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue)
 {
     struct cpu_device *c = cpu_of(d);
-    bool quantized = cpu_is_quantized(w->dtype);
+    bool quantized = cpu_is_quantized(w->dtype); /* all parts are, or the one */
     ASSERT(x.dtype == (quantized ? DTYPE_BF16 : w->dtype));
     ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
     ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
     ASSERT(cpu_matmul_workspace(x.rows, x.cols) <= c->workspace_bytes);
     if (x.rows == 0) return;
+    if (c->kernels.amx && w->dtype == DTYPE_BF16) {
+        amx_matmul(c, out, x, w, bias, epilogue);
+        return;
+    }
     int64_t steps = cpu_panel_steps(w->dtype, x.cols);
     bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
     struct matmul m = {
-        .kernels = &c->kernels, .out = out, .x = x, .w = w, .bias = bias, .epilogue = epilogue,
+        .kernels = &c->kernels, .out = out, .x = x, .epilogue = epilogue,
         .quantized = quantized,
         .steps = steps,
-        .step_bytes = cpu_panel_step_bytes(w->dtype),
         .row_words = steps * (quantized ? QUANT_WORDS : widened ? 2 : 1),
-        .n_blocks = ceil_div(x.rows, c->kernels.tile_rows),
         .packed = (uint32_t *)c->workspace,
     };
+    m.n_blocks = ceil_div(x.rows, tile_rows(&m));
     pool_for(c->pool, m.n_blocks, 2, pack_blocks, &m);
-    int64_t n_panels = ceil_div(w->n_out, PANEL);
+    struct matmul_parts all = {0};
+    int64_t n_panels = 0, column;
+    for (; matrix_part_of(d, w, all.n, &all.w[all.n], &column); all.n++) {
+        struct matmul *part = &all.parts[all.n];
+        *part = m;
+        part->w = &all.w[all.n];
+        part->bias = bias ? bias + column : NULL;
+        part->column = column;
+        part->panel0 = n_panels;
+        part->step_bytes = cpu_panel_step_bytes(part->w->dtype);
+        n_panels += ceil_div(part->w->n_out, PANEL);
+    }
     int64_t products = PANEL * x.cols * x.rows; /* of a panel */
-    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_panels, &m);
+    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_parts, &all);
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "cpu/amx_products.h"
 #include "cpu/cpu_train.h"
 #include "cpu/transpose.h"
 
@@ -184,6 +185,10 @@ void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
     ASSERT(dy.dtype == w->dtype && dy.cols == w->n_out && dx.cols == w->n_in);
     ASSERT(dx.dtype == DTYPE_F32 && dx.rows == dy.rows);
     if (dx.rows == 0) return;
+    if (c->kernels.amx && w->dtype == DTYPE_BF16) {
+        amx_backward_x(c, dx, dy, w);
+        return;
+    }
     struct backward_x m = {
         .c = c, .words = words_of(c, w->dtype), .dx = dx, .dy = dy, .w = w,
         .n_blocks = ceil_div(dy.rows, c->kernels.tile_rows),
@@ -287,19 +292,18 @@ static void prefetch_tile(const struct backward_w *m, int64_t p, int64_t k0, int
         __builtin_prefetch(out + i, 1);
 }
 
-/* Adds what a tile holds of panel p: columns k0 .. k0 + n of x. */
-static void add_tile(const struct backward_w *m, int64_t p, int64_t k0, int64_t n,
-                     const float *tile)
+void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
+                      const float *tile, uint32_t part, uint64_t key)
 {
-    if (m->dw->dtype == DTYPE_F32) {
-        float *out = (float *)m->dw->data + (p * m->x.cols + k0) * PANEL;
-        m->c->kernels.finish(out, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n * PANEL);
+    if (dw->dtype == DTYPE_F32) {
+        float *out = (float *)dw->data + (panel * dw->n_in + k0) * PANEL;
+        k->finish(out, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n * PANEL);
         return;
     }
-    int64_t pair0 = p * ceil_div(m->x.cols, 2);
-    struct bf16_tile t = {.panel = (uint32_t *)m->dw->data + pair0 * PANEL, .tile = tile, .k0 = k0,
-                          .rows = n, .pair0 = pair0, .part = m->part, .key = m->key};
-    m->c->kernels.bf16_add(&t);
+    int64_t pair0 = panel * ceil_div(dw->n_in, 2);
+    struct bf16_tile t = {.panel = (uint32_t *)dw->data + pair0 * PANEL, .tile = tile, .k0 = k0,
+                          .rows = n, .pair0 = pair0, .part = part, .key = key};
+    k->bf16_add(&t);
 }
 
 static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
@@ -323,7 +327,7 @@ static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
             };
             prefetch_tile(m, p, k0, n);
             multiply(m->c, m->words, &t);
-            add_tile(m, p, k0, n, tile);
+            cpu_add_gradient(&m->c->kernels, m->dw, p, k0, n, tile, m->part, m->key);
         }
     }
 }
@@ -359,13 +363,9 @@ static int64_t rows_of_chunk(enum dtype gradient, int64_t n_rows)
     return gradient == DTYPE_F32 ? R_CHUNK : min_i64(n_rows, R_CHUNK_BF16);
 }
 
-void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                           struct tensor x, uint64_t rounding_key)
+static void tiles_backward_w(struct cpu_device *c, struct matrix *dw, struct tensor dy, struct tensor x,
+                             uint64_t rounding_key)
 {
-    struct cpu_device *c = cpu_of(d);
-    ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
-    ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in);
-    ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);
     struct words words = words_of(c, x.dtype);
     struct backward_w m = {
         .c = c, .words = words, .dw = dw,
@@ -381,6 +381,17 @@ void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, st
         pool_for(c->pool, m.n_blocks, 1, pack_columns, &m);
         pool_for(c->pool, ceil_div(dw->n_out, PANEL), 1, multiply_w, &m);
     }
+}
+
+void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
+                           struct tensor x, uint64_t rounding_key)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
+    ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in);
+    ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);
+    (c->kernels.amx && x.dtype == DTYPE_BF16 ? amx_backward_w : tiles_backward_w)(c, dw, dy, x,
+                                                                                  rounding_key);
     if (!dbias) return;
     struct column_sums sums = {dbias, dy};
     pool_for(c->pool, ceil_div(dy.cols, BIAS_COLUMNS), 1, sum_columns, &sums);
@@ -397,5 +408,6 @@ int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct w
         bytes = max_i64(bytes, words * 4);
     }
     int64_t words = threads * steps_of(w, N_CHUNK) * PANEL + s->max_rows * packed_words(w, N_CHUNK);
+    if (c->kernels.amx) bytes = max_i64(bytes, amx_backward_workspace(threads, s->max_rows, n_in));
     return max_i64(bytes, words * 4);
 }

@@ -5,6 +5,7 @@
  *   bf16  [ceil(n_out / 32)][ceil(n_in / 2)][32][2]   pairs along k, as vdpbf16ps and AMX tiles want them
  *   q8_0, q4_0   [ceil(n_out / 32)][ceil(n_in / 32)] blocks: codes of 32 outputs, then their f16 scales
  *                (cpu/kernels.h), in as many bytes as GGUF takes
+ *   GGUF's other types: likewise, see cpu/kquant.h
  *
  * Outputs and inputs that pad a panel are zero. */
 #include <math.h>
@@ -12,8 +13,10 @@
 
 #include "base/checked.h"
 #include "cpu/cpu_internal.h"
+#include "cpu/kquant.h"
+#include "cpu/transpose.h"
 
-bool cpu_is_quantized(enum dtype dtype) { return dtype == DTYPE_Q8_0 || dtype == DTYPE_Q4_0; }
+bool cpu_is_quantized(enum dtype dtype) { return dtype_info(dtype)->block > 1; }
 
 int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 {
@@ -23,8 +26,8 @@ int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 
 int64_t cpu_panel_step_bytes(enum dtype dtype)
 {
-    if (dtype == DTYPE_Q8_0) return Q8_BLOCK_BYTES;
-    return dtype == DTYPE_Q4_0 ? Q4_BLOCK_BYTES : PANEL * 4;
+    const struct dtype_info *info = dtype_info(dtype);
+    return cpu_is_quantized(dtype) ? PANEL * QUANT_BLOCK * info->block_bytes / info->block : PANEL * 4;
 }
 
 static int64_t panel_bytes(enum dtype dtype, int64_t n_in)
@@ -37,7 +40,10 @@ int64_t cpu_matrix_bytes(const struct device *d, enum dtype dtype, int64_t n_out
     return ceil_div(n_out, PANEL) * panel_bytes(dtype, n_in);
 }
 
+enum { WRITE_WORDS = 64 }; /* of each of a panel's outputs that are packed at a time */
+
 struct matrix_write {
+    const struct cpu_kernels *kernels;
     const struct matrix *w;
     int64_t row0, n_rows;
     const float *rows;
@@ -52,11 +58,6 @@ static uint8_t *panel_of(const struct matrix *w, int64_t n)
 static uint32_t *output_words(const struct matrix *w, int64_t n)
 {
     return (uint32_t *)panel_of(w, n) + n % PANEL;
-}
-
-static uint32_t pack_pair(float even, float odd)
-{
-    return f32_to_bf16(even) | (uint32_t)f32_to_bf16(odd) << 16;
 }
 
 /* ---- quantized ---- */
@@ -104,6 +105,10 @@ static void write_quantized(const struct matrix *w, int64_t n, const float *x)
 
 static void read_quantized(const struct matrix *w, int64_t n, float *out)
 {
+    if (kquant_has(w->dtype)) {
+        kquant_read_row(w->dtype, panel_of(w, n), n % PANEL, w->n_in, out);
+        return;
+    }
     uint8_t *block = panel_of(w, n);
     int offset = w->dtype == DTYPE_Q4_0 ? 8 : 128, mask = w->dtype == DTYPE_Q4_0 ? 15 : 255;
     for (int64_t k = 0; k < w->n_in; k++) {
@@ -119,25 +124,40 @@ static void read_quantized(const struct matrix *w, int64_t n, float *out)
 
 /* ---- writing and reading ---- */
 
+/* Words [from, to) of n outputs' rows, into words of PANEL outputs: those that are not there are zero. Rows are
+ * turned into columns a few words at a time, in a core's cache: what is read and what is written both come in runs. */
+static void write_words(const struct matrix_write *job, int64_t row, int64_t n, int64_t from, int64_t to)
+{
+    const struct matrix *w = job->w;
+    uint32_t room[PANEL * WRITE_WORDS];
+    for (int64_t r = 0; r < n; r++) {
+        const float *src = job->rows + (row + r) * w->n_in;
+        uint32_t *words = room + r * WRITE_WORDS;
+        if (w->dtype == DTYPE_F32) {
+            memcpy(words, src + from, (size_t)(to - from) * 4);
+            continue;
+        }
+        if (w->n_in < 2 * to) words[to - 1 - from] = 0; /* an odd one at the end is paired with zero */
+        job->kernels->to_bf16((uint16_t *)words, src + 2 * from, min_i64(2 * to, w->n_in) - 2 * from);
+    }
+    memset(room + n * WRITE_WORDS, 0, (size_t)((PANEL - n) * WRITE_WORDS) * 4);
+    uint32_t *panel = (uint32_t *)panel_of(w, job->row0 + row);
+    transpose_words(panel + from * PANEL, room, WRITE_WORDS, PANEL, to - from);
+}
+
 static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matrix_write *job = ctx;
     const struct matrix *w = job->w;
-    int64_t n_in = w->n_in;
-    for (int64_t i = begin * PANEL; i < min_i64(end * PANEL, job->n_rows); i++) {
-        const float *src = job->rows + i * n_in;
+    for (int64_t row = begin * PANEL; row < min_i64(end * PANEL, job->n_rows); row += PANEL) {
+        int64_t n = min_i64(PANEL, job->n_rows - row), words = cpu_panel_steps(w->dtype, w->n_in);
         if (cpu_is_quantized(w->dtype)) {
-            write_quantized(w, job->row0 + i, src);
+            for (int64_t r = row; r < row + n; r++)
+                write_quantized(w, job->row0 + r, job->rows + r * w->n_in);
             continue;
         }
-        uint32_t *dst = output_words(w, job->row0 + i);
-        if (w->dtype == DTYPE_F32) {
-            for (int64_t k = 0; k < n_in; k++) memcpy(&dst[k * PANEL], &src[k], 4);
-            continue;
-        }
-        for (int64_t k = 0; k + 1 < n_in; k += 2)
-            dst[k / 2 * PANEL] = pack_pair(src[k], src[k + 1]);
-        if (n_in % 2) dst[n_in / 2 * PANEL] = pack_pair(src[n_in - 1], 0);
+        for (int64_t from = 0; from < words; from += WRITE_WORDS)
+            write_words(job, row, n, from, min_i64(from + WRITE_WORDS, words));
     }
 }
 
@@ -158,10 +178,57 @@ static void read_output(const struct matrix *w, int64_t n, float *out)
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                       const float *rows)
 {
+    ASSERT(!kquant_has(w->dtype)); /* these come from files, as blocks */
     ASSERT(row0 >= 0 && row0 % PANEL == 0 && row0 + n_rows <= w->n_out);
     ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
-    struct matrix_write job = {w, row0, n_rows, rows};
+    struct matrix_write job = {&cpu_of(d)->kernels, w, row0, n_rows, rows};
     pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_panels, &job);
+}
+
+/* ---- blocks of files ---- */
+
+/* GGUF's q8_0 and q4_0 blocks hold the codes and the scale that ours do. */
+static void write_file_row(const struct matrix *w, int64_t n, const uint8_t *src)
+{
+    bool q4 = w->dtype == DTYPE_Q4_0;
+    int64_t n_codes = q4 ? QUANT_BLOCK / 2 : QUANT_BLOCK;
+    uint8_t *block = panel_of(w, n), offset = q4 ? 0 : 128;
+    for (int64_t k = 0; k < w->n_in; k += QUANT_BLOCK, block += cpu_panel_step_bytes(w->dtype)) {
+        memcpy(scale_at(w->dtype, block, n % PANEL), src, 2);
+        src += 2;
+        for (int64_t i = 0; i < n_codes; i++)
+            block[i / 4 * PANEL * 4 + n % PANEL * 4 + i % 4] = (uint8_t)(src[i] + offset);
+        src += n_codes;
+    }
+}
+
+struct blocks_write {
+    const struct matrix *w;
+    int64_t row0, n_rows;
+    const uint8_t *blocks;
+};
+
+static void write_block_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct blocks_write *job = ctx;
+    const struct matrix *w = job->w;
+    int64_t row_bytes = dtype_bytes(w->dtype, w->n_in);
+    for (int64_t i = begin * PANEL; i < min_i64(end * PANEL, job->n_rows); i++) {
+        int64_t n = job->row0 + i;
+        const uint8_t *src = job->blocks + i * row_bytes;
+        if (!kquant_has(w->dtype)) write_file_row(w, n, src);
+        else kquant_write_row(w->dtype, panel_of(w, n), n % PANEL, w->n_in, src);
+    }
+}
+
+void cpu_matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                             const uint8_t *blocks)
+{
+    ASSERT(cpu_is_quantized(w->dtype) && w->n_in % dtype_info(w->dtype)->block == 0);
+    ASSERT(row0 >= 0 && row0 % PANEL == 0 && row0 + n_rows <= w->n_out);
+    ASSERT(n_rows % PANEL == 0 || row0 + n_rows == w->n_out);
+    struct blocks_write job = {w, row0, n_rows, blocks};
+    pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_block_panels, &job);
 }
 
 void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,

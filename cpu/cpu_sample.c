@@ -31,7 +31,7 @@ struct sampler {
     int64_t n_vocab;
     float *values;
     struct candidate *kept;  /* in order of ids */
-    struct candidate *other; /* for partitioning; also the counts of the penalties */
+    struct candidate *other; /* for partitioning; also ids, and the counts of the penalties */
 };
 
 static int64_t scratch_bytes(int64_t vocab_size)
@@ -106,10 +106,9 @@ static int64_t select_best(const struct sampler *s, const float *x, int64_t k, s
 static int64_t collect_above(const struct sampler *s, const float *x, float t,
                              struct candidate *out)
 {
-    int64_t n = 0, v = s->n_vocab;
-    for (int64_t i = s->kernels->find_above(x, 0, v, t); i < v;
-         i = s->kernels->find_above(x, i + 1, v, t))
-        out[n++] = (struct candidate){clean(x[i]), (int32_t)i};
+    int32_t *ids = (int32_t *)s->other;
+    int64_t n = s->kernels->list_above(ids, x, s->n_vocab, t);
+    for (int64_t i = 0; i < n; i++) out[i] = (struct candidate){clean(x[ids[i]]), ids[i]};
     return n;
 }
 
@@ -255,6 +254,11 @@ static int32_t draw_from(const struct candidate *c, int64_t n, double u)
     return c[n - 1].id;
 }
 
+static bool cuts_top_k(const struct sampler *s, const struct sample_params *p)
+{
+    return p->top_k > 0 && p->top_k < s->n_vocab;
+}
+
 /* The top_k best of x with their probabilities (times *total), in order of ids. */
 static int64_t keep_top_k(const struct sampler *s, const float *x, int64_t k, float max,
                           float scale, double *total)
@@ -275,40 +279,68 @@ static int64_t keep_top_k(const struct sampler *s, const float *x, int64_t k, fl
     return n;
 }
 
-/* As many of the probabilities in s->values as min_p and top_p can leave, in order of ids. */
-static int64_t keep_probable(const struct sampler *s, const struct sample_params *p, double total)
+/* Between which probabilities (times the total) top_p's cut lies: those above `high` sum to `above`, which is less
+ * than top_p asks for, those above `low` to enough. */
+struct bracket { float low, high; double above; };
+
+/* From the best's, which is 1, down in steps of sixteen, then halved in the logarithm: each costs a sum over the
+ * row, and spares the partitioning, which is dear, most of what is not near the cut. */
+static struct bracket find_bracket(const struct sampler *s, double target)
 {
-    float threshold = p->min_p > 0 ? below(p->min_p) : 1;
-    while (p->min_p == 0 && threshold > 0) {
-        /* A threshold below which top_p surely stops; a few steps reach it. */
-        threshold = threshold > 0x1p-40f ? threshold / 64 : 0;
-        if (s->kernels->sum_above(s->values, s->n_vocab, threshold) > p->top_p * total) break;
+    struct bracket b = {.high = 1};
+    double sum;
+    for (b.low = 0x1p-4f; b.low > 0; b.low = b.low > 0x1p-40f ? b.low / 16 : 0) {
+        sum = s->kernels->sum_above(s->values, s->n_vocab, b.low);
+        if (sum > target) break;
+        b.high = b.low;
+        b.above = sum;
     }
-    return collect_above(s, s->values, threshold, s->kept);
+    for (int i = 0; i < 4 && b.low > 0; i++) {
+        float middle = sqrtf(b.low * b.high);
+        sum = s->kernels->sum_above(s->values, s->n_vocab, middle);
+        if (sum > target) {
+            b.low = middle;
+        } else {
+            b.high = middle;
+            b.above = sum;
+        }
+    }
+    return b;
 }
 
+/* Of candidates in order of ids the smallest set of the most probable whose sum reaches the target. */
+static int64_t keep_top_p(const struct sampler *s, int64_t n, struct bracket b, double target)
+{
+    int64_t unsure = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (s->kept[i].value <= b.high) s->other[unsure++] = s->kept[i];
+    if (unsure == 0) return n;
+    return keep_up_to(s->kept, n, find_cut(s->other, unsure, true, target - b.above));
+}
+
+/* total: of the probabilities, if s->values has them already; else 0. */
 static int32_t choose_random(const struct sampler *s, const struct sample_row *row, const float *x,
-                             float max)
+                             float max, double total)
 {
     const struct sample_params *p = row->params;
-    double u = sample_uniform(p->seed, row->choice, row->n_history), total;
+    double u = sample_uniform(p->seed, row->choice, row->n_history);
     float scale = fminf(1 / p->temperature, 0x1.fffffep127f);
+    struct bracket bracket = {.high = 1};
     int64_t n;
-    if (p->top_k > 0 && p->top_k < s->n_vocab) {
+    if (cuts_top_k(s, p)) {
         n = keep_top_k(s, x, p->top_k, max, scale, &total);
     } else {
-        total = s->kernels->row_exp(s->values, x, s->n_vocab, max, scale);
+        if (total == 0) total = s->kernels->row_exp(s->values, x, s->n_vocab, max, scale);
         if (p->min_p == 0 && p->top_p >= 1) return draw_from_all(s, u);
-        n = keep_probable(s, p, total);
+        /* The best has exp(0) = 1, so that min_p is a bound as it stands. */
+        if (p->min_p > 0) bracket.low = below(p->min_p);
+        else bracket = find_bracket(s, p->top_p * total);
+        n = collect_above(s, s->values, bracket.low, s->kept);
     }
-    /* The best has exp(0) = 1, so that min_p is a bound as it stands. */
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++)
         if (s->kept[i].value >= p->min_p) s->kept[kept++] = s->kept[i];
-    if (p->top_p < 1) {
-        memcpy(s->other, s->kept, (size_t)kept * sizeof *s->kept);
-        kept = keep_up_to(s->kept, kept, find_cut(s->other, kept, true, p->top_p * total));
-    }
+    if (p->top_p < 1) kept = keep_top_p(s, kept, bracket, p->top_p * total);
     return draw_from(s->kept, kept, u);
 }
 
@@ -333,10 +365,12 @@ static void report_top(const struct sampler *s, const float *x, int32_t n_top, s
     out->rank = rank_of(s, x, out->id);
 }
 
-struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n)
+struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n, float *exps,
+                               float *sum)
 {
     struct logsumexp z = {.shift = k->row_max(x, n)};
-    if (z.shift > -INFINITY) z.log_sum = logf(k->row_exp(NULL, x, n, z.shift, 1));
+    *sum = k->row_exp(exps, x, n, z.shift, 1);
+    if (z.shift > -INFINITY) z.log_sum = logf(*sum);
     return z;
 }
 
@@ -349,13 +383,19 @@ float cpu_logprob(struct logsumexp z, float x)
 static void sample_one(const struct sampler *s, const float *x, const struct sample_row *row,
                        struct sample_out *out)
 {
-    struct logsumexp z = cpu_logsumexp(s->kernels, x, s->n_vocab);
+    /* At temperature 1 the row's own softmax is what is drawn from. */
+    bool drawn_as_is = row->forced < 0 && row->params->temperature == 1 && !adjusts(row)
+                       && !cuts_top_k(s, row->params);
+    float total;
+    struct logsumexp z =
+        cpu_logsumexp(s->kernels, x, s->n_vocab, drawn_as_is ? s->values : NULL, &total);
     *out = (struct sample_out){.id = row->forced};
     if (row->forced < 0) {
         const float *y = adjusted(s, row, x);
         float highest = y == x ? z.shift : s->kernels->row_max(y, s->n_vocab);
         bool greedy = row->params->temperature == 0 || highest == -INFINITY;
-        out->id = greedy ? choose_greedy(s, y, highest) : choose_random(s, row, y, highest);
+        out->id = greedy ? choose_greedy(s, y, highest)
+                         : choose_random(s, row, y, highest, drawn_as_is ? total : 0);
     }
     ASSERT(out->id >= 0 && out->id < s->n_vocab);
     out->logprob = cpu_logprob(z, x[out->id]);

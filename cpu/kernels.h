@@ -1,8 +1,7 @@
 /* The inner kernels: what one thread computes on one row, one tile of a matrix product or one block
  * of keys. Each instruction set fills in what it does better, on top of the one before it:
- * reference C, AVX2, AVX-512, AVX-512 BF16 (a next one, AMX say, adds its file and its line in
- * cpu_kernels_init). How work is cut into kernel calls, and for which thread, is decided outside and is
- * the same for all.
+ * reference C, AVX2, AVX-512, AVX-512 BF16; AMX (cpu/amx.h) stands beside the latter. How work is cut
+ * into kernel calls, and for which thread, is decided outside and is the same for all.
  *
  * A kernel's result for one output depends on that output's inputs alone, never on how many
  * rows the call has: reductions run in an order fixed by the index. */
@@ -17,6 +16,7 @@
 enum {
     PANEL = 32,       /* outputs that lie side by side in a packed matrix */
     TILE_ROWS = 12,   /* the most rows of one matmul tile */
+    FEW_ROWS = 3,     /* up to so many wait for memory */
     KEY_BLOCK = 128,  /* keys of one softmax block, aligned from position 0 */
     KEY_BLOCK_PAGES = KEY_BLOCK / KV_PAGE_TOKENS,
     QUERY_ROWS = 32,  /* the most query rows (positions x heads) of one attention call */
@@ -44,7 +44,10 @@ enum {
  * A block's products are summed exactly, in int32; then block by block out += sum * x scale * w scale.
  *
  * out [rows][PANEL] f32: each one chain of additions from zero, over k upwards.
- * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next. */
+ * `prefetch` moves on by prefetch_step bytes a step: lines that will be wanted next, which the tile calls into the
+ * second-level cache (loads that miss the first one are what the processor's own prefetching goes by). A tile of
+ * FEW_ROWS or less asks for memory faster than prefetches can be under way: it calls for every other line, and the
+ * processor's own brings the rest. */
 struct matmul_tile {
     float *out;
     const void *x;
@@ -147,12 +150,16 @@ struct dropout_row {
 struct cpu_kernels {
     const char *name;
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
+    int32_t quant_rows; /* the same of quantized products */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
+    bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16 */
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);
     void (*matmul_q8)(const struct matmul_tile *t);
     void (*matmul_q4)(const struct matmul_tile *t);
+    /* By type: q4_1, q5_0, q5_1, q4_K, q5_K, q6_K. See cpu/kquant.h. */
+    void (*matmul_kquant[N_DTYPES])(const struct matmul_tile *t);
     /* One block of a row as int8 codes: scale = the largest magnitude / 127, code = x / scale to the nearest
      * even. Values that are not finite have no code worth having, but nothing breaks. */
     void (*quantize_block)(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum);
@@ -187,6 +194,8 @@ struct cpu_kernels {
     /* The first index >= i whose x > t; n when there is none. */
     int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);
     int64_t (*count_above)(const float *x, int64_t n, float t);
+    /* Their indices, upwards; how many. */
+    int64_t (*list_above)(int32_t *out, const float *x, int64_t n, float t);
     float (*sum_above)(const float *x, int64_t n, float t); /* of those x > t */
 
     /* Training. One row of norm's backward: dx += ..., and stats = {mean, 1 / deviation} for the columns. */
@@ -217,16 +226,22 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa);
 /* The highest instruction set that this processor has. */
 enum cpu_isa cpu_isa_best(void);
 const char *cpu_isa_name(enum cpu_isa isa);
+/* Whether someone executes AMX's instructions in the processor's place. Only tests define it
+ * (tests/cpu/amx_emulator.c). */
+bool cpu_amx_emulated(void);
 
 /* Each of these overrides what it does better. */
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_train_kernels_reference(struct cpu_kernels *k);
 void cpu_quant_kernels_reference(struct cpu_kernels *k);
+void cpu_kquant_kernels_reference(struct cpu_kernels *k);
 void cpu_attend_q8_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);
 void cpu_quant_kernels_avx2(struct cpu_kernels *k);
+void cpu_kquant_kernels_avx2(struct cpu_kernels *k);
 void cpu_attend_q8_avx2(struct cpu_kernels *k);
 void cpu_kernels_avx512(struct cpu_kernels *k);
 void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k); /* only where the processor has VNNI */
-void cpu_attend_q8_avx512vnni(struct cpu_kernels *k);
+void cpu_kquant_kernels_avx512vnni(struct cpu_kernels *k); /* likewise */
+void cpu_attend_q8_avx512vnni(struct cpu_kernels *k); /* likewise */
 void cpu_kernels_avx512bf16(struct cpu_kernels *k);

@@ -221,6 +221,14 @@ static int64_t count_above(const float *x, int64_t n, float t)
     return count;
 }
 
+static int64_t list_above(int32_t *out, const float *x, int64_t n, float t)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] > t) out[count++] = (int32_t)i;
+    return count;
+}
+
 static float sum_above(const float *x, int64_t n, float t)
 {
     double sum = 0;
@@ -251,6 +259,7 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .row_exp = row_exp,
         .find_above = find_above,
         .count_above = count_above,
+        .list_above = list_above,
         .sum_above = sum_above,
     };
     cpu_train_kernels_reference(k);

@@ -124,11 +124,14 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-/* Workers take no signals: those are for the program's own threads. */
+/* Workers take no signals: those are for the program's own threads. Except those that a thread's own instructions
+ * raise: blocked, they would end the process past any handler. */
 static bool start_workers(struct pool *p, struct error *err)
 {
+    static const int own[] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGTRAP};
     sigset_t all, old;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&all, own[i]);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = 0;
     for (int32_t i = 0; i < p->n_threads - 1; i++) {

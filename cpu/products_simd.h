@@ -26,8 +26,8 @@ static inline __attribute__((always_inline)) void TYPED(tile)(const struct matmu
     const uint8_t *w = t->w;
     const char *prefetch = t->prefetch;
     for (int64_t s = 0; s < t->steps; s++) {
-        _mm_prefetch(prefetch, _MM_HINT_T0);
-        _mm_prefetch(prefetch + 64, _MM_HINT_T0);
+        _mm_prefetch(prefetch, _MM_HINT_T1);
+        if (rows > FEW_ROWS) _mm_prefetch(prefetch + 64, _MM_HINT_T1);
         prefetch += t->prefetch_step;
         TYPED(right) weights[N];
 #pragma GCC unroll 4

@@ -51,7 +51,8 @@ static inline __attribute__((always_inline)) void matmul(const struct matmul_til
     const char *prefetch = t->prefetch;
     memset(t->out, 0, (size_t)t->rows * PANEL * 4);
     for (int64_t s = 0; s < t->steps; s++, w += block_bytes, x += QUANT_WORDS * t->rows) {
-        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
+        for (int64_t i = 0; i < t->prefetch_step; i += t->rows <= FEW_ROWS ? 128 : 64)
+            _mm_prefetch(prefetch + i, _MM_HINT_T1);
         prefetch += t->prefetch_step;
         for (int32_t r = 0; r < t->rows; r++) block(w, x + r, t->rows, t->out + r * PANEL, q4);
     }

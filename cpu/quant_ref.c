@@ -62,6 +62,7 @@ static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *
 
 void cpu_quant_kernels_reference(struct cpu_kernels *k)
 {
+    k->quant_rows = TILE_ROWS;
     k->matmul_q8 = matmul_q8;
     k->matmul_q4 = matmul_q4;
     k->quantize_block = quantize_block;

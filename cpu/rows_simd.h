@@ -157,15 +157,48 @@ static int64_t count_above(const float *x, int64_t n, float t)
     return count;
 }
 
+static int64_t list_above(int32_t *out, const float *x, int64_t n, float t)
+{
+    int64_t i = 0, count = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (uint32_t above = vf_above(vf_load(x + i), vf_set(t)); above; above &= above - 1)
+            out[count++] = (int32_t)i + __builtin_ctz(above);
+    for (; i < n; i++)
+        if (x[i] > t) out[count++] = (int32_t)i;
+    return count;
+}
+
+/* Four sums side by side, so that an addition need not wait for the one before it. */
 static float sum_above(const float *x, int64_t n, float t)
 {
-    vf sum = vf_set(0);
-    for (int64_t i = 0; i < n; i += LANES) {
-        int64_t m = lanes_left(n, i);
-        vf kept = vf_keep_above(vf_load_n(x + i, m), vf_set(t));
-        sum = vf_add(sum, vf_first(kept, vf_set(0), m));
+    vf threshold = vf_set(t), sums[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; j++)
+            sums[j] = vf_add(sums[j], vf_keep_above(vf_load(x + i + j * LANES), threshold));
+    for (int64_t m; i < n; i += LANES) {
+        m = lanes_left(n, i);
+        vf kept = vf_keep_above(vf_load_n(x + i, m), threshold);
+        sums[0] = vf_add(sums[0], vf_first(kept, vf_set(0), m));
     }
-    return vf_sum(sum);
+    return vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
+}
+
+/* The same products and sums as the reference's, so the same bits. */
+static void rotate(float *x, const float *cos_sin, int64_t half)
+{
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        vf c, s, a = vf_load(x + i), b = vf_load(x + half + i);
+        vf_load_pairs(cos_sin + 2 * i, &c, &s);
+        vf_store(x + i, vf_sub(vf_mul(a, c), vf_mul(b, s)));
+        vf_store(x + half + i, vf_add(vf_mul(b, c), vf_mul(a, s)));
+    }
+    for (; i < half; i++) {
+        float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], a = x[i], b = x[half + i];
+        x[i] = a * c - b * s;
+        x[half + i] = b * c + a * s;
+    }
 }
 
 static void rows_simd(struct cpu_kernels *k)
@@ -175,10 +208,12 @@ static void rows_simd(struct cpu_kernels *k)
     k->norm_row = norm_row;
     k->swiglu_row = swiglu_row;
     k->to_bf16 = to_bf16;
+    k->rotate = rotate;
     k->attend_join = attend_join;
     k->row_max = row_max;
     k->row_exp = row_exp;
     k->find_above = find_above;
     k->count_above = count_above;
+    k->list_above = list_above;
     k->sum_above = sum_above;
 }

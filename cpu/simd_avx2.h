@@ -29,6 +29,15 @@ static inline void vf_store_n(float *p, vf a, int64_t n)
     if (n == LANES) _mm256_storeu_ps(p, a);
     else _mm256_maskstore_ps(p, first_lanes(n), a);
 }
+/* The first and the second ones of LANES pairs. */
+static inline void vf_load_pairs(const float *p, vf *first, vf *second)
+{
+    enum { EVEN = 0 | 2 << 2 | 0 << 4 | 2 << 6, ODD = 1 | 3 << 2 | 1 << 4 | 3 << 6 };
+    vf a = vf_load(p), b = vf_load(p + LANES);
+    vf low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    *first = _mm256_shuffle_ps(low, high, EVEN);
+    *second = _mm256_shuffle_ps(low, high, ODD);
+}
 static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }

@@ -16,12 +16,22 @@ static inline vf vf_set(float x) { return _mm512_set1_ps(x); }
 static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline vf vf_load_n(const float *p, int64_t n)
 {
-    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+    return n == LANES ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(first_lanes(n), p);
 }
 static inline void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+/* Masked stores take many times a plain one's time on some processors. */
 static inline void vf_store_n(float *p, vf a, int64_t n)
 {
-    _mm512_mask_storeu_ps(p, first_lanes(n), a);
+    if (n == LANES) _mm512_storeu_ps(p, a);
+    else _mm512_mask_storeu_ps(p, first_lanes(n), a);
+}
+/* The first and the second ones of LANES pairs. */
+static inline void vf_load_pairs(const float *p, vf *first, vf *second)
+{
+    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vf low = vf_load(p), high = vf_load(p + LANES);
+    *first = _mm512_permutex2var_ps(low, even, high);
+    *second = _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
 }
 static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
@@ -98,13 +108,16 @@ static inline vf vf_round_bf16(vf a) { return vf_odd(vi_round_bf16(a)); }
 /* n lanes. */
 static inline vf vf_load_bf16(const uint16_t *p, int64_t n)
 {
-    return vf_even(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)));
+    __m256i halves = n == LANES ? _mm256_loadu_si256((const __m256i *)p)
+                                : _mm256_maskz_loadu_epi16(first_lanes(n), p);
+    return vf_even(_mm512_cvtepu16_epi32(halves));
 }
 
 static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
 {
     __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(vi_round_bf16(a), 16));
-    _mm256_mask_storeu_epi16(p, first_lanes(n), halves);
+    if (n == LANES) _mm256_storeu_si256((__m256i *)p, halves);
+    else _mm256_mask_storeu_epi16(p, first_lanes(n), halves);
 }
 
 /* Whole numbers: words of 32 bits, in lanes of 64. */

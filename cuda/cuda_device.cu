@@ -139,6 +139,7 @@ static bool begin(struct cuda_device *c, struct error *err)
     before = prop.totalGlobalMem;
     c->sm = prop.major * 10 + prop.minor;
     c->n_multiprocessors = prop.multiProcessorCount;
+    c->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
     c->context_bytes = (int64_t)(before > after ? before - after : 0);
     snprintf(c->description, sizeof c->description, "%s: %s, sm_%d, %d multiprocessors, %.1f GiB",
              c->base.name, prop.name, c->sm, c->n_multiprocessors,

@@ -14,6 +14,7 @@
 struct cuda_device {
     struct device base; /* first: a struct device * is a struct cuda_device * */
     int32_t ordinal, sm, n_multiprocessors;
+    int32_t shared_bytes; /* that a block may have */
     cudaStream_t stream;  /* everything runs on it, in order */
     cudaError_t failure;  /* the first one; sticks */
     const char *failed_at;

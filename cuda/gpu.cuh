@@ -151,6 +151,25 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *
                  : "memory");
 }
 
+/* 2 to 16 bytes that this kernel reads once and nobody writes meanwhile: they take no room in the first-level
+ * cache. */
+template <class V> __device__ __forceinline__ V load_once(const V *from)
+{
+    static_assert(sizeof(V) == 2 || sizeof(V) == 8 || sizeof(V) == 16);
+    union { V value; uint16_t half; uint32_t word[4]; } to;
+    if constexpr (sizeof(V) == 16)
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+            : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
+            : "l"(from));
+    else if constexpr (sizeof(V) == 8)
+        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];\n"
+            : "=r"(to.word[0]), "=r"(to.word[1])
+            : "l"(from));
+    else
+        asm("ld.global.nc.L1::no_allocate.u16 %0, [%1];\n" : "=h"(to.half) : "l"(from));
+    return to.value;
+}
+
 /* 16 bytes from global to shared memory, in the background where the GPU can; not valid: zeros, and src is not
  * read. */
 __device__ __forceinline__ void copy_async_16(void *dst, const void *src, bool valid)

@@ -1,66 +1,94 @@
 /* Matrix products: out = x W^T + bias, then an epilogue.          W [n_out, n_in], x [R, n_in], out [R, n_out]
  *
  * **A row's bits do not depend on how many rows there are**: every output is summed in one order, whichever
- * kernel computes it. Inputs are cut into SLICES runs, fixed by n_in; a run is summed by mma.sync, 32 inputs a
- * step; then the runs are added in order. Weights are the left operand of mma.sync and rows the right one, so that
- * few rows waste no weights' bandwidth. Within a step lane q of a quad holds inputs 8q .. 8q + 7 of both, which
- * are 16 bytes in a row: any order of the inputs will do as long as both sides have the same.
+ * kernel computes it. Inputs are cut into runs, fixed by the matrix's shape; a run is one chain of mma.sync, 64
+ * inputs a step; then the runs are added in order. Runs are what warps divide among themselves where rows are
+ * few: SLICES of them, but one for a matrix of so many outputs that these keep all warps busy. Rows are the
+ * left operand of mma.sync and weights the right one. Half a step is 32 inputs, of which lane q of a quad holds 8q ..
+ * 8q + 7 of both: 16 bytes in a row. Any order of the inputs will do as long as both sides have the same.
  *
- *   few rows (1 to 16)   a block 16 outputs, a warp a run, straight from memory: bound by the weights' bytes
- *   many                 64 outputs x 64 rows a block through shared memory, a warp 32 x 32
- *   plain                f32, and 16 bits without tensor cores: fused multiply-adds, inputs in order
+ *   few rows (to 64)  a warp a run of 8 to 32 outputs, weights straight from memory to registers, loads of
+ *                     several steps under way. Bytes: the weights' once, which bounds it; rows from caches
+ *   many rows         tiles of outputs and rows through shared memory, three stages of cp.async deep. 2 R n_out n_in
+ *                     FLOPs at mma.sync's rate. 16 bytes a lane from shared memory meet no bank twice: odd rows have
+ *                     their halves exchanged. Quantized weights are widened on their way there
+ *   plain             f32, 16 bits without tensor cores, rows that are not aligned to 16 bytes: fused multiply-adds,
+ *                     inputs in order
  *
  * CPU twin: cpu_matmul. Tolerance against it: the rounding of f32 sums in another order. */
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 #include "cuda/quant.cuh"
 
-static constexpr int SLICES = 8, STEP = 32, FEW_ROWS = 16, FEW_OUTPUTS = 16;
-static constexpr int TILE = 64, TILE_WARPS = 4, WARP_TILE = 32;
-static constexpr int TILE_STRIDE = STEP + 8; /* elements: rows of 80 bytes meet no bank twice */
+static constexpr int SLICES = 8, STEP = 64, HALF = 32, MMA_ROWS = 16, MMA_OUTS = 8;
+static constexpr int FEW_ROWS = 64;          /* and fewer are few */
+static constexpr int64_t WIDE_OUTS = 16384;  /* from here on there is one run */
+static constexpr int STAGES = 3;
 
 struct product {
-    int64_t rows, n_out, n_in, slice; /* slice: inputs of a run, a multiple of STEP */
-    void *out;
+    int64_t rows, n_out;
+    int32_t n_in, slice, runs; /* slice: inputs of a run, a multiple of STEP */
     bool out_f32; /* else of x's type */
-    const float *bias;
+    bool rows_first; /* blocks that follow each other have different rows, not outputs */
     enum epilogue epilogue;
+    void *out;
+    const float *bias;
 };
+
+template <class T>
+__device__ __forceinline__ float activate(const product &p, int64_t n, float y, float before)
+{
+    if (p.bias) y += p.bias[n];
+    if (p.epilogue == EPILOGUE_ADD) y += before;
+    if (p.epilogue == EPILOGUE_GELU_TANH || p.epilogue == EPILOGUE_GELU_EXACT)
+        y = gelu(p.out_f32 ? y : round_to<T>(y), p.epilogue == EPILOGUE_GELU_EXACT);
+    return y;
+}
 
 /* y of output n in row r, on its way out. */
 template <class T> __device__ __forceinline__ void finish(const product &p, int64_t r, int64_t n, float y)
 {
     if (r >= p.rows || n >= p.n_out) return;
     int64_t at = r * p.n_out + n;
-    if (p.bias) y += p.bias[n];
-    if (p.epilogue == EPILOGUE_ADD) y += ((float *)p.out)[at];
-    if (p.epilogue == EPILOGUE_GELU_TANH || p.epilogue == EPILOGUE_GELU_EXACT)
-        y = gelu(p.out_f32 ? y : round_to<T>(y), p.epilogue == EPILOGUE_GELU_EXACT);
+    y = activate<T>(p, n, y, p.epilogue == EPILOGUE_ADD ? ((float *)p.out)[at] : 0);
     if (p.out_f32) ((float *)p.out)[at] = y;
     else ((T *)p.out)[at] = from_f32<T>(y);
 }
 
-/* Inputs k .. k + 7 of row r of x; zeros past its end. Rows whose length is no multiple of 8 are not
- * aligned. */
+/* Two outputs side by side, n even: in one piece where they lie so. */
 template <class T>
-__device__ __forceinline__ packed<T, 8> load_x(const T *x, const product &p, int64_t r, int64_t k)
+__device__ __forceinline__ void finish_pair(const product &p, int64_t r, int64_t n, float y0, float y1)
 {
-    packed<T, 8> v = {};
-    if (r >= p.rows || k >= p.n_in) return v;
-    const T *at = x + r * p.n_in + k;
-    if (p.n_in % 8 == 0) return load_packed<T, 8>(at);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        if (k + i < p.n_in) v.at[i] = at[i];
-    return v;
+    if (p.n_out % 2 != 0) {
+        finish<T>(p, r, n, y0);
+        finish<T>(p, r, n + 1, y1);
+        return;
+    }
+    if (r >= p.rows || n >= p.n_out) return;
+    int64_t at = r * p.n_out + n;
+    packed<float, 2> before = {};
+    if (p.epilogue == EPILOGUE_ADD) before = load_packed<float, 2>((float *)p.out + at);
+    packed<float, 2> y = {activate<T>(p, n, y0, before.at[0]), activate<T>(p, n + 1, y1, before.at[1])};
+    if (p.out_f32) store_packed((float *)p.out + at, y);
+    else store_packed((T *)p.out + at, packed<T, 2>{from_f32<T>(y.at[0]), from_f32<T>(y.at[1])});
+}
+
+/* Inputs k .. k + 7 of row r of x; zeros from `end` on. */
+template <class T>
+__device__ __forceinline__ packed<T, 8> load_x(const T *x, const product &p, int32_t r, int32_t k,
+                                               int32_t end)
+{
+    if (r >= p.rows || k >= end) return {};
+    return load_packed<T, 8>(x + (int64_t)r * p.n_in + k);
 }
 
 /* The same of the weights, whose rows are padded. */
-template <class T, class Row>
-__device__ __forceinline__ packed<T, 8> load_w(Row w, const product &p, int64_t n, int64_t k)
+template <class Row>
+__device__ __forceinline__ auto load_w(Row w, const product &p, int64_t n, int32_t k, int32_t end)
+    -> decltype(load_raw(w, n, k))
 {
-    if (n >= p.n_out || k >= w.stride) return {};
-    return load_8<T>(w, n, k);
+    if (n >= p.n_out || k >= end) return {};
+    return load_raw(w, n, k);
 }
 
 template <class T> __device__ __forceinline__ uint32_t pair(const packed<T, 8> &v, int i)
@@ -68,119 +96,260 @@ template <class T> __device__ __forceinline__ uint32_t pair(const packed<T, 8> &
     return reinterpret_cast<const uint32_t *>(&v)[i];
 }
 
-/* One step of 32 inputs: d [16 outputs, 8 rows] += a b. low, high: outputs g and g + 8 of lane g * 4 + q. */
+/* Half a step: d [16 rows, 8 outputs] += x w. low, high: rows g and g + 8 of lane g * 4 + q. */
 template <class T>
-__device__ __forceinline__ void step(float (&d)[4], const packed<T, 8> &low, const packed<T, 8> &high,
-                                     const packed<T, 8> &x)
+__device__ __forceinline__ void half_step(float (&d)[4], const packed<T, 8> &low, const packed<T, 8> &high,
+                                          const packed<T, 8> &w)
 {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t a[4] = {pair(low, 2 * half), pair(high, 2 * half), pair(low, 2 * half + 1),
-                         pair(high, 2 * half + 1)};
-        uint32_t b[2] = {pair(x, 2 * half), pair(x, 2 * half + 1)};
+    for (int i = 0; i < 4; i += 2) {
+        uint32_t a[4] = {pair(low, i), pair(high, i), pair(low, i + 1), pair(high, i + 1)};
+        uint32_t b[2] = {pair(w, i), pair(w, i + 1)};
         mma_16816(d, a, b, T());
     }
 }
 
 /* ---- few rows ---- */
 
-/* GROUPS of 8 rows. */
-template <class T, class Row, int GROUPS>
-__global__ void __launch_bounds__(SLICES *WARP) few_kernel(product p, Row w, const T *x)
+/* TILES of 16 rows, GROUPS of 8 outputs a warp, weights loaded AHEAD steps before their turn. The warps of a block
+ * are the runs of one or more such groups. Shared memory: sums [warps][rows][outputs + 1]. */
+template <class T, class Row, int TILES, int GROUPS, int AHEAD>
+__global__ void __launch_bounds__(SLICES *WARP, TILES == 1 && !Row::QUANTIZED ? 2 : 1)
+few_kernel(product p, Row w, const T *x)
 {
-    __shared__ float sums[SLICES][FEW_OUTPUTS][GROUPS * 8 + 1];
-    int lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    int64_t n0 = (int64_t)blockIdx.x * FEW_OUTPUTS;
-    int64_t end = min((slice + 1) * p.slice, p.n_in);
-    float d[GROUPS][4] = {};
-#pragma unroll 4
-    for (int64_t k0 = slice * p.slice; k0 < end; k0 += STEP) {
-        packed<T, 8> low = load_w<T>(w, p, n0 + g, k0 + 8 * q);
-        packed<T, 8> high = load_w<T>(w, p, n0 + g + 8, k0 + 8 * q);
+    constexpr int OUTS = GROUPS * MMA_OUTS, ROWS = TILES * MMA_ROWS;
+    extern __shared__ __align__(16) uint8_t memory[];
+    float *sums = (float *)memory;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
+    int run = warp % p.runs, n_warps = blockDim.x / WARP;
+    int64_t n0 = ((int64_t)blockIdx.x * (n_warps / p.runs) + warp / p.runs) * OUTS;
+    int32_t begin = run * p.slice, end = min(begin + p.slice, p.n_in);
+    decltype(load_raw(w, 0, 0)) raw[AHEAD][GROUPS][2];
 #pragma unroll
-        for (int i = 0; i < GROUPS; i++) {
-            packed<T, 8> rows = load_x(x, p, i * 8 + g, k0 + 8 * q);
-            step(d[i], low, high, rows);
-        }
-    }
+    for (int i = 0; i < AHEAD; i++)
 #pragma unroll
-    for (int i = 0; i < GROUPS; i++)
+        for (int o = 0; o < GROUPS; o++)
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-            sums[slice][g + e / 2 * 8][i * 8 + 2 * q + e % 2] = d[i][e];
+            for (int h = 0; h < 2; h++) {
+                int32_t k = begin + i * STEP + h * HALF + 8 * q;
+                raw[i][o][h] = load_w(w, p, n0 + o * MMA_OUTS + g, k, end);
+            }
+    float d[TILES][GROUPS][4] = {};
+    for (int32_t k0 = begin; k0 < end; k0 += AHEAD * STEP)
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                int32_t k = k0 + i * STEP + h * HALF + 8 * q, later = k + AHEAD * STEP;
+                packed<T, 8> weights[GROUPS];
+#pragma unroll
+                for (int o = 0; o < GROUPS; o++) {
+                    weights[o] = widen<T>(raw[i][o][h]);
+                    raw[i][o][h] = load_w(w, p, n0 + o * MMA_OUTS + g, later, end);
+                }
+#pragma unroll
+                for (int t = 0; t < TILES; t++) {
+                    packed<T, 8> low = load_x(x, p, t * MMA_ROWS + g, k, end);
+                    packed<T, 8> high = load_x(x, p, t * MMA_ROWS + g + 8, k, end);
+#pragma unroll
+                    for (int o = 0; o < GROUPS; o++) half_step(d[t][o], low, high, weights[o]);
+                }
+            }
+    float *mine = sums + warp * ROWS * (OUTS + 1);
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int o = 0; o < GROUPS; o++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                mine[(t * MMA_ROWS + g + e / 2 * 8) * (OUTS + 1) + o * MMA_OUTS + 2 * q + e % 2] =
+                    d[t][o][e];
     __syncthreads();
-    for (int at = threadIdx.x; at < FEW_OUTPUTS * GROUPS * 8; at += blockDim.x) {
-        int n = at % FEW_OUTPUTS, r = at / FEW_OUTPUTS;
-        float y = sums[0][n][r];
-        for (int s = 1; s < SLICES; s++) y += sums[s][n][r];
-        finish<T>(p, r, n0 + n, y);
+    /* Of the block's outputs, those of one group after the other. */
+    int n_rows = (int)min(p.rows, (int64_t)ROWS), n_groups = n_warps / p.runs;
+    for (int at = threadIdx.x; at < n_groups * n_rows * OUTS; at += blockDim.x) {
+        int n = at % OUTS, r = at / OUTS % n_rows, group = at / OUTS / n_rows;
+        const float *from = sums + (group * p.runs * ROWS + r) * (OUTS + 1) + n;
+        float y = 0;
+        for (int i = 0; i < p.runs; i++) y += from[i * ROWS * (OUTS + 1)];
+        finish<T>(p, r, ((int64_t)blockIdx.x * n_groups + group) * OUTS + n, y);
     }
 }
 
 /* ---- many rows ---- */
 
-template <class T> struct tiles { T w[2][TILE][TILE_STRIDE], x[2][TILE][TILE_STRIDE]; };
+/* A block's rows and outputs, and a warp's. One run needs half the registers for sums. */
+struct small_tile { static constexpr int ROWS = 64, OUTS = 64, WARP_ROWS = 32, WARP_OUTS = 32; };
+struct middle_tile { static constexpr int ROWS = 128, OUTS = 128, WARP_ROWS = 64, WARP_OUTS = 32; };
+struct large_tile { static constexpr int ROWS = 128, OUTS = 256, WARP_ROWS = 64, WARP_OUTS = 64; };
 
-/* 64 rows of 32 inputs from k0 on: 256 pieces of 8, two a thread. */
-template <class T, class Row>
-__device__ __forceinline__ void fetch(tiles<T> &s, int stage, const product &p, Row w, const T *x,
-                                      int64_t n0, int64_t r0, int64_t k0)
+template <class Tile> __host__ __device__ constexpr int tile_threads()
 {
+    return Tile::ROWS / Tile::WARP_ROWS * (Tile::OUTS / Tile::WARP_OUTS) * WARP;
+}
+
+template <class T, class Tile> struct stage { T x[Tile::ROWS][STEP], w[Tile::OUTS][STEP]; };
+
+/* Where the 8 inputs `piece` of a row lie in it. */
+__device__ __forceinline__ int place(int row, int piece) { return (piece ^ row % 2 * 4) * 8; }
+
+/* What a thread brings of one side: 8 inputs of every APART-th row. */
+template <class T> struct source {
+    const T *at; /* its first */
+    int64_t stride;
+    int32_t rows, k; /* rows that there are from its first on; inputs before its own in a step */
+};
+
+template <class T>
+__device__ __forceinline__ source<T> source_of(const T *data, int64_t stride, int64_t first, int64_t rows)
+{
+    int32_t row = threadIdx.x / 8, k = threadIdx.x % 8 * 8;
+    int64_t left = rows - first - row;
+    return {data + (first + row) * stride + k, stride, (int32_t)min(left, (int64_t)INT32_MAX), k};
+}
+
+/* A step of it, from input k0 on, in the background. */
+template <int ROWS, int THREADS, class T>
+__device__ __forceinline__ void fetch(T (*to)[STEP], const source<T> &s, int32_t k0, int32_t n_in)
+{
+    constexpr int APART = THREADS / 8;
+    T *row = &to[threadIdx.x / 8][place(threadIdx.x / 8, threadIdx.x % 8)];
+    const T *from = s.at + k0;
+    bool inside = k0 + s.k < n_in;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int piece = i * TILE_WARPS * WARP + threadIdx.x, row = piece / 4, k = piece % 4 * 8;
-        store_packed(&s.w[stage][row][k], load_w<T>(w, p, n0 + row, k0 + k));
-        store_packed(&s.x[stage][row][k], load_x(x, p, r0 + row, k0 + k));
+    for (int i = 0; i < ROWS / APART; i++) {
+        bool there = inside && i * APART < s.rows;
+        copy_async_16(row + i * APART * STEP, there ? from + i * APART * s.stride : s.at, there);
     }
 }
 
-template <class T, class Row>
-__global__ void __launch_bounds__(TILE_WARPS *WARP) many_kernel(product p, Row w, const T *x)
+/* Others wait in registers while the tensor cores work. */
+template <class Row, class Tile> struct waiting {
+    static constexpr int N = Tile::OUTS * 8 / tile_threads<Tile>();
+    decltype(load_raw(Row(), 0, 0)) raw[N];
+};
+
+template <class Row, class Tile>
+__device__ __forceinline__ void load_waiting(waiting<Row, Tile> &v, const product &p, Row w, int64_t n0,
+                                             int32_t k0)
 {
-    __shared__ tiles<T> s;
+    constexpr int APART = tile_threads<Tile>() / 8;
+#pragma unroll
+    for (int i = 0; i < v.N; i++)
+        v.raw[i] = load_w(w, p, n0 + i * APART + threadIdx.x / 8, k0 + threadIdx.x % 8 * 8, p.n_in);
+}
+
+template <class T, class Row, class Tile>
+__device__ __forceinline__ void store_waiting(stage<T, Tile> &s, const waiting<Row, Tile> &v)
+{
+    constexpr int APART = tile_threads<Tile>() / 8;
+#pragma unroll
+    for (int i = 0; i < v.N; i++) {
+        int row = i * APART + threadIdx.x / 8;
+        store_packed(&s.w[row][place(row, threadIdx.x % 8)], widen<T>(v.raw[i]));
+    }
+}
+
+template <class T, class Tile>
+using sums_of_warp = float[Tile::WARP_ROWS / MMA_ROWS][Tile::WARP_OUTS / MMA_OUTS][4];
+
+/* d += a step of the warp's tile, which begins at rows wr and outputs wn. */
+template <class T, class Tile>
+__device__ __forceinline__ void take_step(sums_of_warp<T, Tile> &d, const stage<T, Tile> &s, int wr, int wn)
+{
+    constexpr int A = Tile::WARP_ROWS / MMA_ROWS, B = Tile::WARP_OUTS / MMA_OUTS;
+    int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
+#pragma unroll 1
+    for (int h = 0; h < 2; h++) {
+        int at = place(g, h * 4 + q);
+        packed<T, 8> weights[B];
+#pragma unroll
+        for (int b = 0; b < B; b++)
+            weights[b] = load_packed<T, 8>(&s.w[wn + b * MMA_OUTS + g][at]);
+#pragma unroll
+        for (int a = 0; a < A; a++) {
+            packed<T, 8> low = load_packed<T, 8>(&s.x[wr + a * MMA_ROWS + g][at]);
+            packed<T, 8> high = load_packed<T, 8>(&s.x[wr + a * MMA_ROWS + g + 8][at]);
+#pragma unroll
+            for (int b = 0; b < B; b++) half_step(d[a][b], low, high, weights[b]);
+        }
+    }
+}
+
+/* A run ends: its sum joins those before it. */
+template <class T, class Tile>
+__device__ __forceinline__ void add_run(sums_of_warp<T, Tile> &total, const sums_of_warp<T, Tile> &d)
+{
+#pragma unroll
+    for (int a = 0; a < Tile::WARP_ROWS / MMA_ROWS; a++)
+#pragma unroll
+        for (int b = 0; b < Tile::WARP_OUTS / MMA_OUTS; b++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) total[a][b][e] += d[a][b][e];
+}
+
+template <class T, class Row, class Tile, bool ONE_RUN>
+__global__ void __launch_bounds__(tile_threads<Tile>()) many_kernel(product p, Row w, const T *x)
+{
+    constexpr int A = Tile::WARP_ROWS / MMA_ROWS, B = Tile::WARP_OUTS / MMA_OUTS;
+    constexpr int WARPS_OF_OUTS = Tile::OUTS / Tile::WARP_OUTS;
+    constexpr int THREADS = tile_threads<Tile>();
+    extern __shared__ __align__(16) uint8_t memory[];
+    stage<T, Tile> *stages = (stage<T, Tile> *)memory;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    int64_t n0 = (int64_t)blockIdx.x * TILE, r0 = (int64_t)blockIdx.y * TILE;
-    int wn = warp % 2 * WARP_TILE, wr = warp / 2 * WARP_TILE;
-    float total[2][4][4] = {}, d[2][4][4] = {};
-    int64_t steps = (p.n_in + STEP - 1) / STEP;
-    fetch(s, 0, p, w, x, n0, r0, 0);
-    __syncthreads();
-    for (int64_t i = 0; i < steps; i++) {
-        int stage = i % 2;
-        if (i + 1 < steps) fetch(s, 1 - stage, p, w, x, n0, r0, (i + 1) * STEP);
-        packed<T, 8> rows[4];
-#pragma unroll
-        for (int b = 0; b < 4; b++) rows[b] = load_packed<T, 8>(&s.x[stage][wr + b * 8 + g][8 * q]);
-#pragma unroll
-        for (int a = 0; a < 2; a++) {
-            packed<T, 8> low = load_packed<T, 8>(&s.w[stage][wn + a * 16 + g][8 * q]);
-            packed<T, 8> high = load_packed<T, 8>(&s.w[stage][wn + a * 16 + g + 8][8 * q]);
-#pragma unroll
-            for (int b = 0; b < 4; b++) step(d[a][b], low, high, rows[b]);
+    int64_t n0 = (int64_t)(p.rows_first ? blockIdx.y : blockIdx.x) * Tile::OUTS;
+    int64_t r0 = (int64_t)(p.rows_first ? blockIdx.x : blockIdx.y) * Tile::ROWS;
+    int wn = warp % WARPS_OF_OUTS * Tile::WARP_OUTS, wr = warp / WARPS_OF_OUTS * Tile::WARP_ROWS;
+    int32_t steps = (p.n_in + STEP - 1) / STEP;
+    sums_of_warp<T, Tile> total = {};
+    waiting<Row, Tile> held;
+
+    source<T> of_x = source_of(x, (int64_t)p.n_in, r0, p.rows);
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (i < steps) {
+            fetch<Tile::ROWS, THREADS>(stages[i].x, of_x, i * STEP, p.n_in);
+            if constexpr (Row::QUANTIZED) {
+                load_waiting(held, p, w, n0, i * STEP);
+                store_waiting(stages[i], held);
+            } else {
+                fetch<Tile::OUTS, THREADS>(stages[i].w, source_of(w.data, w.stride, n0, p.n_out), i * STEP,
+                                           p.n_in);
+            }
         }
-        /* The run ends: its sum joins those before it. */
-        if ((i + 1) * STEP % p.slice == 0 || i + 1 == steps) {
-            bool first = (i * STEP) / p.slice == 0;
-#pragma unroll
-            for (int a = 0; a < 2; a++)
-#pragma unroll
-                for (int b = 0; b < 4; b++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        total[a][b][e] = first ? d[a][b][e] : total[a][b][e] + d[a][b][e];
-                        d[a][b][e] = 0;
-                    }
+        copy_async_commit();
+    }
+    for (int32_t i = 0, end = 0; i < steps;) {
+        end = min(end + p.slice / STEP, steps);
+        float d[A][B][4] = {};
+        for (; i < end; i++) {
+            int32_t next = i + STAGES - 1;
+            copy_async_wait<STAGES - 2>();
+            __syncthreads(); /* step i is there for all, and all are done with step i - 1 */
+            stage<T, Tile> &to = stages[next % STAGES];
+            if (next < steps) {
+                fetch<Tile::ROWS, THREADS>(to.x, of_x, next * STEP, p.n_in);
+                if constexpr (Row::QUANTIZED)
+                    load_waiting(held, p, w, n0, next * STEP);
+                else
+                    fetch<Tile::OUTS, THREADS>(to.w, source_of(w.data, w.stride, n0, p.n_out), next * STEP,
+                                               p.n_in);
+            }
+            copy_async_commit();
+            take_step<T, Tile>(ONE_RUN ? total : d, stages[i % STAGES], wr, wn);
+            if constexpr (Row::QUANTIZED)
+                if (next < steps) store_waiting(to, held);
         }
-        __syncthreads();
+        if constexpr (!ONE_RUN) add_run<T, Tile>(total, d);
     }
 #pragma unroll
-    for (int a = 0; a < 2; a++)
+    for (int a = 0; a < A; a++)
 #pragma unroll
-        for (int b = 0; b < 4; b++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                finish<T>(p, r0 + wr + b * 8 + 2 * q + e % 2, n0 + wn + a * 16 + g + e / 2 * 8,
-                            total[a][b][e]);
+        for (int b = 0; b < B; b++) {
+            const float(&y)[4] = total[a][b];
+            int64_t r = r0 + wr + a * MMA_ROWS + g, n = n0 + wn + b * MMA_OUTS + 2 * q;
+            finish_pair<T>(p, r, n, y[0], y[1]);
+            finish_pair<T>(p, r + 8, n, y[2], y[3]);
+        }
 }
 
 /* ---- plain ---- */
@@ -195,7 +364,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) plain_kernel(product p, Row w, 
     int n = threadIdx.x % PLAIN_TILE, r = threadIdx.x / PLAIN_TILE;
     int64_t n0 = (int64_t)blockIdx.x * PLAIN_TILE, r0 = (int64_t)blockIdx.y * PLAIN_TILE;
     float y[4] = {};
-    for (int64_t k0 = 0; k0 < p.n_in; k0 += PLAIN_STEP) {
+    for (int32_t k0 = 0; k0 < p.n_in; k0 += PLAIN_STEP) {
         for (int at = threadIdx.x; at < PLAIN_TILE * PLAIN_STEP; at += PLAIN_THREADS) {
             int row = at / PLAIN_STEP, k = at % PLAIN_STEP;
             bool inside = k0 + k < p.n_in;
@@ -221,24 +390,69 @@ static void launch_plain(struct cuda_device *c, const product &p, Row w, const T
     cuda_launch(c, "matmul", plain_kernel<T, Row>, grid, dim3(PLAIN_THREADS), 0, p, w, x);
 }
 
+template <int TILES, int GROUPS, int AHEAD, class T, class Row>
+static void launch_few(struct cuda_device *c, const product &p, Row w, const T *x)
+{
+    int n_groups = p.runs == 1 ? 2 : 1, warps = n_groups * p.runs;
+    size_t shared = (size_t)(warps * TILES * MMA_ROWS * (GROUPS * MMA_OUTS + 1)) * sizeof(float);
+    dim3 grid((unsigned)ceil_div(p.n_out, n_groups * GROUPS * MMA_OUTS));
+    cuda_launch(c, "matmul", few_kernel<T, Row, TILES, GROUPS, AHEAD>, grid, dim3(warps * WARP), shared, p,
+                w, x);
+}
+
+template <class Tile> static int64_t n_tiles(const product &p)
+{
+    return ceil_div(p.n_out, Tile::OUTS) * ceil_div(p.rows, Tile::ROWS);
+}
+
+template <class Tile, bool ONE_RUN, class T, class Row>
+static void launch_many(struct cuda_device *c, product p, Row w, const T *x)
+{
+    unsigned outs = (unsigned)ceil_div(p.n_out, Tile::OUTS), rows = (unsigned)ceil_div(p.rows, Tile::ROWS);
+    /* What is walked through again and again should be the side that the second-level cache holds. */
+    p.rows_first = p.rows < p.n_out;
+    dim3 grid = p.rows_first ? dim3(rows, outs) : dim3(outs, rows);
+    cuda_launch(c, "matmul", many_kernel<T, Row, Tile, ONE_RUN>, grid, dim3(tile_threads<Tile>()),
+                STAGES * sizeof(stage<T, Tile>), p, w, x);
+}
+
+/* How outputs are spread over blocks, by what keeps the multiprocessors busy. None of it changes a bit. */
 template <class T, class Row>
 static void launch_mma(struct cuda_device *c, const product &p, Row w, const T *x)
 {
-    dim3 few((unsigned)ceil_div(p.n_out, FEW_OUTPUTS)), block(SLICES * WARP);
-    if (p.rows <= 8)
-        cuda_launch(c, "matmul", few_kernel<T, Row, 1>, few, block, 0, p, w, x);
-    else if (p.rows <= FEW_ROWS)
-        cuda_launch(c, "matmul", few_kernel<T, Row, 2>, few, block, 0, p, w, x);
+    int64_t busy = c->n_multiprocessors;
+    bool one_run = p.runs == 1 && p.n_out >= WIDE_OUTS;
+    if (p.rows <= MMA_ROWS) {
+        if (one_run) launch_few<1, 1, 4>(c, p, w, x);
+        else if (p.n_out < 2 * MMA_OUTS * busy) launch_few<1, 1, 2>(c, p, w, x);
+        else launch_few<1, 2, 2>(c, p, w, x);
+        return;
+    }
+    if (p.rows <= FEW_ROWS && !one_run) {
+        /* Every block reads all rows: more outputs a block, fewer readings. */
+        if (p.rows <= 2 * MMA_ROWS) launch_few<2, 2, 2>(c, p, w, x);
+        else if (p.n_out < 3 * MMA_OUTS * busy) launch_few<4, 2, 2>(c, p, w, x);
+        else launch_few<4, 4, 1>(c, p, w, x);
+        return;
+    }
+    if constexpr (!Row::QUANTIZED)
+        if (one_run && c->shared_bytes >= (int32_t)(STAGES * sizeof(stage<T, large_tile>))
+            && n_tiles<large_tile>(p) >= busy) {
+            launch_many<large_tile, true>(c, p, w, x);
+            return;
+        }
+    if (c->shared_bytes >= (int32_t)(STAGES * sizeof(stage<T, middle_tile>))
+        && n_tiles<middle_tile>(p) >= busy)
+        launch_many<middle_tile, false>(c, p, w, x);
     else
-        cuda_launch(c, "matmul", many_kernel<T, Row>,
-                    dim3((unsigned)ceil_div(p.n_out, TILE), (unsigned)ceil_div(p.rows, TILE)),
-                    dim3(TILE_WARPS * WARP), 0, p, w, x);
+        launch_many<small_tile, false>(c, p, w, x);
 }
 
 template <class T>
 static void multiply(struct cuda_device *c, const product &p, const struct matrix *w, const T *x)
 {
-    bool tensor_cores = c->sm >= 80 || (c->sm >= 75 && w->dtype == DTYPE_F16);
+    /* bf16 needs sm_80, where it is allowed at all. */
+    bool tensor_cores = c->sm >= 75 && w->n_in % 8 == 0;
     int64_t stride = cuda_row_stride(w->dtype, w->n_in), codes = w->n_out * stride;
     uint8_t *data = (uint8_t *)w->data;
     plain_rows<T> rows = {(T *)data, stride};
@@ -259,8 +473,12 @@ void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const str
     ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
     ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
     ASSERT(out.dtype == DTYPE_F32 || out.dtype == x.dtype);
-    product p = {x.rows, w->n_out, w->n_in, round_up(ceil_div(w->n_in, SLICES), STEP), out.data,
-                 out.dtype == DTYPE_F32, bias, epilogue};
+    int64_t slices = w->n_out >= WIDE_OUTS ? 1 : SLICES;
+    int64_t slice = round_up(ceil_div(w->n_in, slices), STEP);
+    ASSERT(w->n_in <= INT32_MAX - 16 * STEP);
+    product p = {.rows = x.rows, .n_out = w->n_out, .n_in = (int32_t)w->n_in, .slice = (int32_t)slice,
+                 .runs = (int32_t)ceil_div(w->n_in, slice), .out_f32 = out.dtype == DTYPE_F32,
+                 .rows_first = false, .epilogue = epilogue, .out = out.data, .bias = bias};
     switch (x.dtype) {
     case DTYPE_F32: {
         ASSERT(w->dtype == DTYPE_F32);

@@ -14,12 +14,14 @@
 enum { QUANT_BLOCK = 32 };
 
 template <class T> struct plain_rows {
+    static constexpr bool QUANTIZED = false;
     T *data;
     int64_t stride;
     __device__ float at(int64_t n, int64_t k) const { return to_f32(data[n * stride + k]); }
 };
 
 struct q8_rows {
+    static constexpr bool QUANTIZED = true;
     int8_t *codes;
     f16 *scales;
     int64_t stride;
@@ -30,6 +32,7 @@ struct q8_rows {
 };
 
 struct q4_rows {
+    static constexpr bool QUANTIZED = true;
     uint8_t *codes;
     f16 *scales;
     int64_t stride;
@@ -42,34 +45,51 @@ struct q4_rows {
     }
 };
 
-/* Inputs k .. k + 7 (k a multiple of 8, below the stride) of row n as operands of a product, 16 bytes at a time. */
-template <class T> __device__ __forceinline__ packed<T, 8> load_8(plain_rows<T> w, int64_t n, int64_t k)
+/* Inputs k .. k + 7 (k a multiple of 8, below the stride) of row n: as they lie in memory (load_raw), and as operands
+ * of a product (widen). Between the two a kernel has other things to do. */
+template <class T> __device__ __forceinline__ packed<T, 8> load_raw(plain_rows<T> w, int64_t n, int64_t k)
 {
-    return load_packed<T, 8>(w.data + n * w.stride + k);
+    return load_once((const packed<T, 8> *)(w.data + n * w.stride + k));
 }
 
-template <class T> __device__ __forceinline__ packed<T, 8> load_8(q8_rows w, int64_t n, int64_t k)
+struct q8_raw { packed<int8_t, 8> codes; uint16_t scale; };
+
+__device__ __forceinline__ q8_raw load_raw(q8_rows w, int64_t n, int64_t k)
 {
-    packed<int8_t, 8> codes = load_packed<int8_t, 8>(w.codes + n * w.stride + k);
-    float scale = to_f32(w.scales[(n * w.stride + k) / QUANT_BLOCK]);
-    packed<T, 8> out;
-#pragma unroll
-    for (int i = 0; i < 8; i++) out.at[i] = from_f32<T>(scale * (float)codes.at[i]);
-    return out;
+    int64_t at = n * w.stride + k;
+    return {load_once((const packed<int8_t, 8> *)(w.codes + at)),
+            load_once((const uint16_t *)w.scales + at / QUANT_BLOCK)};
 }
 
-template <class T> __device__ __forceinline__ packed<T, 8> load_8(q4_rows w, int64_t n, int64_t k)
+/* shift: of the nibbles in their bytes. */
+struct q4_raw { packed<uint8_t, 8> codes; uint16_t scale; uint16_t shift; };
+
+__device__ __forceinline__ q4_raw load_raw(q4_rows w, int64_t n, int64_t k)
 {
     int64_t block = (n * w.stride + k) / QUANT_BLOCK;
     int in_block = (int)(k % QUANT_BLOCK);
-    packed<uint8_t, 8> bytes = load_packed<uint8_t, 8>(w.codes + block * 16 + in_block % 16);
-    float scale = to_f32(w.scales[block]);
+    return {load_once((const packed<uint8_t, 8> *)(w.codes + block * 16 + in_block % 16)),
+            load_once((const uint16_t *)w.scales + block), (uint16_t)(in_block / 16 * 4)};
+}
+
+template <class T> __device__ __forceinline__ packed<T, 8> widen(const packed<T, 8> &raw) { return raw; }
+
+template <class T> __device__ __forceinline__ packed<T, 8> widen(const q8_raw &raw)
+{
+    float scale = __half2float(__ushort_as_half(raw.scale));
     packed<T, 8> out;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int code = in_block < 16 ? bytes.at[i] & 15 : bytes.at[i] >> 4;
-        out.at[i] = from_f32<T>(scale * (float)(code - 8));
-    }
+    for (int i = 0; i < 8; i++) out.at[i] = from_f32<T>(scale * (float)raw.codes.at[i]);
+    return out;
+}
+
+template <class T> __device__ __forceinline__ packed<T, 8> widen(const q4_raw &raw)
+{
+    float scale = __half2float(__ushort_as_half(raw.scale));
+    packed<T, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        out.at[i] = from_f32<T>(scale * (float)((raw.codes.at[i] >> raw.shift & 15) - 8));
     return out;
 }
 

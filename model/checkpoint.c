@@ -42,7 +42,7 @@ bool checkpoint_open(const char *path, struct checkpoint **out, struct error *er
         free(ck);
         return error_set(err, ERR_MEMORY, NULL, "%s: no memory", path);
     }
-    if (!open_any(ck, err)) {
+    if (!open_any(ck, err) || !checkpoint_note_formats(ck, err)) {
         checkpoint_close(ck);
         return false;
     }
@@ -64,6 +64,7 @@ void checkpoint_close(struct checkpoint *ck)
     free(ck->tensors);
     free(ck->by_name);
     free(ck->weights);
+    free(ck->formats);
     free(ck->path);
     free(ck);
 }
@@ -75,6 +76,7 @@ const char *checkpoint_path(const struct checkpoint *ck) { return ck->path; }
 const struct gpt_config *checkpoint_config(const struct checkpoint *ck) { return &ck->config; }
 const struct gguf *checkpoint_gguf(const struct checkpoint *ck) { return ck->gguf; }
 enum dtype checkpoint_dtype(const struct checkpoint *ck) { return ck->dtype; }
+const struct weight_formats *checkpoint_formats(const struct checkpoint *ck) { return ck->formats; }
 int64_t checkpoint_n_tensors(const struct checkpoint *ck) { return ck->n_tensors; }
 
 int64_t checkpoint_file_bytes(const struct checkpoint *ck)
@@ -172,15 +174,23 @@ static void read_part(const struct weight_part *p, int64_t head_dim, int64_t row
     }
 }
 
-void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, int64_t layer,
-                          int64_t row0, int64_t n_rows, float *dst)
+/* The weight, of which rows [row0, row0 + n_rows) are asked for. */
+static const struct weight *find_weight(const struct checkpoint *ck, enum weight_role role,
+                                        int64_t layer, int64_t row0, int64_t n_rows)
 {
-    int64_t n_out, n_in, begin = 0;
+    int64_t n_out, n_in;
     ASSERT(weight_role_shape(&ck->config, role, &n_out, &n_in));
     ASSERT(row0 >= 0 && n_rows >= 0 && n_rows <= n_out - row0);
     bool of_layer = weight_role_is_layer(role);
     ASSERT(!of_layer || (layer >= 0 && layer < ck->config.n_layer));
-    const struct weight *w = &ck->weights[(of_layer ? 1 + layer : 0) * N_WEIGHT_ROLES + role];
+    return &ck->weights[(of_layer ? 1 + layer : 0) * N_WEIGHT_ROLES + role];
+}
+
+void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, int64_t layer,
+                          int64_t row0, int64_t n_rows, float *dst)
+{
+    const struct weight *w = find_weight(ck, role, layer, row0, n_rows);
+    int64_t begin = 0;
     for (int32_t i = 0; i < w->n_parts; i++) {
         const struct weight_part *p = &w->parts[i];
         if (w->vector) {
@@ -194,5 +204,23 @@ void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, in
             read_part(p, ck->config.head_dim, from - begin, to - from,
                       dst + (from - row0) * p->n_cols);
         begin += p->n_rows;
+    }
+}
+
+void checkpoint_read_blocks(const struct checkpoint *ck, enum weight_role role, int64_t layer,
+                            int64_t row0, int64_t n_rows, uint8_t *dst)
+{
+    const struct weight *w = find_weight(ck, role, layer, row0, n_rows);
+    int64_t begin = 0;
+    for (int32_t i = 0; i < w->n_parts; begin += w->parts[i++].n_rows) {
+        const struct weight_part *p = &w->parts[i];
+        int64_t row_bytes = dtype_bytes(p->dtype, p->n_cols);
+        int64_t from = max_i64(row0, begin), to = min_i64(row0 + n_rows, begin + p->n_rows);
+        ASSERT(p->layout != PART_TRANSPOSED);
+        for (int64_t r = from; r < to; r++, dst += row_bytes) {
+            bool pairs = p->layout == PART_ROPE_PAIRS;
+            int64_t row = pairs ? paired_row(r - begin, ck->config.head_dim) : r - begin;
+            memcpy(dst, p->data + row * row_bytes, (size_t)row_bytes);
+        }
     }
 }

@@ -7,7 +7,7 @@
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 
-enum { CHECKPOINT_MAX_PARTS = 3, CHECKPOINT_MAX_SHARDS = 1024, CHECKPOINT_PATH_MAX = 4096 };
+enum { CHECKPOINT_MAX_SHARDS = 1024, CHECKPOINT_PATH_MAX = 4096 };
 
 /* A tensor of any of the files. */
 struct tensor_entry {
@@ -55,6 +55,7 @@ struct checkpoint {
     struct tensor_entry **by_name;
     int64_t n_tensors;
     struct weight *weights; /* [N_WEIGHT_ROLES] of the model, then [n_layer][N_WEIGHT_ROLES] */
+    struct weight_formats *formats; /* [1 + n_layer]; NULL: see checkpoint_formats */
     enum dtype dtype;
 };
 
@@ -97,6 +98,9 @@ void checkpoint_switches_by_presence(struct checkpoint *ck, const struct tensor_
 /* Binds all weights that ck->config calls for; checks that nothing else is there. */
 bool checkpoint_bind(struct checkpoint *ck, const struct tensor_names *names, struct error *err)
     MUST_CHECK;
+
+/* checkpoint_formats.c: fills in ck->formats, of a checkpoint whose weights are bound. */
+bool checkpoint_note_formats(struct checkpoint *ck, struct error *err) MUST_CHECK;
 
 bool checkpoint_open_hf(struct checkpoint *ck, struct error *err) MUST_CHECK;
 bool checkpoint_open_gguf(struct checkpoint *ck, struct error *err) MUST_CHECK;

@@ -41,12 +41,22 @@ struct tensor {
     int64_t rows, cols;
 };
 
+enum { MATRIX_PARTS = 3 };
+struct matrix_part {
+    enum dtype dtype;
+    int64_t n_out; /* 0: past the last */
+};
+
 /* A weight matrix [n_out, n_in] in the device's own packed layout. n_out and n_in are the true sizes;
- * the layout pads as it likes (device_matrix_bytes). */
+ * the layout pads as it likes (device_matrix_bytes).
+ *
+ * A matrix for serving may be made of up to three parts: rows of types of their own, all quantized, which lie
+ * under each other as so many matrices of their own (matrix_part_of). Without parts all rows have `dtype`. */
 struct matrix {
     void *data;
-    enum dtype dtype;
+    enum dtype dtype; /* with parts: the first one's */
     int64_t n_out, n_in;
+    struct matrix_part parts[MATRIX_PARTS]; /* all zero: none */
 };
 
 /* One sequence's part of a step: rows [row0, row0 + n_rows) are its positions
@@ -147,6 +157,11 @@ struct device_ops {
      * multiple of 64; n_rows too unless it reaches n_out. */
     void (*matrix_write)(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                          const float *rows);
+    /* The same without loss for a matrix of one quantized type, from rows of GGUF's blocks of that type, each of
+     * dtype_bytes(w->dtype, n_in) bytes. NULL: this device does not hold every type that files have, nor
+     * matrices of several parts. */
+    void (*matrix_write_blocks)(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                                const uint8_t *blocks);
 
     /* out[r,:] = wte[tokens[r],:] (+ wpe[positions[r],:] unless wpe is NULL). out f32 [R, C];
      * wte packed (it may be the tied lm_head), wpe f32 [block_size, C]. */
@@ -154,7 +169,7 @@ struct device_ops {
                   const struct matrix *wte, const float *wpe);
     /* out = norm(x). x f32 [R, C]; out f32 or bf16. */
     void (*norm)(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
-    /* y = x W^T + bias, then the epilogue. x [R, n_in] of W's type (f32 with f32, bf16 with bf16); out
+    /* y = x W^T + bias, then the epilogue. x [R, n_in] of W's type (f32 with f32, bf16 with bf16), or of 16 bits; out
      * [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
     void (*matmul)(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                    const float *bias, enum epilogue epilogue);
@@ -182,6 +197,39 @@ struct device {
     const struct device_train_ops *train; /* NULL: this device only serves */
     char name[16]; /* "cpu", "cuda:0" */
 };
+
+/* Part i of a matrix (the matrix itself is part 0 of one without parts) as a matrix of its own; *row0: the row
+ * at which it begins. False past the last. */
+static inline bool matrix_part_of(const struct device *d, const struct matrix *w, int i,
+                                  struct matrix *out, int64_t *row0)
+{
+    bool whole = w->parts[0].n_out == 0;
+    if (i >= (whole ? 1 : MATRIX_PARTS) || (!whole && w->parts[i].n_out == 0)) return false;
+    *out = *w;
+    *row0 = 0;
+    if (whole) return true;
+    uint8_t *data = (uint8_t *)w->data;
+    for (int j = 0; j < i; j++) {
+        int64_t bytes = d->ops->matrix_bytes(d, w->parts[j].dtype, w->parts[j].n_out, w->n_in);
+        if (data) data += bytes;
+        *row0 += w->parts[j].n_out;
+    }
+    out->data = data;
+    out->dtype = w->parts[i].dtype;
+    out->n_out = w->parts[i].n_out;
+    for (int j = 0; j < MATRIX_PARTS; j++) out->parts[j].n_out = 0;
+    return true;
+}
+
+/* Bytes of the packed matrix, with all its parts. */
+static inline int64_t device_matrix_bytes(const struct device *d, const struct matrix *w)
+{
+    struct matrix part;
+    int64_t bytes = 0, row0;
+    for (int i = 0; matrix_part_of(d, w, i, &part, &row0); i++)
+        bytes += d->ops->matrix_bytes(d, part.dtype, part.n_out, part.n_in);
+    return bytes;
+}
 
 #ifdef __cplusplus
 }

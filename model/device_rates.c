@@ -42,7 +42,8 @@ static void layout(struct bench *b, enum dtype dtype)
     };
     struct device *d = b->d;
     int64_t matrix = d->ops->matrix_bytes(d, dtype, N_OUT, N_IN), act = dtype_bytes(dtype, 1);
-    b->w = (struct matrix){plan_take(p, MEMORY_WEIGHTS, "w", matrix, 1), dtype, N_OUT, N_IN};
+    b->w = (struct matrix){.data = plan_take(p, MEMORY_WEIGHTS, "w", matrix, 1), .dtype = dtype,
+                            .n_out = N_OUT, .n_in = N_IN};
     b->x = (struct tensor){plan_take(p, MEMORY_ACTIVATIONS, "x", ROWS * N_IN, act), dtype, ROWS,
                            N_IN};
     b->y = (struct tensor){plan_take(p, MEMORY_ACTIVATIONS, "y", ROWS * N_OUT, act), dtype, ROWS,

@@ -100,8 +100,9 @@ struct device_train_ops {
     void (*swiglu_backward)(struct device *d, struct tensor dgate_up, struct tensor dmlp,
                             struct tensor gate_up);
     /* dqkv f32 [R, (H + 2G) K] = gradient of attention's output with respect to the rotated q, k and v. qkv act (as
-     * attention saw them: rotated), out act, dout f32 [R, H K], lse f32 [R, H] (attention's). Spans
-     * of `b` start at position 0 of their rows: a span attends to itself alone. No T x T matrix. */
+     * attention saw them: rotated), out act, dout f32 [R, H K], lse f32 [R, H] (attention's). dout's memory
+     * may be used for other things and is lost. Spans of `b` start at position 0 of their rows: a span
+     * attends to itself alone. No T x T matrix. */
     void (*attention_backward)(struct device *d, struct tensor dqkv, struct tensor dout,
                                struct tensor qkv, struct tensor out, const float *lse,
                                const struct batch *b, const struct attention *a);

@@ -57,14 +57,12 @@ int64_t dtype_bytes(enum dtype dtype, int64_t n)
 static inline float half_to_float(uint16_t h)
 {
     union { uint32_t u; float f; } v;
-    uint32_t exponent = h & 0x7C00, rebias = 112u << 23;
-    if (exponent == 0) {
-        v.f = (float)(h & 0x3FF) * 0x1p-24f;
-    } else {
-        v.u = (uint32_t)(h & 0x7FFF) << 13;
-        v.u += exponent == 0x7C00 ? 2 * rebias : rebias; /* infinity and NaN: exponent 255 */
-    }
-    v.u |= (uint32_t)(h & 0x8000) << 16;
+    /* The product moves the exponent to its place, small ones' as well; infinity and NaN keep 255. No branch, so that
+     * loops become vectors. */
+    uint32_t beyond = (h & 0x7C00) == 0x7C00 ? 255u << 23 : 0;
+    v.u = (uint32_t)(h & 0x7FFF) << 13;
+    v.f *= 0x1p112f;
+    v.u |= beyond | (uint32_t)(h & 0x8000) << 16;
     return v.f;
 }
 

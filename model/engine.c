@@ -127,5 +127,6 @@ void engine_close(struct engine *e)
 const struct gpt_config *engine_config(const struct engine *e) { return &e->gpt.config; }
 const struct tokenizer *engine_tokenizer(const struct engine *e) { return e->tokenizer; }
 const char *engine_fingerprint(const struct engine *e) { return e->fingerprint; }
+const struct weight_formats *engine_formats(const struct engine *e) { return e->gpt.kept; }
 int64_t engine_max_context(const struct engine *e) { return e->options.max_context; }
 int32_t engine_max_seqs(const struct engine *e) { return e->options.max_seqs; }

@@ -39,6 +39,10 @@ enum { ENGINE_MAX_SEQS = 4096, ENGINE_MAX_BATCH_TOKENS = 65536 };
 struct engine_options {
     enum dtype dtype;         /* of weights: f32, bf16, f16 (GPUs), q8_0, q4_0 (quantized as they are
                                  loaded) */
+    /* Matrices that the file has quantized stay as they are, where gpt_keeps_formats; `dtype` (bf16 or f16) is
+     * what all else has. checkpoint_formats of the model, to live until engine_open or engine_plan returns. NULL:
+     * all matrices have `dtype`. */
+    const struct weight_formats *formats;
     enum dtype kv_dtype;      /* of the KV cache: f32, bf16, q8_0; KV_AUTO: of the activations */
     int32_t max_seqs;         /* sequences that run at once (n counts n) */
     int32_t max_batch_tokens; /* rows of one step: decodes plus a prefill chunk */
@@ -145,6 +149,8 @@ bool engine_idle(const struct engine *e); /* nothing queued or running */
 const struct gpt_config *engine_config(const struct engine *e);
 const struct tokenizer *engine_tokenizer(const struct engine *e);
 const char *engine_fingerprint(const struct engine *e);
+/* Of the matrices that stay as the file has them; NULL: none does. */
+const struct weight_formats *engine_formats(const struct engine *e);
 int64_t engine_max_context(const struct engine *e);
 int32_t engine_max_seqs(const struct engine *e);
 

@@ -57,6 +57,12 @@ static struct engine *layout_host(struct engine *e, struct plan *plan)
     struct gpt_layer *layers = plan_take(plan, MEMORY_HOST, "layers", e->gpt.config.n_layer,
                                          sizeof *layers);
     if (layers) e->gpt.layers = layers;
+    if (e->gpt.kept) {
+        int64_t n_formats = 1 + e->gpt.config.n_layer;
+        struct weight_formats *kept = plan_take(plan, MEMORY_HOST, "formats", n_formats, sizeof *kept);
+        if (kept) e->gpt.kept = memcpy(kept, e->gpt.kept, (size_t)n_formats * sizeof *kept);
+        if (kept) e->options.formats = kept;
+    }
 
     void *pool = plan_take(plan, MEMORY_HOST, "kv_pool", kv_pool_bytes(e->kv.n_pages), 1);
     if (pool) e->pool = kv_pool_init(pool, e->kv.n_pages);
@@ -169,6 +175,10 @@ static bool resolve_options(struct engine *e, struct error *err)
     if (!gpt_type_is_served(o->dtype))
         return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32, bf16, f16, q8_0 or q4_0",
                          dtype_info(o->dtype)->name);
+    if (!gpt_keeps_formats(e->device)) o->formats = NULL;
+    if (o->formats && o->dtype != DTYPE_BF16 && o->dtype != DTYPE_F16)
+        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; beside matrices that stay quantized as the file "
+                         "has them it must be bf16 or f16", dtype_info(o->dtype)->name);
     if (o->max_context == 0) o->max_context = c->block_size;
     return true;
 }
@@ -181,6 +191,7 @@ static bool resolve_shapes(struct engine *e, struct error *err)
     if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)
         || !gpt_kv_type(&e->gpt, o->kv_dtype, e->device, &kv, err))
         return false;
+    e->gpt.kept = o->formats;
     e->gpt.max_context = o->max_context;
     e->pages_per_seq = (int32_t)ceil_div(o->max_context, KV_PAGE_TOKENS);
     /* Every running sequence can have its row; more only helps scoring. */

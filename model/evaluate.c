@@ -83,6 +83,8 @@ static bool resolve(struct evaluator *e, const struct evaluator_options *o, stru
     if (!gpt_set_type(&e->gpt, o->dtype, e->device, err)
         || !gpt_kv_type(&e->gpt, o->kv_dtype, e->device, &kv, err))
         return false;
+    if (o->keep_formats && gpt_keeps_formats(e->device))
+        e->gpt.kept = checkpoint_formats(o->checkpoint);
     e->gpt.max_context = c->pos_encoding == POS_ROPE ? T : c->block_size;
     e->shape = (struct gpt_train_options){.max_rows = T, .max_spans = 1, .loss_rows = 1};
     e->piece_rows = min_i64(T, PIECE_ROWS);

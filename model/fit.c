@@ -176,6 +176,13 @@ static bool answer_generation(const struct fit_question *q, struct fit_answer *a
     return serve_search(&q->model, &a->serving, q->device, q->budget, &a->limits, err);
 }
 
+enum dtype fit_serving_dtype(const struct fit_question *q)
+{
+    const struct engine_options *o = &q->serving;
+    bool kept = o->formats && gpt_keeps_formats(q->device);
+    return kept ? weight_formats_main(o->formats, &q->model) : o->dtype;
+}
+
 void fit_half(struct fit_question *q)
 {
     const struct device_ops *ops = q->device->ops;

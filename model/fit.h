@@ -24,6 +24,9 @@ struct fit_question {
 /* The least that generates: bf16, one sequence, prompts in pieces of 4 tokens. */
 void fit_serving_init(struct engine_options *o);
 
+/* The type that most weights have when serving: of the file's, where they are kept. */
+enum dtype fit_serving_dtype(const struct fit_question *q);
+
 /* bf16 becomes f16 where the device does not compute in bf16 (GPUs before sm_80). */
 void fit_half(struct fit_question *q);
 

@@ -52,6 +52,19 @@ bool gpt_set_type(struct gpt *g, enum dtype type, const struct device *d, struct
                                           "little memory");
 }
 
+bool gpt_keeps_formats(const struct device *d) { return d->ops->matrix_write_blocks != NULL; }
+
+/* The types of the matrix's rows, where they are kept as the file has them. */
+static void keep_format(const struct layout *at, enum weight_role role, struct matrix *m)
+{
+    struct weight_rows rows[CHECKPOINT_MAX_PARTS];
+    _Static_assert((int)CHECKPOINT_MAX_PARTS == (int)MATRIX_PARTS, "a part each");
+    int32_t n = weight_formats_rows(at->g->kept, &at->g->config, role, at->plan->layer, rows);
+    if (n > 0) m->dtype = rows[0].dtype;
+    for (int32_t i = 0; n > 1 && i < n; i++)
+        m->parts[i] = (struct matrix_part){rows[i].dtype, rows[i].n_rows};
+}
+
 bool gpt_kv_type_parse(const char *name, enum dtype *out)
 {
     *out = KV_AUTO;
@@ -75,8 +88,9 @@ static struct matrix take_matrix(const struct layout *at, enum weight_role role)
     struct matrix m = {.dtype = weight_role_is_layer(role) ? at->blocks : at->vocabulary};
     bool exists = weight_role_shape(&at->g->config, role, &m.n_out, &m.n_in);
     ASSERT(exists);
-    int64_t bytes = at->d->ops->matrix_bytes(at->d, m.dtype, m.n_out, m.n_in);
-    m.data = plan_take(at->plan, at->component, weight_role_name(role), bytes, 1);
+    if (at->g->kept && at->component == MEMORY_WEIGHTS) keep_format(at, role, &m);
+    m.data = plan_take(at->plan, at->component, weight_role_name(role),
+                       device_matrix_bytes(at->d, &m), 1);
     return m;
 }
 
@@ -223,19 +237,43 @@ int64_t gpt_load_staging_bytes(const struct gpt *g)
 struct load {
     struct device *d;
     const struct checkpoint *ck;
+    const struct weight_formats *kept; /* gpt's */
     float *staging;
 };
+
+static bool is_kept(const struct load *load, enum weight_role role, int64_t layer)
+{
+    struct weight_rows rows[CHECKPOINT_MAX_PARTS];
+    return weight_formats_rows(load->kept, checkpoint_config(load->ck), role, layer, rows) > 0;
+}
+
+/* Rows [row0, row0 + m->n_out) of the weight: a part of its matrix, or all of it. */
+static void load_part(const struct load *load, struct matrix *m, enum weight_role role,
+                      int64_t layer, int64_t row0)
+{
+    const struct device_ops *ops = load->d->ops;
+    int64_t step = load_block_rows(m->n_in);
+    for (int64_t row = 0; row < m->n_out; row += step) {
+        int64_t n = min_i64(step, m->n_out - row);
+        if (load->kept && is_kept(load, role, layer)) {
+            uint8_t *blocks = (uint8_t *)load->staging; /* of at most 4 bytes an element */
+            checkpoint_read_blocks(load->ck, role, layer, row0 + row, n, blocks);
+            ops->matrix_write_blocks(load->d, m, row, n, blocks);
+        } else {
+            checkpoint_read_rows(load->ck, role, layer, row0 + row, n, load->staging);
+            ops->matrix_write(load->d, m, row, n, load->staging);
+        }
+        checkpoint_forget(load->ck);
+    }
+}
 
 static void load_matrix(const struct load *load, struct matrix *m, enum weight_role role,
                         int64_t layer)
 {
-    int64_t step = load_block_rows(m->n_in);
-    for (int64_t row = 0; row < m->n_out; row += step) {
-        int64_t n = min_i64(step, m->n_out - row);
-        checkpoint_read_rows(load->ck, role, layer, row, n, load->staging);
-        load->d->ops->matrix_write(load->d, m, row, n, load->staging);
-        checkpoint_forget(load->ck);
-    }
+    struct matrix part;
+    int64_t row0;
+    for (int i = 0; matrix_part_of(load->d, m, i, &part, &row0); i++)
+        load_part(load, &part, role, layer, row0);
 }
 
 /* A weight kept as plain f32 rows; nothing when the model has none. */
@@ -316,7 +354,7 @@ void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
 bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, float *staging,
               struct error *err)
 {
-    struct load load = {.d = d, .ck = ck, .staging = staging};
+    struct load load = {.d = d, .ck = ck, .kept = g->kept, .staging = staging};
     load_matrix(&load, &g->wte, WEIGHT_TOKEN_EMBEDDING, 0);
     load_vector(&load, g->wpe, WEIGHT_POSITION_EMBEDDING, 0);
     gpt_write_rope(g, d, staging);

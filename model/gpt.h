@@ -22,6 +22,9 @@ struct gpt {
     /* Serving may store the matrices as q8_0 or q4_0 blocks, with 16-bit activations; 0: not. The token
      * embedding and the head, which decide every token, never go below q8_0. */
     enum dtype quantized;
+    /* Matrices that a file has quantized stay so, each as it is, with 16-bit activations: checkpoint_formats of
+     * config's model, [1 + n_layer]. NULL: not. */
+    const struct weight_formats *kept;
     struct matrix wte;
     float *wpe;  /* [block_size, C] f32; NULL with RoPE */
     float *rope; /* [max_context, K/2, 2] f32 cos, sin; NULL with learned positions */
@@ -50,6 +53,8 @@ struct gpt_state {
  * g->quantized. ERR_UNSUPPORTED for what the device does not compute in. */
 bool gpt_set_type(struct gpt *g, enum dtype type, const struct device *d, struct error *err)
     MUST_CHECK;
+/* Can the device keep a file's quantized matrices as they are, instead of converting them? */
+bool gpt_keeps_formats(const struct device *d);
 bool gpt_type_is_served(enum dtype type);
 /* The type of the KV cache when serving: KV_AUTO stands for that of the activations, g->dtype. The name may be auto,
  * f32, bf16 or q8_0. ERR_UNSUPPORTED for what the device does not keep beside g->dtype. */

@@ -29,6 +29,7 @@ struct entry {
 struct profile {
     struct device base; /* first: a struct device * is a struct profile * */
     struct device *inner;
+    struct device_ops ops; /* without what the inner device lacks */
     FILE *to;
     struct error error; /* of a wait, until the caller asks */
     double bytes_per_s, flops_per_s[2]; /* of f32, of half precision */
@@ -106,7 +107,7 @@ static double tensor_bytes(struct tensor t) { return t.data ? bytes_of(t.dtype, 
 
 static double matrix_bytes(const struct device *d, const struct matrix *w)
 {
-    return (double)inner_of(d)->ops->matrix_bytes(inner_of(d), w->dtype, w->n_out, w->n_in);
+    return (double)device_matrix_bytes(inner_of(d), w);
 }
 
 /* Of rows by a matrix, whichever of the three is the result. */
@@ -217,6 +218,15 @@ static void matrix_write(struct device *d, struct matrix *w, int64_t row0, int64
     double elements = (double)n_rows * (double)w->n_in;
     end(d, t, (struct cost){.name = "matrix_write",
                             .bytes = 4 * elements + bytes_of(w->dtype, n_rows * w->n_in)});
+}
+
+static void matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
+                                const uint8_t *blocks)
+{
+    struct moment t = begin(d);
+    inner_of(d)->ops->matrix_write_blocks(inner_of(d), w, row0, n_rows, blocks);
+    end(d, t, (struct cost){.name = "matrix_write_blocks", .dtype = w->dtype,
+                            .bytes = 2 * bytes_of(w->dtype, n_rows * w->n_in)});
 }
 
 static void embed(struct device *d, struct tensor out, const struct batch *b,
@@ -536,6 +546,7 @@ static const struct device_ops ops = {
     .workspace_bytes = workspace_bytes,
     .set_workspace = set_workspace,
     .matrix_write = matrix_write,
+    .matrix_write_blocks = matrix_write_blocks,
     .embed = embed,
     .norm = norm,
     .matmul = matmul,
@@ -587,7 +598,9 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
         p->bytes_per_s = rates.bytes;
     }
     memcpy(p->base.name, inner->name, sizeof p->base.name);
-    p->base.ops = &ops;
+    p->ops = ops;
+    if (!inner->ops->matrix_write_blocks) p->ops.matrix_write_blocks = NULL;
+    p->base.ops = &p->ops;
     p->base.train = inner->train ? &train_ops : NULL;
     *out = &p->base;
     return true;

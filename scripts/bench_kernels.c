@@ -1,22 +1,24 @@
 /* How near the CPU's kernels come to what the machine can do: reading memory for one row, multiplying
- * for many, attention at several contexts. Prints a table; not a test. Build (after make) and run:
+ * for many, attention at several contexts, and everything else (bench_rows.c). Prints tables; not a test. Build
+ * and run:
  *
+ *     make build/gptd.a
  *     cc -std=c17 -D_GNU_SOURCE -O2 -pthread -I. -o build/bench_kernels scripts/bench_kernels.c \
- *         $(find build/cpu -name '[!.]*.o') build/base/error.o build/model/sampler.o -lm
- *     build/bench_kernels [threads] [reference|avx2|avx512|avx512_bf16|best]
+ *         scripts/bench_rows.c build/gptd.a -lm
+ *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...] [products|attention|rows]...
  *
- * Shapes are those of SmolLM2-135M: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
+ * Products and attention take SmolLM2-135M's shapes: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/clock.h"
-#include "cpu/cpu_internal.h"
+#include "scripts/bench_kernels.h"
 
 enum { C = 576, F = 1536, H = 9, G = 3, K = 64, V = 49152, L = 30, MAX_ROWS = 512, MAX_KEYS = 2048 };
 
-static void *take(struct device *d, int64_t bytes)
+void *bench_take(struct device *d, int64_t bytes)
 {
     struct error err;
     void *p = d->ops->alloc(d, (size_t)bytes, &err);
@@ -25,7 +27,6 @@ static void *take(struct device *d, int64_t bytes)
     exit(1);
 }
 
-/* Anything but zeros, which memory and multipliers handle faster. */
 static void fill_bf16(void *p, int64_t n)
 {
     uint16_t *x = p;
@@ -40,7 +41,7 @@ static void fill_f32(void *p, int64_t n)
     for (int64_t i = 0; i < n; i++) x[i] = (float)((s = s * 1664525 + 1) >> 8) * 0x1p-24f - 0.5f;
 }
 
-static void fill(enum dtype dtype, void *p, int64_t bytes)
+void bench_fill(enum dtype dtype, void *p, int64_t bytes)
 {
     if (dtype == DTYPE_F32)
         fill_f32(p, bytes / 4);
@@ -67,7 +68,7 @@ static void read_stream(void *ctx, int64_t begin, int64_t end, int32_t thread)
 
 static void bench_stream(struct cpu_device *c)
 {
-    struct stream s = {.p = take(&c->base, (int64_t)STREAM_MIB << 20)};
+    struct stream s = {.p = bench_take(&c->base, (int64_t)STREAM_MIB << 20)};
     int64_t best = INT64_MAX;
     fill_bf16((void *)s.p, (int64_t)STREAM_MIB << 19);
     for (int i = 0; i < 8 * STREAM_MIB / PIECE_MIB; i++) {
@@ -85,8 +86,8 @@ static void bench_stream(struct cpu_device *c)
 static struct matrix make_matrix(struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in)
 {
     int64_t bytes = d->ops->matrix_bytes(d, dtype, n_out, n_in);
-    struct matrix w = {take(d, bytes), dtype, n_out, n_in};
-    fill(dtype, w.data, bytes);
+    struct matrix w = {.data = bench_take(d, bytes), .dtype = dtype, .n_out = n_out, .n_in = n_in};
+    bench_fill(dtype, w.data, bytes);
     return w;
 }
 
@@ -115,9 +116,9 @@ static void bench_matmul(struct cpu_device *c, enum dtype dtype)
     }
     struct matrix head = make_matrix(d, dtype, V, C);
     double bytes = products * (double)element_bytes(dtype);
-    void *x = take(d, MAX_ROWS * F * 4);
-    float *y = take(d, MAX_ROWS * 2 * F * 4), *logits = take(d, 64 * (int64_t)V * 4);
-    fill(dtype, x, MAX_ROWS * F * 4);
+    void *x = bench_take(d, MAX_ROWS * F * 4);
+    float *y = bench_take(d, MAX_ROWS * 2 * F * 4), *logits = bench_take(d, 64 * (int64_t)V * 4);
+    bench_fill(dtype, x, MAX_ROWS * F * 4);
     static const int rows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         int64_t r = rows[i], best[N_KINDS] = {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
@@ -148,10 +149,10 @@ static void bench_attention(struct cpu_device *c, enum dtype dtype)
     int32_t n_pages = MAX_KEYS / KV_PAGE_TOKENS;
     struct kv_cache kv = {NULL, dtype, 1, n_pages, G, K};
     int64_t bytes = n_pages * d->ops->kv_page_bytes(d, dtype, G, K);
-    kv.data = take(d, bytes);
-    fill(dtype, kv.data, bytes);
+    kv.data = bench_take(d, bytes);
+    bench_fill(dtype, kv.data, bytes);
     struct attention a = {.n_head = H, .n_kv_head = G, .head_dim = K, .scale = 0.125f};
-    float *qkv = take(d, MAX_ROWS * (H + 2 * G) * K * 4), *out = take(d, MAX_ROWS * H * K * 4);
+    float *qkv = bench_take(d, MAX_ROWS * (H + 2 * G) * K * 4), *out = bench_take(d, MAX_ROWS * H * K * 4);
     fill_f32(qkv, MAX_ROWS * (H + 2 * G) * K);
     int32_t pages[MAX_KEYS / KV_PAGE_TOKENS];
     for (int32_t i = 0; i < n_pages; i++) pages[i] = (i * 37 + 5) % n_pages;
@@ -173,24 +174,39 @@ static void bench_attention(struct cpu_device *c, enum dtype dtype)
     }
 }
 
+static bool is_wanted(char **parts, const char *part)
+{
+    for (char **p = parts; *p; p++)
+        if (!strcmp(*p, part)) return true;
+    return !*parts;
+}
+
 int main(int argc, char **argv)
 {
-    struct cpu_options o = {.n_threads = argc > 1 ? atoi(argv[1]) : 0, .isa = CPU_ISA_BEST};
+    struct cpu_options o = {.isa = CPU_ISA_BEST};
     struct device *d;
     struct error err;
-    if ((argc > 2 && !cpu_isa_parse(argv[2], &o.isa)) || !cpu_device_open(&o, &d, &err)) {
-        fprintf(stderr, "usage: bench_kernels [threads] [reference|avx2|avx512|avx512_bf16|best]\n");
+    bool ok = true;
+    for (argv++; ok && *argv && !strncmp(*argv, "--", 2); argv += 2) {
+        if (!strcmp(*argv, "--threads") && argv[1]) o.n_threads = atoi(argv[1]);
+        else ok = !strcmp(*argv, "--isa") && argv[1] && cpu_isa_parse(argv[1], &o.isa);
+        if (!argv[1]) break;
+    }
+    if (!ok || !cpu_device_open(&o, &d, &err)) {
+        fprintf(stderr, "%s\nusage: bench_kernels [--threads N] [--isa ISA] [products|attention|rows]...\n",
+                ok ? err.text : "no such option, or no such instruction set");
         return 2;
     }
-    struct workspace_shape shape = {DTYPE_F32, MAX_ROWS, 64, C, F, H, G, K, V, MAX_KEYS};
-    int64_t bytes = d->ops->workspace_bytes(d, &shape);
-    d->ops->set_workspace(d, take(d, bytes), bytes);
+    struct workspace_shape shape = {DTYPE_F32, MAX_ROWS, 64, C, F, H, G, K, V, MAX_KEYS, DTYPE_F32};
+    int64_t bytes = d->train->workspace_bytes(d, &shape);
+    d->ops->set_workspace(d, bench_take(d, bytes), bytes);
     printf("%s\n", d->ops->description(d));
     bench_stream(cpu_of(d));
-    bench_matmul(cpu_of(d), DTYPE_BF16);
-    bench_attention(cpu_of(d), DTYPE_BF16);
-    bench_matmul(cpu_of(d), DTYPE_F32);
-    bench_attention(cpu_of(d), DTYPE_F32);
+    for (enum dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
+        if (is_wanted(argv, "products")) bench_matmul(cpu_of(d), dtype);
+        if (is_wanted(argv, "attention")) bench_attention(cpu_of(d), dtype);
+    }
+    if (is_wanted(argv, "rows")) bench_rows(cpu_of(d));
     d->ops->close(d);
     return 0;
 }

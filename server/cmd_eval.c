@@ -38,8 +38,8 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "Where tokenizer.json lies, if not with the model."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens of a sequence; 0: as many as the model was trained for."},
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
-         "Element type of weights and matrix products."},
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
+         "Element type of weights and matrix products; auto: as serve's."},
         {"kv-dtype", OPTION_STRING, &o->kv_dtype, 0, 0, "auto|f32|bf16|q8_0",
          "Element type of keys and values; auto: as products compute."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
@@ -60,9 +60,11 @@ static bool check_options(const struct eval_options *o, enum dtype *dtype, enum 
         return error_set(err, ERR_INVALID, "model", "say which model: --model PATH");
     if (o->n_inputs == 0)
         return error_set(err, ERR_INVALID, "input", "say on which text: --input FILE");
-    if (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype))
+    *dtype = DTYPE_BF16;
+    if (strcmp(o->dtype, "auto") != 0
+        && (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype)))
         return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
+                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0", o->dtype);
     if (!gpt_kv_type_parse(o->kv_dtype, kv_dtype))
         return error_set(err, ERR_INVALID, "kv-dtype",
                          "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
@@ -111,6 +113,7 @@ static bool open_all(struct evaluating *e, struct error *err)
     struct evaluator_options evaluator = {
         .checkpoint = e->checkpoint,
         .dtype = e->dtype,
+        .keep_formats = strcmp(o->dtype, "auto") == 0,
         .kv_dtype = e->kv_dtype,
         /* A short text needs no more than its length. */
         .max_sequence = min_i64(e->context, dataset_tokens(e->data, SPLIT_VALIDATION)),

@@ -16,17 +16,22 @@ enum kind { KIND_EMBEDDING, KIND_ATTENTION, KIND_MLP, KIND_NORM, KIND_LM_HEAD, N
 static const char *const kind_names[N_KINDS] = {"embedding", "attention", "mlp", "norm", "lm_head"};
 
 /* Everything that is printed, whichever way. */
+/* As f32, as bf16, and as bf16 but for what the file has quantized (--dtype auto). */
+enum { N_LOADS = 3, LOAD_AUTO = 2 };
+
 struct report {
     const struct checkpoint *ck;
     const struct gpt_config *config;
     const char *tokenizer;         /* NULL: the model has none */
     int64_t parameters[N_KINDS], total;
-    int64_t weight_bytes[2];       /* loaded as f32, as bf16 */
-    int64_t kv_bytes_per_token[2];
+    int64_t weight_bytes[N_LOADS];
+    int64_t kv_bytes_per_token[N_LOADS];
+    int n_loads; /* the last only where a matrix is quantized */
     char fingerprint[17];
 };
 
-static const enum dtype load_dtypes[2] = {DTYPE_F32, DTYPE_BF16};
+static const enum dtype load_dtypes[N_LOADS] = {DTYPE_F32, DTYPE_BF16, DTYPE_BF16};
+static const char *const load_names[N_LOADS] = {"f32", "bf16", "auto"};
 
 /* ---- Counting ---- */
 
@@ -49,6 +54,21 @@ static enum kind kind_of(enum weight_role role)
     }
 }
 
+/* Bytes that a matrix has in the file more (or less) than as bf16, where it is quantized. */
+static int64_t kept_bytes(const struct report *r, enum weight_role role, int64_t n_in)
+{
+    struct weight_rows rows[CHECKPOINT_MAX_PARTS];
+    const struct weight_formats *f = checkpoint_formats(r->ck);
+    int64_t bytes = 0, n_layer = weight_role_is_layer(role) ? r->config->n_layer : 1;
+    for (int64_t layer = 0; f && layer < n_layer; layer++) {
+        int32_t n = weight_formats_rows(f, r->config, role, layer, rows);
+        for (int32_t i = 0; i < n; i++)
+            bytes += dtype_bytes(rows[i].dtype, rows[i].n_rows * n_in) -
+                     dtype_bytes(DTYPE_BF16, rows[i].n_rows * n_in);
+    }
+    return bytes;
+}
+
 /* Matrices take the type that the model is loaded as; positions, norms and biases stay f32. */
 static void count(struct report *r)
 {
@@ -60,10 +80,12 @@ static void count(struct report *r)
         bool matrix = n_out > 1 && role != WEIGHT_POSITION_EMBEDDING;
         r->parameters[kind_of(role)] += n;
         r->total += n;
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < N_LOADS; i++)
             r->weight_bytes[i] += dtype_bytes(matrix ? load_dtypes[i] : DTYPE_F32, n);
+        r->weight_bytes[LOAD_AUTO] += kept_bytes(r, (enum weight_role)role, n_in);
     }
-    for (int i = 0; i < 2; i++)
+    r->n_loads = checkpoint_formats(r->ck) ? N_LOADS : LOAD_AUTO;
+    for (int i = 0; i < N_LOADS; i++)
         r->kv_bytes_per_token[i] =
             dtype_bytes(load_dtypes[i], 2 * c->n_layer * c->n_kv_head * c->head_dim);
 }
@@ -198,8 +220,8 @@ static void print_text(struct buf *out, const struct report *r)
         buf_putc(out, '\n');
     }
     buf_puts(out, "\nmemory, without what a device adds\n");
-    for (int i = 0; i < 2; i++) {
-        const char *name = dtype_info(load_dtypes[i])->name;
+    for (int i = 0; i < r->n_loads; i++) {
+        const char *name = load_names[i];
         buf_printf(out, "  weights as %-11s ", name);
         format_bytes(out, r->weight_bytes[i]);
         buf_printf(out, "\n  KV a token as %-8s ", name);
@@ -241,9 +263,9 @@ static void print_json(struct buf *out, const struct report *r)
     for (int k = 0; k < N_KINDS; k++)
         buf_printf(out, ",\"%s\":%" PRId64, kind_names[k], r->parameters[k]);
     buf_puts(out, "},\"memory\":{");
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < r->n_loads; i++)
         buf_printf(out, "%s\"%s\":{\"weight_bytes\":%" PRId64 ",\"kv_bytes_per_token\":%" PRId64
-                   "}", i ? "," : "", dtype_info(load_dtypes[i])->name, r->weight_bytes[i],
+                   "}", i ? "," : "", load_names[i], r->weight_bytes[i],
                    r->kv_bytes_per_token[i]);
     buf_puts(out, "},\"tensors\":[");
     print_json_tensors(out, r->ck);

@@ -152,6 +152,7 @@ static bool report_model(struct work *w, struct error *err)
     if (!checkpoint_open(w->options->model, &ck, err)) return false;
     r.name = w->options->model;
     r.known = checkpoint_config(ck);
+    r.formats = checkpoint_formats(ck);
     bool ok = report(w, &r, err);
     checkpoint_close(ck);
     return ok;

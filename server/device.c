@@ -16,7 +16,7 @@ void device_options_table(struct device_options *o, const char *help, struct opt
         {"threads", OPTION_INT, &o->threads, 0, 4096, "N",
          "CPU threads; 0: as many as the process may use."},
         {"cpu-isa", OPTION_STRING, &o->cpu_isa, 0, 0, "NAME",
-         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, best."},
+         "Instruction set, at most: reference, avx2, avx512, avx512_bf16, amx, best."},
         {"profile", OPTION_FLAG, &o->profile, 0, 0, NULL,
          "At the end, print how long each operation of the device took, and how near it came to "
          "what the device can do."},
@@ -34,7 +34,7 @@ bool device_options_check(const struct device_options *o, struct error *err)
         return error_set(err, ERR_INVALID, "device", "--device %s: must be cpu or cuda:N", o->name);
     if (!cpu_isa_parse(o->cpu_isa, &isa))
         return error_set(err, ERR_INVALID, "cpu-isa",
-                         "--cpu-isa %s: must be reference, avx2, avx512, avx512_bf16 or best",
+                         "--cpu-isa %s: must be reference, avx2, avx512, avx512_bf16, amx or best",
                          o->cpu_isa);
     return true;
 }

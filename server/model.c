@@ -24,7 +24,7 @@ void model_options_init(struct model_options *o)
     engine_options_init(&e);
     *o = (struct model_options){
         .device = {.name = "cpu", .cpu_isa = "best"},
-        .dtype = "bf16",
+        .dtype = "auto",
         .kv_dtype = "auto",
         .memory_budget = e.memory_budget,
         .max_context = e.max_context,
@@ -39,8 +39,9 @@ void model_options_init(struct model_options *o)
 void model_options_table(struct model_options *o, struct option *table)
 {
     const struct option entries[N_MODEL_OPTIONS - N_DEVICE_OPTIONS] = {
-        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "f32|bf16|f16|q8_0|q4_0",
-         "Element type of weights; quantized as they are loaded for q8_0 and q4_0."},
+        {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
+         "Element type of weights. auto: quantized matrices of a GGUF file stay as they are (on the CPU), all else is "
+         "bf16. q8_0 and q4_0 quantize as they load."},
         {"kv-dtype", OPTION_STRING, &o->kv_dtype, 0, 0, "auto|f32|bf16|q8_0",
          "Element type of keys and values; auto: as products compute, which is bf16 beside quantized weights. q8_0, "
          "on the CPU, takes about half of bf16's memory."},
@@ -64,16 +65,20 @@ void model_options_table(struct model_options *o, struct option *table)
     memcpy(table + N_DEVICE_OPTIONS, entries, sizeof entries);
 }
 
+/* "auto" is bf16 beside what the file has quantized: open_engine. */
 static bool parse_dtype(const char *name, enum dtype *out)
 {
-    return dtype_parse(name, out) && gpt_type_is_served(*out);
+    if (strcmp(name, "auto") != 0) return dtype_parse(name, out) && gpt_type_is_served(*out);
+    *out = DTYPE_BF16;
+    return true;
 }
 
 bool model_options_check(const struct model_options *o, struct error *err)
 {
     enum dtype dtype, kv_dtype;
     if (!parse_dtype(o->dtype, &dtype))
-        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be f32, bf16, f16, q8_0 or q4_0", o->dtype);
+        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0",
+                         o->dtype);
     if (!gpt_kv_type_parse(o->kv_dtype, &kv_dtype))
         return error_set(err, ERR_INVALID, "kv-dtype", "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
     if (o->max_batch_tokens < o->max_seqs)
@@ -140,21 +145,42 @@ static bool open_tokenizer(const struct checkpoint *ck, struct tokenizer **out, 
     return tokenizer_open_dir(checkpoint_path(ck), out, err);
 }
 
+static bool open_engine(const struct model_options *o, const struct checkpoint *ck, struct model *m,
+                        struct error *err)
+{
+    struct engine_options e;
+    engine_options_from(o, &e);
+    const struct weight_formats *formats = checkpoint_formats(ck);
+    if (strcmp(o->dtype, "auto") == 0) e.formats = formats;
+    if (e.formats && !gpt_keeps_formats(m->device))
+        log_warn("model %s: %s does not keep the file's %s weights: they become %s", m->id, m->device->name,
+                 dtype_info(checkpoint_dtype(ck))->name, dtype_info(e.dtype)->name);
+    return engine_open(m->device, ck, m->tokenizer, &e, &m->engine, err);
+}
+
+/* Of the weights, as the log names it. */
+static const char *weights_name(const struct model *m, const struct model_options *o)
+{
+    const struct weight_formats *kept = engine_formats(m->engine);
+    enum dtype dtype;
+    ASSERT(parse_dtype(o->dtype, &dtype));
+    if (kept) dtype = weight_formats_main(kept, engine_config(m->engine));
+    return dtype_info(dtype)->name;
+}
+
 bool model_open(const char *spec, const struct model_options *o, struct model *out,
                 struct error *err)
 {
     struct model m = {0};
     struct checkpoint *ck = NULL;
-    struct engine_options engine_options;
     struct file_guard guard;
     int64_t begin = clock_ns();
-    engine_options_from(o, &engine_options);
     if (!model_name(spec, m.id, sizeof m.id, &m.path, err)) return false;
     file_guard_begin(&guard);
     bool ok = checkpoint_open(m.path, &ck, err)
               && open_tokenizer(ck, &m.tokenizer, err)
               && device_open(&o->device, &m.device, err)
-              && engine_open(m.device, ck, m.tokenizer, &engine_options, &m.engine, err)
+              && open_engine(o, ck, &m, err)
               && checkpoint_unchanged(ck, err);
     /* What was read of a file that was cut is wrong, and so is any reason that it gave. */
     if (!file_guard_end(&guard, m.path, err) || !ok) {
@@ -165,8 +191,9 @@ bool model_open(const char *spec, const struct model_options *o, struct model *o
     checkpoint_close(ck);
     process_trim(); /* of what reading the tokenizer and the files' headers took */
     const struct gpt_config *c = engine_config(m.engine);
-    log_info("model %s: %s, %lld parameters, %s, %s, opened in %.2f s", m.id, c->arch,
-             (long long)gpt_config_parameters(c), dtype_info(engine_options.dtype)->name,
+    log_info("model %s: %s, %lld parameters, %s%s, %s, opened in %.2f s", m.id, c->arch,
+             (long long)gpt_config_parameters(c), weights_name(&m, o),
+             engine_formats(m.engine) ? " as in the file" : "",
              m.tokenizer ? tokenizer_description(m.tokenizer) : "no tokenizer: token ids only",
              (double)(clock_ns() - begin) / 1e9);
     *out = m;

@@ -69,7 +69,7 @@ static void print_basis(const struct plan_case *c, const struct fit_answer *a, s
                a->training.config.grad_accum_steps, NAME_WIDTH, "");
     print_estimate(&a->training, c->question.rates.source, out);
     buf_printf(out, "%-*s%s, keys and values %s, %d full sequence%s of %" PRId64 " tokens, %d tokens a step\n",
-               NAME_WIDTH, "generation", dtype_info(a->serving.dtype)->name,
+               NAME_WIDTH, "generation", dtype_info(fit_serving_dtype(&c->question))->name,
                dtype_info(a->generation.kv_dtype)->name, a->serving.max_seqs,
                a->serving.max_seqs == 1 ? "" : "s", a->serving.max_context,
                a->serving.max_batch_tokens);

@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "model/device_train.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 
 struct shape { int64_t n_out, n_in; };
@@ -41,7 +42,7 @@ static float *random_values(struct cpu_rng *r, int64_t n, enum dtype dtype)
 /* Written in two parts where the matrix is large enough, as loading does. */
 static struct matrix packed(struct device *d, enum dtype dtype, struct shape s, const float *values)
 {
-    struct matrix w = {NULL, dtype, s.n_out, s.n_in};
+    struct matrix w = {.dtype = dtype, .n_out = s.n_out, .n_in = s.n_in};
     w.data = device_bytes(d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in));
     memset(w.data, 0, (size_t)d->ops->matrix_bytes(d, dtype, s.n_out, s.n_in)); /* as an arena */
     int64_t first = min_i64(64, s.n_out);
@@ -164,10 +165,11 @@ static void check_quantized(struct device *d, enum dtype dtype, struct shape s, 
     free(wv), free(read), free(xv), free(bias), free(xq), free(w.data), free(x.data), free(out.data);
 }
 
+/* AMX is for bf16 alone. */
 static void quantized_products_are_right(void **state)
 {
     struct cpu_rng rng = {11};
-    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+    for (int isa = 0; isa <= (int)min_i64(cpu_isa_best(), CPU_ISA_AVX512_BF16); isa++) {
         struct cpu_fixture f;
         struct workspace_shape plan = plan_for(MAX_ROWS, 129);
         cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
@@ -199,6 +201,30 @@ static void quantizing_again_changes_nothing(void **state)
         free(values), free(w.data), free(copy.data);
     }
     cpu_fixture_close(&f);
+}
+
+/* Block sums are exact and what follows is one chain: no instruction set differs in a bit. */
+static void quantized_bits_know_no_instruction_set(void **state)
+{
+    enum { N_OUT = 70, N_IN = 300, ROWS = 13 };
+    struct cpu_rng rng = {19};
+    float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, DTYPE_BF16);
+    struct tensor x = tensor_from(DTYPE_BF16, ROWS, N_IN, xv);
+    struct workspace_shape plan = plan_for(ROWS, N_IN);
+    for (int q = 0; q < N_QUANTIZED; q++) {
+        struct tensor want = tensor_blank(DTYPE_F32, ROWS, N_OUT), out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+        for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
+            struct cpu_fixture f;
+            cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
+            struct matrix w = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, wv);
+            f.d->ops->matmul(f.d, isa == 0 ? want : out, x, &w, NULL, EPILOGUE_NONE);
+            if (isa > 0) assert_memory_equal(out.data, want.data, ROWS * N_OUT * 4);
+            free(w.data);
+            cpu_fixture_close(&f);
+        }
+        free(want.data), free(out.data);
+    }
+    free(wv), free(xv), free(x.data);
 }
 
 /* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they were. */
@@ -266,6 +292,7 @@ static void rows_do_not_know_their_neighbours(void **state)
     static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int i = 0; i < 4; i++) {
+            if (isa == CPU_ISA_AMX && types[i] != DTYPE_BF16) continue; /* as without AMX */
             check_bits((enum cpu_isa)isa, types[i], (struct shape){100, 129}, 40);
             check_bits((enum cpu_isa)isa, types[i], (struct shape){64, 1536}, 200); /* row groups */
         }
@@ -332,11 +359,13 @@ int main(void)
         cmocka_unit_test(products_are_right),
         cmocka_unit_test(quantized_products_are_right),
         cmocka_unit_test(quantizing_again_changes_nothing),
+        cmocka_unit_test(quantized_bits_know_no_instruction_set),
         cmocka_unit_test(quantized_poison_does_not_spread),
         cmocka_unit_test(activations_hold_at_extremes),
         cmocka_unit_test(rows_do_not_know_their_neighbours),
         cmocka_unit_test(embedding_reads_packed_rows),
         cmocka_unit_test(poison_does_not_spread),
     };
+    amx_emulator_use();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

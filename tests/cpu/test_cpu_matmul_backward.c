@@ -13,6 +13,7 @@
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
 #include "model/sampler.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 
 enum { N_OUT = 70, N_IN = 37 };
@@ -44,7 +45,7 @@ static float *gradient(enum cpu_isa isa, int32_t n_threads, enum dtype dtype, en
     cpu_rng_fill(&rng, dy, rows * N_OUT);
     cpu_rng_fill(&rng, x, rows * N_IN);
     for (int i = 0; i < N_OUT * N_IN; i++) out[i] = 0.75f;
-    struct matrix dw = {NULL, gradients, N_OUT, N_IN};
+    struct matrix dw = {.dtype = gradients, .n_out = N_OUT, .n_in = N_IN};
     int64_t bytes = f.d->ops->matrix_bytes(f.d, gradients, N_OUT, N_IN);
     dw.data = device_bytes(bytes);
     memset(dw.data, 0, (size_t)bytes);
@@ -86,9 +87,10 @@ static void check_products(enum cpu_isa isa, enum dtype dtype, const struct shap
     float *w = numbers(&rng, dtype, O * I), *got = malloc((size_t)(O * I) * 4);
     struct tensor tdy = tensor_from(dtype, R, O, dy), tx = tensor_from(dtype, R, I, x);
     struct tensor dx = tensor_blank(DTYPE_F32, R, I);
-    struct matrix m = {device_bytes(f.d->ops->matrix_bytes(f.d, dtype, O, I)), dtype, O, I};
+    struct matrix m = {.data = device_bytes(f.d->ops->matrix_bytes(f.d, dtype, O, I)), .dtype = dtype,
+                       .n_out = O, .n_in = I};
     int64_t bytes = f.d->ops->matrix_bytes(f.d, DTYPE_F32, O, I);
-    struct matrix dw = {device_bytes(bytes), DTYPE_F32, O, I};
+    struct matrix dw = {.data = device_bytes(bytes), .n_out = O, .n_in = I};
     memset(m.data, 0, (size_t)f.d->ops->matrix_bytes(f.d, dtype, O, I));
     memset(dw.data, 0, (size_t)bytes);
     f.d->ops->matrix_write(f.d, &m, 0, O, w);
@@ -272,5 +274,6 @@ int main(void)
         cmocka_unit_test(the_mean_is_kept),
         cmocka_unit_test(extremes_stay_what_they_are),
     };
+    amx_emulator_use();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,6 +14,9 @@
 #include "tests/cuda/cuda_side.h"
 #include "tests/ptxsim/ptxsim.h"
 
+#pragma weak ptxsim_set_compute_capability
+#include "tests/ptxsim/ptxsim.h"
+
 #pragma weak ptxsim_set_multiprocessors
 
 enum { P = KV_PAGE_TOKENS, MAX_PAGES = 80, MAX_SEQS = 4, MAX_TOKENS = MAX_PAGES * P };
@@ -266,26 +269,26 @@ void test_attention_splits_change_no_bit(void **state)
 /* ---- backward ---- */
 
 /* Documents in one micro-batch: spans that begin at position 0. */
-static const int32_t documents[] = {1, 31, 17, 40};
-enum { N_DOCUMENTS = 4, DOCUMENT_ROWS = 1 + 31 + 17 + 40 };
+static const int32_t documents[] = {1, 31, 17, 70};
+enum { N_DOCUMENTS = 4, DOCUMENT_ROWS = 1 + 31 + 17 + 70, DOCUMENT_PAGES = 5 };
 
 static struct batch document_batch(struct side *d)
 {
     struct span spans[N_DOCUMENTS];
-    int32_t positions[DOCUMENT_ROWS], slots[DOCUMENT_ROWS], pages[N_DOCUMENTS * 4], row = 0;
-    for (int32_t i = 0; i < N_DOCUMENTS * 4; i++) pages[i] = i;
+    int32_t positions[DOCUMENT_ROWS], slots[DOCUMENT_ROWS], pages[N_DOCUMENTS * DOCUMENT_PAGES], row = 0;
+    for (int32_t i = 0; i < N_DOCUMENTS * DOCUMENT_PAGES; i++) pages[i] = i;
     for (int32_t i = 0; i < N_DOCUMENTS; i++) {
-        spans[i] = (struct span){row, documents[i], 0, 4 * i};
+        spans[i] = (struct span){row, documents[i], 0, DOCUMENT_PAGES * i};
         for (int32_t j = 0; j < documents[i]; j++, row++) {
             positions[row] = j;
-            slots[row] = (4 * i + j / P) * P + j % P;
+            slots[row] = (DOCUMENT_PAGES * i + j / P) * P + j % P;
         }
     }
     return (struct batch){.n_rows = DOCUMENT_ROWS, .n_spans = N_DOCUMENTS,
                           .positions = side_ints(d, positions, DOCUMENT_ROWS),
                           .slots = side_ints(d, slots, DOCUMENT_ROWS),
                           .spans = side_bytes(d, sizeof spans, spans),
-                          .pages = side_ints(d, pages, N_DOCUMENTS * 4)};
+                          .pages = side_ints(d, pages, N_DOCUMENTS * DOCUMENT_PAGES)};
 }
 
 /* The gradient; forward's results are given, the same on both sides. */
@@ -310,7 +313,7 @@ static void forward(struct side *d, const struct setting *t, const float *qkv, f
     struct attention a = attention_of(d, t);
     struct batch b = document_batch(d);
     enum dtype type = side_dtype(d, t->type);
-    int32_t pages = N_DOCUMENTS * 4;
+    int32_t pages = N_DOCUMENTS * DOCUMENT_PAGES;
     struct kv_cache kv = {side_bytes(d, pages * d->d->ops->kv_page_bytes(d->d, type, t->s.g, t->s.k), NULL),
                           type, 1, pages, t->s.g, t->s.k};
     float *rounded = malloc((size_t)(DOCUMENT_ROWS * qkv_cols(t->s)) * 4);
@@ -326,36 +329,77 @@ static void forward(struct side *d, const struct setting *t, const float *qkv, f
     side_clear(d);
 }
 
+/* Root of the mean square. */
+static double size_of(const float *x, const float *minus, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double v = x[i] - (minus ? minus[i] : 0);
+        sum += v * v;
+    }
+    return sqrt(sum / (double)n);
+}
+
+/* f32's results. Or those of tensor cores, where the gradient of the output, weights and their gradients are
+ * rounded to the type before they meet: errors of half a last place each, which add up over keys and heads. */
+static void assert_gradients(const float *got, const float *want, int64_t rows, int64_t cols,
+                             enum dtype type, bool tensor_cores)
+{
+    if (!tensor_cores) {
+        assert_all_near(got, want, rows * cols, cols, 1e-4, "dqkv");
+        return;
+    }
+    double error = size_of(got, want, rows * cols), size = size_of(want, NULL, rows * cols);
+    assert_all_near(got, want, rows * cols, cols, 16 * tolerance_of(type), "dqkv");
+    if (!(error <= tolerance_of(type) / 2 * size)) fail_msg("dqkv is off by %g of %g", error, size);
+}
+
+static void check_backward(struct heads heads, enum dtype type, float dropout, bool tensor_cores)
+{
+    struct side sides[N_SIDES];
+    struct world w;
+    struct workspace_shape shape = plan_of(heads, DOCUMENT_ROWS);
+    sides_open(sides, &shape);
+    world_open(&w, heads, DOCUMENT_ROWS);
+    w.t.type = type;
+    w.t.dropout = dropout;
+    int64_t cols = qkv_cols(heads), out_cols = heads.h * heads.k;
+    float *dqkv[N_SIDES + 1];
+    for (int d = 0; d < N_SIDES; d++) forward(&sides[d], &w.t, w.qkv[0], w.out[d][0], w.lse[d][0]);
+    assert_all_near(w.out[1][0], w.out[0][0], DOCUMENT_ROWS * out_cols, out_cols, tolerance_of(type),
+                    "attention of documents");
+    assert_all_near(w.lse[1][0], w.lse[0][0], DOCUMENT_ROWS * heads.h, heads.h, 2e-5, "log-sum");
+    for (int i = 0; i <= N_SIDES; i++) { /* twice on the device, under other schedules */
+        dqkv[i] = malloc((size_t)(DOCUMENT_ROWS * cols) * 4);
+        schedule_seed((uint32_t)(heads.k + i));
+        attention_backward(&sides[i > 0], &w.t, w.qkv[0], w.out[0][0], w.lse[0][0], w.qkv[1], dqkv[i]);
+    }
+    assert_gradients(dqkv[1], dqkv[0], DOCUMENT_ROWS, cols, type, tensor_cores);
+    assert_memory_equal(dqkv[2], dqkv[1], (size_t)(DOCUMENT_ROWS * cols) * 4);
+    for (int i = 0; i <= N_SIDES; i++) free(dqkv[i]);
+    world_close(&w);
+    sides_close(sides);
+}
+
 void test_attention_backward(void **state)
 {
     for (int h = 0; h < N_HEADS; h++)
-        for (int t = 0; t < N_TYPES; t++) {
-            struct side sides[N_SIDES];
-            struct world w;
-            struct workspace_shape shape = plan_of(head_shapes[h], DOCUMENT_ROWS);
-            sides_open(sides, &shape);
-            world_open(&w, head_shapes[h], DOCUMENT_ROWS);
-            w.t.type = types[t];
-            w.t.dropout = h % 3 == 1 ? 0.25f : 0;
-            int64_t cols = qkv_cols(head_shapes[h]);
-            float *dqkv[N_SIDES];
-            schedule_seed((uint32_t)h);
-            for (int d = 0; d < N_SIDES; d++)
-                forward(&sides[d], &w.t, w.qkv[0], w.out[d][0], w.lse[d][0]);
-            int64_t out_cols = head_shapes[h].h * head_shapes[h].k;
-            assert_all_near(w.out[1][0], w.out[0][0], DOCUMENT_ROWS * out_cols, out_cols,
-                            tolerance_of(types[t]), "attention of documents");
-            assert_all_near(w.lse[1][0], w.lse[0][0], DOCUMENT_ROWS * head_shapes[h].h, head_shapes[h].h,
-                            2e-5, "log-sum");
-            for (int d = 0; d < N_SIDES; d++) {
-                dqkv[d] = malloc((size_t)(DOCUMENT_ROWS * cols) * 4);
-                attention_backward(&sides[d], &w.t, w.qkv[0], w.out[0][0], w.lse[0][0], w.qkv[1], dqkv[d]);
-            }
-            assert_all_near(dqkv[1], dqkv[0], DOCUMENT_ROWS * cols, cols, 1e-4, "dqkv");
-            for (int d = 0; d < N_SIDES; d++) free(dqkv[d]);
-            world_close(&w);
-            sides_close(sides);
-        }
+        for (int t = 0; t < N_TYPES; t++)
+            check_backward(head_shapes[h], types[t], h % 3 == 1 ? 0.25f : 0,
+                           types[t] != DTYPE_F32);
+}
+
+/* Not in f16 either without them, nor on a GPU that lacks the shared memory for the largest heads. */
+void test_attention_backward_without_tensor_cores(void **state)
+{
+    if (!ptxsim_set_compute_capability) skip();
+    ptxsim_set_compute_capability(70);
+    check_backward((struct heads){4, 4, 16}, DTYPE_F16, 0, false);
+    check_backward((struct heads){3, 1, 48}, DTYPE_F16, 0.25f, false);
+    ptxsim_set_compute_capability(75);
+    check_backward((struct heads){2, 1, 64}, DTYPE_F16, 0, true);
+    check_backward((struct heads){2, 2, 128}, DTYPE_F16, 0, false);
+    ptxsim_set_compute_capability(80);
 }
 
 static void rope_backward(struct side *d, const struct setting *t, const float *dqkv, const float *pre,

@@ -13,14 +13,15 @@
 #include "tests/ptxsim/ptxsim.h"
 
 #pragma weak ptxsim_set_compute_capability
+#pragma weak ptxsim_set_multiprocessors
 
 struct shape { int64_t rows, n_out, n_in; };
 
 static const struct shape shapes[] = {
-    {1, 1, 1},   {3, 5, 7},    {7, 16, 32},  {8, 17, 33},   {9, 64, 64},
-    {16, 65, 48}, {17, 40, 100}, {64, 64, 256}, {65, 72, 264}, {66, 130, 300},
+    {1, 1, 1},    {3, 5, 8},    {7, 16, 32},   {8, 17, 33},   {9, 64, 64},
+    {16, 65, 48}, {17, 40, 104}, {64, 64, 256}, {65, 72, 264}, {66, 130, 300}, {65, 129, 136},
 };
-enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_ROWS = 66, MAX_OUT = 130, MAX_IN = 520 };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_ROWS = 130, MAX_OUT = 130, MAX_IN = 584 };
 enum { MAX_VALUES = MAX_OUT * MAX_IN };
 
 static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
@@ -138,7 +139,8 @@ static void check_quantized(int stride, bool narrow)
                     double want = o->bias[n];
                     for (int64_t k = 0; k < sh.n_in; k++) {
                         float x = rounded_to(types[t], o->x[r * sh.n_in + k]), y = w[n * sh.n_in + k];
-                        want += (double)x * (narrow ? rounded_to(types[t], y) : y);
+                        /* Rows that are not aligned to 16 bytes do without tensor cores. */
+                        want += (double)x * (narrow && sh.n_in % 8 == 0 ? rounded_to(types[t], y) : y);
                     }
                     assert_near(got[at], want, 2e-5, "quantized product", r, n);
                 }
@@ -151,33 +153,88 @@ static void check_quantized(int stride, bool narrow)
 
 void test_quantized_products(void **state) { check_quantized(1, true); }
 
+/* GPUs of other sizes spread the same work otherwise. */
+static void set_multiprocessors(int32_t n)
+{
+    if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(n);
+}
+
+static const enum dtype operand_types[][2] = {
+    {DTYPE_F32, DTYPE_F32}, {DTYPE_BF16, DTYPE_BF16}, {DTYPE_F16, DTYPE_F16},
+    {DTYPE_BF16, DTYPE_Q8_0}, {DTYPE_F16, DTYPE_Q4_0},
+};
+
+/* A GPU of one multiprocessor takes large tiles, one of many small ones. */
 void test_rows_do_not_know_their_neighbours(void **state)
 {
-    static const enum dtype weights[][2] = {
-        {DTYPE_F32, DTYPE_F32}, {DTYPE_BF16, DTYPE_BF16}, {DTYPE_F16, DTYPE_F16},
-        {DTYPE_BF16, DTYPE_Q8_0}, {DTYPE_F16, DTYPE_Q4_0},
-    };
-    static const int64_t counts[] = {1, 7, 8, 9, 16, 17, 64};
-    static const int64_t lengths[] = {40, 250, 520};
+    static const int64_t counts[] = {1, 7, 8, 9, 16, 17, 33, 64, 65, 129};
+    static const int64_t lengths[] = {40, 250, 520, 584};
+    enum { ROWS = 129, OUTS = 70 };
+    struct operands *o = operands_new(4);
+    float *all = malloc(ROWS * OUTS * sizeof *all), *some = malloc(ROWS * OUTS * sizeof *some);
+    for (int size = 0; size < 2; size++) {
+        struct side sides[N_SIDES];
+        for (int t = 0; t < 5; t++)
+            for (int l = size; l < 4; l += 2) {
+                struct shape sh = {ROWS, OUTS, lengths[l]};
+                schedule_seed(0);
+                set_multiprocessors(1);
+                sides_open(sides, &plan);
+                product(&sides[SIDE_CUDA], o, sh, operand_types[t][0], operand_types[t][1], DTYPE_F32,
+                        true, EPILOGUE_GELU_TANH, all);
+                sides_close(sides);
+                set_multiprocessors(size ? 64 : 1);
+                sides_open(sides, &plan);
+                for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+                    schedule_seed((uint32_t)c + 1);
+                    sh.rows = counts[c];
+                    product(&sides[SIDE_CUDA], o, sh, operand_types[t][0], operand_types[t][1], DTYPE_F32,
+                            true, EPILOGUE_GELU_TANH, some);
+                    assert_memory_equal(some, all, (size_t)(sh.rows * sh.n_out) * sizeof *all);
+                }
+                sides_close(sides);
+            }
+    }
+    set_multiprocessors(4);
+    free(all), free(some), free(o);
+}
+
+/* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. */
+void test_wide_products(void **state)
+{
+    enum { ROWS = 130, OUTS = 16390, INS = 40 };
+    static const int64_t counts[] = {2, 17, ROWS};
+    struct cpu_rng rng = {7};
+    float *x = malloc(ROWS * INS * sizeof *x), *w = malloc((size_t)OUTS * INS * sizeof *w);
+    float *results[3];
+    cpu_rng_fill(&rng, x, ROWS * INS);
+    cpu_rng_fill(&rng, w, (int64_t)OUTS * INS);
+    set_multiprocessors(1);
     struct side sides[N_SIDES];
     sides_open(sides, &plan);
-    struct side *s = &sides[SIDE_CUDA];
-    struct operands *o = operands_new(4);
-    float all[65 * 70], some[65 * 70];
-    for (int t = 0; t < 5; t++)
-        for (int l = 0; l < 3; l++) {
-            struct shape sh = {65, 70, lengths[l]};
-            schedule_seed(0);
-            product(s, o, sh, weights[t][0], weights[t][1], DTYPE_F32, true, EPILOGUE_GELU_TANH, all);
-            for (int c = 0; c < 7; c++) {
-                schedule_seed((uint32_t)c + 1);
-                sh.rows = counts[c];
-                product(s, o, sh, weights[t][0], weights[t][1], DTYPE_F32, true, EPILOGUE_GELU_TANH, some);
-                assert_memory_equal(some, all, (size_t)(sh.rows * sh.n_out) * sizeof *all);
-            }
+    for (int t = 1; t < 4; t += 2) {
+        enum dtype type = operand_types[t][0];
+        for (int c = 0; c < 3; c++) {
+            struct side *s = &sides[SIDE_CUDA];
+            results[c] = malloc((size_t)(counts[c] * OUTS) * sizeof **results);
+            struct matrix m = side_matrix(s, operand_types[t][1], OUTS, INS, w);
+            struct tensor out = side_tensor(s, DTYPE_F32, counts[c], OUTS, NULL);
+            s->d->ops->matmul(s->d, out, side_tensor(s, type, counts[c], INS, x), &m, NULL, EPILOGUE_NONE);
+            side_read(s, out, results[c]);
+            side_clear(s);
+            assert_memory_equal(results[c], results[0], (size_t)(counts[0] * OUTS) * sizeof **results);
         }
-    free(o);
+        for (int64_t at = 0; t == 1 && at < counts[0] * OUTS; at++) {
+            double want = 0;
+            for (int64_t k = 0; k < INS; k++)
+                want += (double)rounded_to(type, x[at / OUTS * INS + k]) * rounded_to(type, w[at % OUTS * INS + k]);
+            assert_near(results[0][at], want, 2e-5, "wide product", at / OUTS, at % OUTS);
+        }
+        for (int c = 0; c < 3; c++) free(results[c]);
+    }
     sides_close(sides);
+    set_multiprocessors(4);
+    free(x), free(w);
 }
 
 /* ---- gradients ---- */

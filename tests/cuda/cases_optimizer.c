@@ -52,7 +52,7 @@ static void optimize(struct side *s, struct formats f, int64_t n_out, int64_t n_
                      const float *w, const float *grads, float *out)
 {
     int64_t values = n_out * n_in, n = state_elements(s, n_out, n_in, packed);
-    struct matrix weight = {NULL, DTYPE_F32, n_out, n_in};
+    struct matrix weight = {.n_out = n_out, .n_in = n_in};
     if (packed) weight = side_matrix(s, f.dtype, n_out, n_in, w);
     else weight.data = side_floats(s, w, values);
     struct adamw_tensor t = {

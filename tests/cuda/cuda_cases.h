@@ -6,6 +6,7 @@ void test_products(void **state);
 void test_quantized_products(void **state);
 void test_products_without_tensor_cores(void **state);
 void test_rows_do_not_know_their_neighbours(void **state);
+void test_wide_products(void **state);
 void test_weights_come_back(void **state);
 void test_products_backward(void **state);
 
@@ -20,6 +21,7 @@ void test_cross_entropy(void **state);
 void test_attention(void **state);
 void test_attention_splits_change_no_bit(void **state);
 void test_attention_backward(void **state);
+void test_attention_backward_without_tensor_cores(void **state);
 void test_rope_backward(void **state);
 
 /* cases_sample.c */

@@ -127,7 +127,7 @@ struct matrix side_matrix(struct side *s, enum dtype dtype, int64_t n_out, int64
                           const float *values)
 {
     enum dtype type = side_dtype(s, dtype);
-    struct matrix w = {NULL, type, n_out, n_in};
+    struct matrix w = {.dtype = type, .n_out = n_out, .n_in = n_in};
     w.data = side_bytes(s, s->d->ops->matrix_bytes(s->d, type, n_out, n_in), NULL);
     float *rows = malloc((size_t)(n_out * n_in) * sizeof *rows);
     for (int64_t i = 0; i < n_out * n_in; i++) rows[i] = rounded_to(dtype, values[i]);

@@ -41,8 +41,8 @@ static void layout(struct model_runner *r)
     r->workspace = plan_take(p, MEMORY_WORKSPACE, "workspace", r->workspace_bytes, 1);
 }
 
-void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
-                 const struct cpu_options *cpu, int64_t max_rows)
+static void open_as(struct model_runner *r, const char *path, enum dtype dtype, bool keep,
+                    const struct cpu_options *cpu, int64_t max_rows)
 {
     struct error err = {0};
     *r = (struct model_runner){.max_rows = max_rows};
@@ -50,6 +50,7 @@ void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
     must(checkpoint_open(path, &r->checkpoint, &err), &err);
     r->gpt.config = *checkpoint_config(r->checkpoint);
     r->gpt.dtype = dtype;
+    if (keep) r->gpt.kept = checkpoint_formats(r->checkpoint);
     r->gpt.max_context = r->gpt.config.block_size;
     r->gpt.layers = calloc((size_t)r->gpt.config.n_layer, sizeof *r->gpt.layers);
 
@@ -71,6 +72,18 @@ void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
     r->pages = calloc((size_t)r->kv.n_pages, sizeof *r->pages);
     for (int32_t i = 0; i < r->kv.n_pages; i++) r->pages[i] = r->kv.n_pages - 1 - i;
     r->scratch = calloc((size_t)max_rows * 4, sizeof *r->scratch);
+}
+
+void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
+                 const struct cpu_options *cpu, int64_t max_rows)
+{
+    open_as(r, path, dtype, false, cpu, max_rows);
+}
+
+void runner_open_kept(struct model_runner *r, const char *path, const struct cpu_options *cpu,
+                      int64_t max_rows)
+{
+    open_as(r, path, DTYPE_BF16, true, cpu, max_rows);
 }
 
 void runner_close(struct model_runner *r)

@@ -22,6 +22,9 @@ struct model_runner {
 /* Fails the test (cmocka) when anything goes wrong. */
 void runner_open(struct model_runner *r, const char *path, enum dtype dtype,
                  const struct cpu_options *cpu, int64_t max_rows);
+/* In bf16, with matrices that the file has quantized as they are. */
+void runner_open_kept(struct model_runner *r, const char *path, const struct cpu_options *cpu,
+                      int64_t max_rows);
 void runner_close(struct model_runner *r);
 
 /* Runs n <= max_rows tokens at positions start.. and copies the logits of all rows to `logits` [n, V] (may be NULL). */

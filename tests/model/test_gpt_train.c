@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "model/gpt_train.h"
 #include "model/sampler.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/model/model_runner.h"
 
 enum { MAX_ROWS = 64, MAX_SPANS = 8 };
@@ -24,7 +25,7 @@ enum { MAX_ROWS = 64, MAX_SPANS = 8 };
 static const enum cpu_isa all_isas[] = {CPU_ISA_BEST};
 #else
 static const enum cpu_isa all_isas[] = {CPU_ISA_REFERENCE, CPU_ISA_AVX2, CPU_ISA_AVX512,
-                                        CPU_ISA_AVX512_BF16};
+                                        CPU_ISA_AVX512_BF16, CPU_ISA_AMX};
 #endif
 enum { N_ISAS = sizeof all_isas / sizeof *all_isas };
 
@@ -600,5 +601,6 @@ int main(void)
         cmocka_unit_test(test_ignored_targets_have_no_loss),
         cmocka_unit_test(test_rows_refuse_what_has_no_room),
     };
+    amx_emulator_use();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -191,6 +191,38 @@ static void check_served(const struct gpt_config *c, struct device *d)
     }
 }
 
+/* As a file might have it: queries and keys in one type, values in another, every other layer in a third. */
+static void check_kept(const struct gpt_config *c, struct device *d)
+{
+    struct weight_formats *formats = calloc((size_t)(1 + c->n_layer), sizeof *formats);
+    struct engine_options o;
+    engine_options_init(&o);
+    formats[0].n_parts[WEIGHT_TOKEN_EMBEDDING] = 1;
+    formats[0].parts[WEIGHT_TOKEN_EMBEDDING][0] = DTYPE_Q6_K;
+    for (int64_t i = 1; i <= c->n_layer; i += 2) {
+        formats[i].n_parts[WEIGHT_QKV] = 3;
+        memcpy(formats[i].parts[WEIGHT_QKV], (uint8_t[]){DTYPE_Q4_K, DTYPE_Q4_K, DTYPE_Q6_K}, 3);
+        formats[i].n_parts[WEIGHT_MLP_DOWN] = 1;
+        formats[i].parts[WEIGHT_MLP_DOWN][0] = DTYPE_Q5_0;
+    }
+    o.formats = formats;
+    check_generation(c, &o, d);
+    struct engine_need plain, kept;
+    struct error err;
+    if (!engine_plan(c, &o, d, NULL, NULL, &kept, &err)) fail_msg("%s", err.text);
+    o.formats = NULL;
+    if (!engine_plan(c, &o, d, NULL, NULL, &plain, &err)) fail_msg("%s", err.text);
+    int64_t less = plain.memory.component[MEMORY_WEIGHTS] - kept.memory.component[MEMORY_WEIGHTS];
+    assert_int_equal(less > 0, gpt_keeps_formats(d));
+    o.formats = formats;
+    o.dtype = DTYPE_F32;
+    if (gpt_keeps_formats(d)) {
+        assert_false(engine_plan(c, &o, d, NULL, NULL, &plain, &err));
+        assert_string_equal(err.param, "dtype");
+    }
+    free(formats);
+}
+
 static void check_device(struct device *d)
 {
     for (int i = 0; i < N_PRESETS; i++) {
@@ -201,6 +233,7 @@ static void check_device(struct device *d)
         if (i % 2) o.config.micro_batch_size = o.config.batch_size;
         check_formats(&o, d);
         check_served(&o.model, d);
+        check_kept(&o.model, d);
     }
 }
 

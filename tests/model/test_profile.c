@@ -45,7 +45,7 @@ static void multiply(struct device *d, float y[ROWS * N_OUT])
     size_t bytes = (size_t)(room + matrix + ROWS * (N_IN + N_OUT) * 4);
     uint8_t *arena = d->ops->alloc(d, bytes, &err);
     assert_non_null(arena);
-    struct matrix w = {arena + room, DTYPE_F32, N_OUT, N_IN};
+    struct matrix w = {.data = arena + room, .n_out = N_OUT, .n_in = N_IN};
     struct tensor x = {(uint8_t *)w.data + matrix, DTYPE_F32, ROWS, N_IN};
     struct tensor out = {(float *)x.data + ROWS * N_IN, DTYPE_F32, ROWS, N_OUT};
     for (int i = 0; i < N_OUT * N_IN; i++) w_rows[i] = (float)(i % 17) * 0.25f - 2;

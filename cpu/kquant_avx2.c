@@ -1,0 +1,157 @@
+/* Products with GGUF's quantized types in AVX2: see kquant.h. vpmaddubsw multiplies codes of at most 6 bits by signed
+ * bytes and adds pairs in 16 bits, which then hold the sums of several groups: 4 of 5 bits (4 * 2 * 31 * 127 < 2^15), 2
+ * of 6. Codes are unpacked once a step for all rows; a lone row is bound by the bytes of the weights. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/kquant.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { VECTORS = PANEL / 8 };
+
+INLINE __m256i load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* The codes of group g of 8 outputs, without their offset. */
+INLINE __m256i group(const struct kquant q, const uint8_t *codes, const int g)
+{
+    __m256i low = load(codes + g % 4 * KQUANT_ROW_BYTES), high;
+    if (g >= 4) low = _mm256_srli_epi16(low, 4);
+    low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+    if (q.bits == 4) return low;
+    const uint8_t *above = codes + KQUANT_NIBBLE_BYTES;
+    const int left = q.bits == 5 ? 4 - g : 4 - g / 2 * 2; /* to bit 4 */
+    high = load(q.bits == 5 ? above : above + g % 2 * KQUANT_ROW_BYTES);
+    if (left > 0) high = _mm256_slli_epi16(high, left);
+    if (left < 0) high = _mm256_srli_epi16(high, -left);
+    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(q.bits == 5 ? 16 : 48)));
+}
+
+/* What a step's codes of 8 outputs are to be multiplied by. */
+struct scales { __m256 scale[2], minimum; };
+
+INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE __m128i load_bytes(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)p); }
+INLINE __m128i and_bytes(__m128i a, char mask) { return _mm_and_si128(a, _mm_set1_epi8(mask)); }
+/* The upper two bits of each byte as bits 4 and 5. */
+INLINE __m128i top_bits(__m128i a) { return and_bytes(_mm_srli_epi16(a, 2), 48); }
+INLINE __m256 unsigned_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)); }
+INLINE __m256 signed_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)); }
+
+/* Scales and minima of step g of eight: see kquant_scale. */
+INLINE struct scales super_scales(const uint8_t *head, int64_t g, int v)
+{
+    const uint8_t *bytes = head + 4 * PANEL + g * PANEL + v * 8;
+    __m128i scale, minimum;
+    if (g < 4) {
+        scale = and_bytes(load_bytes(bytes), 63);
+        minimum = and_bytes(load_bytes(bytes + 4 * PANEL), 63);
+    } else {
+        __m128i low = load_bytes(bytes + 4 * PANEL);
+        scale = _mm_or_si128(and_bytes(low, 15), top_bits(load_bytes(bytes - 4 * PANEL)));
+        minimum = _mm_or_si128(and_bytes(_mm_srli_epi16(low, 4), 15), top_bits(load_bytes(bytes)));
+    }
+    __m256 d = load_f16(head + v * 16), dmin = load_f16(head + 2 * PANEL + v * 16);
+    __m256 minus = _mm256_mul_ps(dmin, unsigned_floats(minimum));
+    return (struct scales){
+        .scale = {_mm256_mul_ps(d, unsigned_floats(scale))},
+        .minimum = _mm256_xor_ps(minus, _mm256_set1_ps(-0.0f)),
+    };
+}
+
+INLINE struct scales load_scales(const struct kquant q, const uint8_t *head, int64_t step, int v)
+{
+    int64_t g = step % KQUANT_SUPER;
+    if (!q.super)
+        return (struct scales){.scale = {load_f16(head + v * 16)},
+                               .minimum = q.minimum ? load_f16(head + 2 * PANEL + v * 16)
+                                                    : _mm256_setzero_ps()};
+    if (q.n_scales == 1) return super_scales(head, g, v);
+    const uint8_t *bytes = head + 2 * PANEL + 2 * g * PANEL + v * 8;
+    __m256 d = load_f16(head + v * 16);
+    return (struct scales){.scale = {_mm256_mul_ps(d, signed_floats(load_bytes(bytes))),
+                                     _mm256_mul_ps(d, signed_floats(load_bytes(bytes + PANEL)))}};
+}
+
+/* Sums of one row over groups [g0, g1) of 8 outputs. */
+INLINE __m256i dot(const struct kquant q, const __m256i codes[8], const uint32_t *x, int64_t rows,
+                   const int g0, const int g1)
+{
+    const int together = q.bits == 6 ? 2 : 4;
+    __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int g = g0; g < g1; g += together) {
+        __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int i = g; i < g + together; i++)
+            pairs = _mm256_add_epi16(
+                pairs, _mm256_maddubs_epi16(codes[i], _mm256_set1_epi32((int)x[i * rows])));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    return sum;
+}
+
+/* The sum of a row's codes over groups [g0, g1). */
+INLINE int32_t code_sum(const uint32_t *x, int64_t rows, int g0, int g1)
+{
+    int32_t sum = 0;
+    for (int g = g0; g < g1; g++)
+        for (int i = 0; i < 4; i++) sum += (int8_t)(x[g * rows] >> i * 8);
+    return sum;
+}
+
+/* One step of 8 outputs for all rows. */
+INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s,
+                      const uint32_t *x, int64_t rows, float *out)
+{
+    __m256i w[8];
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) w[g] = group(q, codes, g);
+    for (int64_t r = 0; r < rows; r++, x++, out += PANEL) {
+        __m256 to = _mm256_loadu_ps(out), x_scale = _mm256_castsi256_ps(_mm256_set1_epi32((int)x[8 * rows]));
+        int32_t x_sum = (int32_t)x[9 * rows], first = q.n_scales == 2 ? code_sum(x, rows, 0, 4) : x_sum;
+#pragma GCC unroll 2
+        for (int half = 0; half < q.n_scales; half++) {
+            const int groups = 8 / q.n_scales;
+            __m256i sum = dot(q, w, x, rows, half * groups, (half + 1) * groups);
+            int32_t minus = -q.offset * (half == 0 ? first : x_sum - first);
+            if (q.offset) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(minus));
+            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), x_scale), s.scale[half], to);
+        }
+        if (q.minimum)
+            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps((float)x_sum), x_scale), s.minimum, to);
+        _mm256_storeu_ps(out, to);
+    }
+}
+
+INLINE void matmul(const struct matmul_tile *t, const struct kquant q)
+{
+    const uint8_t *w = t->w;
+    const uint32_t *x = t->x;
+    const char *prefetch = t->prefetch;
+    memset(t->out, 0, (size_t)t->rows * PANEL * 4);
+    for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * t->rows) {
+        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
+        prefetch += t->prefetch_step;
+        const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
+        for (int v = 0; v < VECTORS; v++)
+            step_rows(q, codes + v * 32, load_scales(q, head, step, v), x, t->rows, t->out + v * 8);
+    }
+}
+
+static void matmul_q4_1(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q4_1)); }
+static void matmul_q5_0(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_0)); }
+static void matmul_q5_1(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_1)); }
+static void matmul_q4_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q4_K)); }
+static void matmul_q5_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_K)); }
+static void matmul_q6_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q6_K)); }
+
+void cpu_kquant_kernels_avx2(struct cpu_kernels *k)
+{
+    k->matmul_kquant[DTYPE_Q4_1] = matmul_q4_1;
+    k->matmul_kquant[DTYPE_Q5_0] = matmul_q5_0;
+    k->matmul_kquant[DTYPE_Q5_1] = matmul_q5_1;
+    k->matmul_kquant[DTYPE_Q4_K] = matmul_q4_k;
+    k->matmul_kquant[DTYPE_Q5_K] = matmul_q5_k;
+    k->matmul_kquant[DTYPE_Q6_K] = matmul_q6_k;
+}

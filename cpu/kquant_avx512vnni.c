@@ -1,0 +1,216 @@
+/* Products with GGUF's quantized types by AVX-512 VNNI: see kquant.h, and quant_avx512vnni.c for the idea. A panel
+ * of 32 outputs is two vectors. A lone row reads every byte of the weights for 2 operations a code, and is bound by
+ * that; many rows are bound by vpdpbusd, 16 for a step and row, and by unpacking once for up to six rows. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "cpu/kquant.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { VECTORS = PANEL / 16, GROUP_ROWS = 6 };
+
+/* The codes of group g of 16 outputs, without their offset. */
+INLINE __m512i group(const struct kquant q, const uint8_t *codes, const int g)
+{
+    __m512i low = _mm512_loadu_si512(codes + g % 4 * KQUANT_ROW_BYTES), high;
+    if (g >= 4) low = _mm512_srli_epi16(low, 4);
+    low = _mm512_and_si512(low, _mm512_set1_epi8(15));
+    if (q.bits == 4) return low;
+    const uint8_t *above = codes + KQUANT_NIBBLE_BYTES;
+    int left; /* to bit 4 */
+    if (q.bits == 5) {
+        high = _mm512_loadu_si512(above);
+        left = 4 - g;
+    } else {
+        high = _mm512_loadu_si512(above + g % 2 * KQUANT_ROW_BYTES);
+        left = 4 - g / 2 * 2;
+    }
+    if (left > 0) high = _mm512_slli_epi16(high, (unsigned)left);
+    if (left < 0) high = _mm512_srli_epi16(high, (unsigned)-left);
+    /* low | (high & mask) */
+    return _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(q.bits == 5 ? 16 : 48), 0xF8);
+}
+
+/* What a step's codes of 16 outputs are to be multiplied by. */
+struct scales { __m512 scale[2], minimum; };
+
+INLINE __m512 load_f16(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+INLINE __m128i load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+INLINE __m128i and_bytes(__m128i a, char mask) { return _mm_and_si128(a, _mm_set1_epi8(mask)); }
+/* The upper two bits of each byte as bits 4 and 5. */
+INLINE __m128i top_bits(__m128i a) { return and_bytes(_mm_srli_epi16(a, 2), 48); }
+INLINE __m512 unsigned_floats(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(a)); }
+
+/* Scales and minima of step g of eight: see kquant_scale. */
+INLINE struct scales super_scales(const uint8_t *head, int64_t g, const int v)
+{
+    const uint8_t *bytes = head + 4 * PANEL + g * PANEL + v * 16;
+    __m128i scale, minimum;
+    if (g < 4) {
+        scale = and_bytes(load_bytes(bytes), 63);
+        minimum = and_bytes(load_bytes(bytes + 4 * PANEL), 63);
+    } else {
+        __m128i low = load_bytes(bytes + 4 * PANEL);
+        scale = _mm_or_si128(and_bytes(low, 15), top_bits(load_bytes(bytes - 4 * PANEL)));
+        minimum = _mm_or_si128(and_bytes(_mm_srli_epi16(low, 4), 15), top_bits(load_bytes(bytes)));
+    }
+    __m512 d = load_f16(head + v * 32), dmin = load_f16(head + 2 * PANEL + v * 32);
+    __m512 minus = _mm512_mul_ps(dmin, unsigned_floats(minimum));
+    return (struct scales){
+        .scale = {_mm512_mul_ps(d, unsigned_floats(scale))},
+        .minimum = _mm512_xor_ps(minus, _mm512_set1_ps(-0.0f)),
+    };
+}
+
+INLINE struct scales load_scales(const struct kquant q, const uint8_t *head, int64_t step, const int v)
+{
+    int64_t g = step % KQUANT_SUPER;
+    if (!q.super)
+        return (struct scales){.scale = {load_f16(head + v * 32)},
+                               .minimum = q.minimum ? load_f16(head + 2 * PANEL + v * 32)
+                                                    : _mm512_setzero_ps()};
+    if (q.n_scales == 1) return super_scales(head, g, v);
+    const uint8_t *bytes = head + 2 * PANEL + 2 * g * PANEL + v * 16;
+    __m512 d = load_f16(head + v * 32);
+    __m512i first = _mm512_cvtepi8_epi32(load_bytes(bytes));
+    __m512i second = _mm512_cvtepi8_epi32(load_bytes(bytes + PANEL));
+    return (struct scales){.scale = {_mm512_mul_ps(d, _mm512_cvtepi32_ps(first)),
+                                     _mm512_mul_ps(d, _mm512_cvtepi32_ps(second))}};
+}
+
+/* What the codes' offset adds to the sums of each row, negated: by half step where scales are. */
+struct offsets { int32_t half[2][16]; };
+
+INLINE void find_offsets(const struct kquant q, const uint32_t *x, int64_t rows, struct offsets *out)
+{
+    __mmask16 all = (__mmask16)((1u << rows) - 1);
+    __m512i sums = _mm512_maskz_loadu_epi32(all, x + 9 * rows), first = _mm512_setzero_si512();
+    __m512i minus = _mm512_set1_epi32(-q.offset);
+    if (q.n_scales == 2) {
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++)
+            first = _mm512_dpbusd_epi32(first, _mm512_set1_epi8(1),
+                                        _mm512_maskz_loadu_epi32(all, x + g * rows));
+        _mm512_storeu_si512(out->half[1], _mm512_mullo_epi32(_mm512_sub_epi32(sums, first), minus));
+        sums = first;
+    }
+    _mm512_storeu_si512(out->half[0], _mm512_mullo_epi32(sums, minus));
+}
+
+/* One step for `n` rows of `rows` side by side; out[r] are VECTORS vectors each, `stride` floats apart. */
+INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s[VECTORS],
+                      const struct offsets *offsets, int64_t row, const uint32_t *x, int64_t rows,
+                      float *out, const int n)
+{
+    const int groups = 8 / q.n_scales;
+#pragma GCC unroll 2
+    for (int half = 0; half < q.n_scales; half++) {
+        __m512i acc[GROUP_ROWS][VECTORS];
+#pragma GCC unroll 6
+        for (int r = 0; r < n; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++)
+                acc[r][v] = q.offset ? _mm512_set1_epi32(offsets->half[half][row + r])
+                                     : _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int g = half * groups; g < (half + 1) * groups; g++) {
+            __m512i w[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) w[v] = group(q, codes + v * 64, g);
+#pragma GCC unroll 6
+            for (int r = 0; r < n; r++) {
+                __m512i word = _mm512_set1_epi32((int)x[g * rows + r]);
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++)
+                    acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], word);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < n; r++) {
+            __m512 x_scale = _mm512_castsi512_ps(_mm512_set1_epi32((int)x[8 * rows + r]));
+            __m512 x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32((int)x[9 * rows + r]));
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) {
+                float *to = out + r * PANEL + v * 16;
+                __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), x_scale);
+                sum = _mm512_fmadd_ps(sum, s[v].scale[half], _mm512_loadu_ps(to));
+                if (q.minimum)
+                    sum = _mm512_fmadd_ps(_mm512_mul_ps(x_sum, x_scale), s[v].minimum, sum);
+                _mm512_storeu_ps(to, sum);
+            }
+        }
+    }
+}
+
+INLINE void some_rows(const struct kquant q, const uint8_t *codes, const struct scales s[VECTORS],
+                      const struct offsets *offsets, int64_t row, const struct matmul_tile *t,
+                      const uint32_t *x, int64_t n)
+{
+    float *out = t->out + row * PANEL;
+    switch (n) {
+    case 1: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 1); break;
+    case 2: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 2); break;
+    case 3: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 3); break;
+    case 4: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 4); break;
+    case 5: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 5); break;
+    case 6: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 6); break;
+    default: ASSERT(!"more rows than registers hold");
+    }
+}
+
+/* A step's codes stay in the first-level cache while the rows take turns. */
+INLINE void matmul(const struct matmul_tile *t, const struct kquant q, const bool lone)
+{
+    const uint8_t *w = t->w;
+    const uint32_t *x = t->x;
+    const char *prefetch = t->prefetch;
+    const int64_t rows = lone ? 1 : t->rows;
+    int64_t first = rows > GROUP_ROWS ? (rows + 1) / 2 : rows;
+    _Static_assert(TILE_ROWS <= 2 * GROUP_ROWS, "two groups make a tile");
+    memset(t->out, 0, (size_t)rows * PANEL * 4);
+    for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * rows) {
+        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
+        prefetch += t->prefetch_step;
+        const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
+        struct scales s[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) s[v] = load_scales(q, head, step, v);
+        struct offsets offsets;
+        if (q.offset) find_offsets(q, x, rows, &offsets);
+        if (lone) {
+            step_rows(q, codes, s, &offsets, 0, x, 1, t->out, 1);
+            continue;
+        }
+        some_rows(q, codes, s, &offsets, 0, t, x, first);
+        if (first < rows) some_rows(q, codes, s, &offsets, first, t, x, rows - first);
+    }
+}
+
+INLINE void product(const struct matmul_tile *t, const enum dtype type)
+{
+    if (t->rows == 1) matmul(t, kquant_of(type), true);
+    else matmul(t, kquant_of(type), false);
+}
+
+static void matmul_q4_1(const struct matmul_tile *t) { product(t, DTYPE_Q4_1); }
+static void matmul_q5_0(const struct matmul_tile *t) { product(t, DTYPE_Q5_0); }
+static void matmul_q5_1(const struct matmul_tile *t) { product(t, DTYPE_Q5_1); }
+static void matmul_q4_k(const struct matmul_tile *t) { product(t, DTYPE_Q4_K); }
+static void matmul_q5_k(const struct matmul_tile *t) { product(t, DTYPE_Q5_K); }
+static void matmul_q6_k(const struct matmul_tile *t) { product(t, DTYPE_Q6_K); }
+
+void cpu_kquant_kernels_avx512vnni(struct cpu_kernels *k)
+{
+    k->matmul_kquant[DTYPE_Q4_1] = matmul_q4_1;
+    k->matmul_kquant[DTYPE_Q5_0] = matmul_q5_0;
+    k->matmul_kquant[DTYPE_Q5_1] = matmul_q5_1;
+    k->matmul_kquant[DTYPE_Q4_K] = matmul_q4_k;
+    k->matmul_kquant[DTYPE_Q5_K] = matmul_q5_k;
+    k->matmul_kquant[DTYPE_Q6_K] = matmul_q6_k;
+}

@@ -1,0 +1,12 @@
+/* What the parts of bench_kernels share: memory with numbers in it, and the parts themselves. */
+#pragma once
+
+#include "cpu/cpu_train.h"
+
+/* Device memory; ends the program when there is none. */
+void *bench_take(struct device *d, int64_t bytes);
+/* Numbers from -0.5 to 0.5: anything but zeros, which memory and multipliers handle faster. */
+void bench_fill(enum dtype dtype, void *p, int64_t bytes);
+
+/* bench_rows.c: operations that memory bounds, each beside a plain copy of as many bytes. */
+void bench_rows(struct cpu_device *c);

@@ -1,0 +1,347 @@
+#!/bin/bash
+# Proves and measures the CUDA device on the GPU of this machine, in under eight minutes:
+#
+#     scripts/gpu_check.sh [--out DIR] [--quick] [--only SECTION] [--seconds N]
+#
+# Needs nvcc and a C compiler, no library and no network: scripts/bare stands for those that gptd
+# has. Where python3 has torch, its numbers and its speed stand beside gptd's. Results appear as
+# they are known, and lie in DIR (build/gpu_check/out) as results.txt and results.json, with every
+# log in log.txt and what profilers said in profile.txt. A section that fails, or that takes longer
+# than it may, is reported with its last lines; the others go on. Exit status: 1 if any did.
+#
+#   build tests parity sanitizer rates decode prefill train profile torch
+#
+# --quick: correctness alone. --seconds: for everything (470).
+# Without a GPU, to try the script itself, with shapes so small that no figure means anything:
+#   --simulate     the device is tests/ptxsim, which interprets the kernels (make sim-tests first)
+#   --device cpu   the CPU, and no nvcc
+set -u
+cd "$(dirname "$0")/.."
+out=build/gpu_check/out device=cuda:0 mode=gpu quick=0 only="" budget=470
+usage() { sed -n '2,/^set -u/p' scripts/gpu_check.sh | sed '$d; s/^# \{0,1\}//'; exit "$1"; }
+while [ $# -gt 0 ]; do
+    case $1 in
+    --out) out=${2:?}; shift ;;
+    --only) only=${2:?}; shift ;;
+    --seconds) budget=${2:?}; shift ;;
+    --quick) quick=1 ;;
+    --simulate) mode=simulate ;;
+    --device) [ "${2:?}" = cpu ] && mode=cpu; device=$2; shift ;;
+    --help) usage 0 ;;
+    *) echo "gpu_check: unknown option $1" >&2; usage 2 >&2 ;;
+    esac
+    shift
+done
+export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")}
+work=build/gpu_check/$mode
+jobs=$(nproc)
+small="" slower=1
+[ $mode = gpu ] || small=--small
+[ $mode != simulate ] || { slower=5 budget=$((budget * 5)); }
+mkdir -p "$out" "$work"
+: >"$out/results.tsv" && : >"$out/log.txt" && : >"$out/profile.txt"
+failed=() profiling=0
+
+# ---- sections ----
+
+say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+
+show() { # results, as lines of a table
+    awk -F'\t' '$1 == "RESULT" { printf "%-8s %-50s %12s %-8s %s\n", $2, $3, $4 == 0 && $5 == "" ? "" : $4, $5, $6
+                                 fflush() }'
+}
+
+result() { # SECTION NAME VALUE UNIT NOTE
+    printf 'RESULT\t%s\t%s\t%s\t%s\t%s\n' "$@" | tee -a "$out/results.tsv" | show
+}
+
+fail() { # NAME WHY LOG
+    failed+=("$1")
+    result check "$1" 0 FAILED "$2"
+    [ -z "$3" ] || tail -n 15 "$3" | sed 's/^/    # /'
+}
+
+wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
+
+# step NAME SECONDS COMMAND...: runs it within its time and what is left of all; its RESULT lines are
+# results. Leaves its status in `status` and its output in $work/step.log.
+step() {
+    local name=$1 limit=$(($2 * slower)) left=$((budget - SECONDS)) to=$out/results.tsv
+    [ "$profiling" = 0 ] || to=/dev/null # under a profiler nothing is as fast as it is
+    shift 2
+    status=1
+    [ "$left" -lt "$limit" ] && limit=$left
+    if [ "$limit" -lt 3 ]; then
+        fail "$name" "no time was left for it" ""
+        return 1
+    fi
+    printf '\n### %s: %s\n' "$name" "$*" >>"$out/log.txt"
+    timeout -k 5 "$limit" "$@" 2>&1 | tee "$work/step.log" | tee -a "$out/log.txt" \
+        | grep --line-buffered '^RESULT' | tee -a "$to" | show
+    status=${PIPESTATUS[0]}
+    [ "$status" = 0 ] && return 0
+    [ "$status" = 124 ] && fail "$name" "took longer than $limit s" "$work/step.log" && return 1
+    fail "$name" "exit status $status" "$work/step.log"
+    return 1
+}
+
+bench() { # NAME SECONDS ARGUMENT...
+    local name=$1 limit=$2
+    shift 2
+    step "$name" "$limit" "$work/bench_gpu" "$device" $small "$@"
+}
+
+# ---- build ----
+
+compute_capability() { nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '; }
+
+# What the Makefile lets files of an instruction set use, by the end of their name.
+isa_flags() {
+    local suffix flags
+    while read -r suffix flags; do
+        case $1 in cpu/*_"$suffix".c) echo "$flags" ;; esac
+    done < <(sed -n 's/^\$(BUILD)\/cpu\/%_\([a-z0-9]*\)\.o: CFLAGS += \(.*\)/\1 \2/p' Makefile)
+}
+
+# compile SOURCE: into $work, unless a newer object is there. For xargs.
+compile() {
+    local source=$1 object=$work/$1.o
+    [ "$object" -nt "$newest" ] && return 0
+    mkdir -p "$(dirname "$object")"
+    case $source in
+    *.cu)
+        "$CUDA_HOME/bin/nvcc" -std=c++20 -O3 -lineinfo -I. $gencode -Xcompiler \
+            "-fno-exceptions -fno-rtti -fno-threadsafe-statics" -c -o "$object" "$source" ;;
+    *)
+        local flags="-O2"
+        case $source in cpu/*) flags="-O3 -fno-math-errno $(isa_flags "$source")" ;; esac
+        ${CC:-cc} -std=c17 -D_GNU_SOURCE -g -fno-strict-aliasing -ffp-contract=off -pthread -w \
+            -Iscripts/bare -I. -MMD $flags -c -o "$object" "$source" ;;
+    esac
+}
+export -f compile isa_flags
+
+objects() { printf "$work/%s.o " "$@"; }
+
+# link PROGRAM OBJECT...
+link() {
+    local program=$1
+    shift
+    ${LD_CXX:-${CC:-cc}} -pthread -o "$work/$program" "$@" $libs -lm
+}
+
+build() {
+    local common sources tests machine wrap=()
+    tests=(tests/cuda/cases_*.c tests/cuda/cuda_side.c tests/cuda/test_cuda_ops.c tests/cuda/test_cuda_model.c
+           tests/cpu/cpu_util.c tests/model/engine_fixture.c tests/model/train_fixture.c)
+    common=(base/*.c model/*.c cpu/*.c scripts/bare/*.c cuda/cuda_sizes.c)
+    local bench=(scripts/gpu/bench.c scripts/gpu/bench_*.c) cu=() libs="" extra=()
+    bench=($(printf '%s\n' "${bench[@]}" | sort -u | grep -v bench_machine))
+    gencode="" newest=$(find base model cpu cuda scripts tests/cuda tests/cpu tests/model Makefile -newer Makefile -type f \
+                        -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+    newest=${newest:-Makefile}
+    case $mode in
+    cpu)
+        bench+=(scripts/gpu/bench_machine_cpu.c) common+=(cuda/cuda_none.c) tests=() ;;
+    gpu)
+        local sm=$(compute_capability)
+        gencode="-gencode arch=compute_${sm:-90},code=sm_${sm:-90}"
+        cu=($(ls -S cuda/*.cu scripts/gpu/*.cu)) libs="-L$CUDA_HOME/lib64 -lcudart_static -lrt -ldl" ;;
+    simulate)
+        gencode="-gencode arch=compute_80,code=compute_80 --compress-mode=none"
+        cu=(scripts/gpu/bench_machine.cu) LD_CXX=${CXX:-c++}
+        extra=(build/ptxsim/cuda/*.cu.o $(ls build/ptxsim/tests/ptxsim/*.o | grep -v 'test_ptxsim\|seeded')) ;;
+    esac
+    sources=("${cu[@]}" "${common[@]}" "${bench[@]}" "${tests[@]}")
+    export work gencode newest
+    printf '%s\n' "${sources[@]}" | xargs -P "$jobs" -I{} bash -c 'compile {} || { echo "cannot compile {}"; exit 255; }' || return 1
+    for name in gpt_load checkpoint_config dataset_add; do wrap+=("-Wl,--wrap=$name"); done
+    local base=$(objects "${common[@]}" "${cu[@]}")
+    link bench_gpu "${wrap[@]}" $(objects "${bench[@]}") $base "${extra[@]}" || return 1
+    [ $mode = cpu ] && return 0
+    local shared=$(objects $(printf '%s\n' "${tests[@]}" | grep -v '/test_cuda'))
+    link test_cuda_ops $(objects tests/cuda/test_cuda_ops.c) $shared $base "${extra[@]}" &&
+        link test_cuda_model $(objects tests/cuda/test_cuda_model.c) $shared $base "${extra[@]}" || return 1
+}
+
+# Nothing may come from libraries that a bare machine lacks.
+check_bare() {
+    ! grep -lE '/usr/[^ ]*/(cjson/|openssl/|microhttpd|gnutls|cmocka|pcre2|uninorm|unictype)' \
+        $(find "$work" -name '*.d') /dev/null
+}
+
+# ---- what is checked ----
+
+count_tests() { # NAME
+    local passed=$(grep '^ok' "$work/step.log" | grep -vc SKIP)
+    [ "$passed" != 0 ] || fail "$1" "nothing was checked" "$work/step.log"
+    result tests "$1" "$passed" passed \
+        "$(grep -c '^not ok' "$work/step.log") failed, $(grep -c SKIP "$work/step.log") skipped"
+}
+
+check_tests() {
+    local ops="*"
+    [ $mode = simulate ] && ops="test_norms"
+    step "kernel tests" 90 "$work/test_cuda_ops" "$ops"
+    count_tests "every kernel against the CPU's"
+    local model="*"
+    [ $mode = simulate ] && model="*gpt2*"
+    step "tiny models" 60 "$work/test_cuda_model" "$model"
+    count_tests "tiny models, serving and training"
+}
+
+has_torch=0
+check_parity() {
+    bench "parity with the CPU" 60 parity "$work/parity"
+    [ $has_torch = 0 ] || step "parity with torch" 60 python3 scripts/gpu/bench_torch.py parity "$work/parity"
+}
+
+# Errors count; that there was no time for more does not.
+sanitize() { # TOOL SECONDS PATTERN
+    local log=$work/sanitizer-$1.log left=$((budget - SECONDS - 5)) limit=$2
+    [ "$left" -lt "$limit" ] && limit=$left
+    [ "$limit" -lt 8 ] && result sanitizer "$1" 0 skipped "no time was left" && return
+    timeout -k 5 "$limit" compute-sanitizer --tool "$1" --print-limit 20 "$work/test_cuda_ops" "$3" >"$log" 2>&1
+    local status=$? ok=$(grep -c '^ok' "$log")
+    { echo; echo "### compute-sanitizer $1"; cat "$log"; } >>"$out/log.txt"
+    if grep -q 'Device not supported' "$log"; then
+        result sanitizer "$1" 0 skipped "it does not run here: $(grep -m1 'not supported' "$log")"
+    elif grep -qE '^========= +(Invalid|Error|Race|.*hazard|Uninitialized|Barrier|Misaligned|Program hit)' "$log" ||
+        grep -q '^not ok' "$log"; then
+        fail "compute-sanitizer $1" "it has found something" "$log"
+    elif [ "$status" != 0 ] && [ "$status" != 124 ]; then
+        fail "compute-sanitizer $1" "exit status $status" "$log"
+    else
+        result sanitizer "$1" "$ok" tests "clean$([ "$status" = 124 ] && echo ", stopped after $limit s")"
+    fi
+}
+
+check_sanitizer() {
+    command -v compute-sanitizer >/dev/null || PATH=$PATH:$CUDA_HOME/bin
+    if [ $mode != gpu ] || ! command -v compute-sanitizer >/dev/null; then
+        result sanitizer "compute-sanitizer" 0 skipped "it is not here"
+        return
+    fi
+    sanitize memcheck 60 "*"
+    sanitize racecheck 40 "test_[pnar]*"
+    sanitize synccheck 20 "test_[pnar]*"
+    sanitize initcheck 20 "test_[ncs]*"
+}
+
+measure_decode() {
+    local preset presets="150M_1024 350M_1024 750M_1024"
+    [ $mode != simulate ] || presets=150M_1024
+    for preset in $presets; do
+        bench "decode $preset" 40 decode "configs/$preset.json" 1 8 32 128
+    done
+}
+
+measure_prefill() {
+    local preset presets="150M_1024 750M_1024"
+    [ $mode != simulate ] || presets=150M_1024
+    for preset in $presets; do bench "prefill $preset" 30 prefill "configs/$preset.json"; done
+}
+
+measure_train() {
+    local presets=(150M_1024 150M 350M_1024 small tiny_char 750M_1024 500M_1024 200M 250M 200M_1024 250M_1024 tiny)
+    [ $mode = gpu ] || presets=(150M) # they are cut to one shape
+    for preset in "${presets[@]}"; do bench "train $preset" 25 train "configs/$preset.json" 6; done
+}
+
+# Under Nsight Compute: kernel by kernel, what the hardware counted.
+profile_kernels() { # NAME SKIP COUNT ARGUMENT...
+    local name=$1 skip=$2 count=$3 csv=$work/ncu.csv
+    shift 3
+    step "kernels of $name" 45 ncu --profile-from-start off --clock-control none --launch-skip "$skip" \
+        --launch-count "$count" --csv --page raw --log-file "$csv" --metrics \
+        gpu__time_duration.sum,dram__bytes.sum,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
+        "$work/bench_gpu" "$device" "$@" || return
+    { echo; echo "### kernels of $name"; python3 scripts/gpu/ncu_table.py <"$csv"; } >>"$out/profile.txt" 2>&1
+}
+
+measure_profile() {
+    local ncu=0 profiling=1
+    command -v ncu >/dev/null && python3 -c 'import csv' 2>/dev/null && ncu=1
+    for what in "decode configs/350M_1024.json 1" "decode configs/350M_1024.json 32" "train configs/150M_1024.json 2"; do
+        step "profile of $what" 30 "$work/bench_gpu" "$device" $small --profile $what || continue
+        { echo; echo "### operations of $what: each waited for"; grep -v '^RESULT' "$work/step.log"; } >>"$out/profile.txt"
+    done
+    if [ $mode = gpu ] && [ $ncu = 1 ]; then
+        profile_kernels "350M_1024, decode, batch 1" 400 600 decode configs/350M_1024.json 1
+        profile_kernels "150M_1024, a training step" 0 1500 train configs/150M_1024.json 1
+    fi
+    tail -n 70 "$out/profile.txt"
+}
+
+measure_torch() {
+    local t="python3 scripts/gpu/bench_torch.py" preset
+    [ $has_torch = 1 ] || { result torch torch 0 skipped "python3 has none"; return; }
+    [ $mode = gpu ] || { result torch torch 0 skipped "not without a GPU"; return; }
+    step "torch: rates" 40 $t rates
+    for preset in 150M_1024 350M_1024; do
+        step "torch: decode $preset" 40 $t decode "configs/$preset.json" 1 8 32 128
+    done
+    step "torch: training" 60 $t train configs/150M_1024.json configs/150M.json configs/350M_1024.json
+    step "torch: training, compiled" 75 $t --compile train configs/150M_1024.json
+}
+
+# ---- the end ----
+
+write_json() {
+    awk -F'\t' 'function text(s) { gsub(/[\\"]/, "\\\\&", s); return "\"" s "\"" }
+        BEGIN { print "[" }
+        $1 == "RESULT" { printf "%s  {\"section\": %s, \"name\": %s, \"value\": %s, \"unit\": %s, \"note\": %s}",
+                         n++ ? ",\n" : "", text($2), text($3), $4 ~ /^-?[0-9.]+(e[-+]?[0-9]+)?$/ ? $4 : "null", text($5), text($6) }
+        END { print "\n]" }' "$out/results.tsv" >"$out/results.json"
+}
+
+summary() {
+    write_json
+    { date -u '+%F %T UTC'; git log -1 --format='commit %h' 2>/dev/null; show <"$out/results.tsv"; } >"$out/results.txt"
+    say "all results"
+    cat "$out/results.txt"
+    rm -f "$out/results.tsv"
+    if [ ${#failed[@]} = 0 ]; then
+        printf '\nall is well, in %d s; results lie in %s\n' "$SECONDS" "$out"
+    else
+        printf '\nFAILED: %s; in %d s; results lie in %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" "$SECONDS" "$out"
+    fi
+    [ ${#failed[@]} = 0 ]
+}
+
+# torch is read from the disk while the compiler works.
+if python3 -c '' 2>/dev/null; then
+    (timeout 100 python3 -c 'import torch; print(torch.__version__)' >"$work/torch" 2>/dev/null || rm -f "$work/torch") &
+fi
+torch_pid=${!:-}
+
+say build
+export -f build check_bare objects link
+export mode jobs
+build >"$work/build.log" 2>&1
+built=$?
+cat "$work/build.log" >>"$out/log.txt"
+if [ $built = 0 ] && check_bare >>"$work/build.log"; then
+    result build "everything, $jobs at a time" $SECONDS s ""
+else
+    fail build "see above" "$work/build.log"
+    summary
+    exit 1
+fi
+[ -z "$torch_pid" ] || wait "$torch_pid"
+[ -s "$work/torch" ] && has_torch=1 && result info torch 0 "" "$(cat "$work/torch")"
+bench info 60 info || { summary; exit 1; }
+
+sections="tests parity rates decode prefill train profile torch sanitizer"
+[ $quick = 0 ] || sections="tests parity sanitizer"
+[ $mode != cpu ] || sections=${sections#tests }
+for section in $sections; do
+    wanted "$section" || continue
+    say "$section"
+    case $section in
+    tests | parity | sanitizer) "check_$section" ;;
+    rates) bench rates 40 rates ;;
+    *) "measure_$section" ;;
+    esac
+done
+summary
