@@ -8,7 +8,7 @@ enum cpu_isa {
 };
 
 struct cpu_options {
-    int32_t n_threads;   /* 0: as many as the affinity mask and the cgroup's quota allow */
+    int32_t n_threads;   /* 0: the cores that the affinity mask and the cgroup's quota allow */
     enum cpu_isa isa;    /* at most this; CPU_ISA_BEST: the best there is */
 };
 

@@ -1,5 +1,6 @@
-/* How many threads may compute at once: the affinity mask, narrowed by the CPU quota of the
- * cgroup that a container gives (v2: cpu.max; v1: cpu.cfs_quota_us over cpu.cfs_period_us) in any
+/* How many threads may compute at once: the cores of the affinity mask (processors that share a core
+ * share its multipliers and caches: two of them make a product no faster), narrowed by the CPU quota
+ * of the cgroup that a container gives (v2: cpu.max; v1: cpu.cfs_quota_us over cpu.cfs_period_us) in any
  * of the groups that hold this process. A quota of 2.5 processors makes 2 threads: a third would
  * spend half of its time forbidden to run while the others wait for it. */
 #include <limits.h>
@@ -68,7 +69,34 @@ static bool names_cpu(const char *controllers)
     return false;
 }
 
-int32_t cpu_count(const char *root, int32_t n_affinity)
+/* Has the core of this processor none of a lower number in the mask? The list is "0,32" or "0-1". */
+static bool is_first_of_core(const char *root, int cpu, const cpu_set_t *mask)
+{
+    char path[PATH_BYTES + 64], line[256], *at = line;
+    snprintf(path, sizeof path, "%s/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list",
+             root, cpu);
+    if (!read_line(path, line, sizeof line)) return true; /* who knows of none has its own */
+    for (;;) {
+        char *end;
+        long first = strtol(at, &end, 10), last = first;
+        if (end == at) return true;
+        if (*end == '-') last = strtol(end + 1, &end, 10);
+        for (long i = first; i <= last && i < cpu; i++)
+            if (i >= 0 && i < CPU_SETSIZE && CPU_ISSET(i, mask)) return false;
+        if (*end != ',') return true;
+        at = end + 1;
+    }
+}
+
+int32_t cpu_cores(const char *root, const cpu_set_t *mask)
+{
+    int32_t n = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        n += CPU_ISSET(cpu, mask) && is_first_of_core(root, cpu, mask);
+    return n;
+}
+
+int32_t cpu_count(const char *root, int32_t n_cores)
 {
     char path[PATH_BYTES], line[PATH_BYTES], dir[PATH_BYTES];
     double least = INT_MAX;
@@ -88,6 +116,6 @@ int32_t cpu_count(const char *root, int32_t n_affinity)
         least = quota < least ? quota : least;
     }
     if (f) fclose(f);
-    int32_t n = least < n_affinity ? (int32_t)least : n_affinity;
+    int32_t n = least < n_cores ? (int32_t)least : n_cores;
     return n < 1 ? 1 : n;
 }

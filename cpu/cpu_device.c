@@ -140,7 +140,7 @@ static int32_t default_threads(void)
 {
     cpu_set_t mask;
     bool known = sched_getaffinity(0, sizeof mask, &mask) == 0;
-    return cpu_count("", known ? CPU_COUNT(&mask) : (int32_t)sysconf(_SC_NPROCESSORS_ONLN));
+    return cpu_count("", known ? cpu_cores("", &mask) : (int32_t)sysconf(_SC_NPROCESSORS_ONLN));
 }
 
 bool cpu_device_open(const struct cpu_options *o, struct device **out, struct error *err)

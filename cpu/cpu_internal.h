@@ -1,6 +1,8 @@
 /* What the files of cpu/ share: the device struct and its operations. Owned by the engine thread. */
 #pragma once
 
+#include <sched.h>
+
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
@@ -35,9 +37,10 @@ static inline void *tensor_row(struct tensor t, int64_t r)
     return (uint8_t *)t.data + (size_t)(r * t.cols) * element_bytes(t.dtype);
 }
 
-/* As many threads as the affinity mask and the cgroup's CPU quota allow, at least 1. `root` is "" but in
- * tests: it goes before /proc/self/cgroup and /sys/fs/cgroup. */
-int32_t cpu_count(const char *root, int32_t n_affinity);
+/* Cores that have a processor in the mask. `root` is "" but in tests: it goes before /sys and /proc. */
+int32_t cpu_cores(const char *root, const cpu_set_t *mask);
+/* As many threads as there are cores, or fewer where the cgroup's CPU quota says so; at least 1. */
+int32_t cpu_count(const char *root, int32_t n_cores);
 
 /* cpu_matrix.c */
 bool cpu_is_quantized(enum dtype dtype); /* GGUF's types of blocks */

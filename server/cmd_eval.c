@@ -46,7 +46,7 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "The most memory to take; 0: 80 % of what the machine and the cgroup leave."},
         {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
         {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
-         "CPU threads; 0: as many as the process may use."},
+         "CPU threads; 0: one for each core that the process may use."},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "Print one JSON object."},
         {"verbose", OPTION_FLAG, &o->verbose, 0, 0, NULL, "What serve logs, on stderr."},
     };

@@ -76,7 +76,7 @@ static void options_init(struct plan_options *o)
          "Print which plans of training were compared, and by what."},
         {"configs-dir", OPTION_STRING, &o->configs_dir, 0, 0, "DIR", "Where the presets are."},
         {"threads", OPTION_INT, &o->threads, 0, 4096, "N",
-         "CPU threads to plan for; 0: as many as the process may use."},
+         "CPU threads to plan for; 0: one for each core that the process may use."},
     };
     memcpy(o->table, own, sizeof own);
     for (size_t i = 0; i < N_PLAN_KEYS; i++) o->table[N_OWN + i] = key_option(o, i);

@@ -14,7 +14,7 @@ void device_options_table(struct device_options *o, const char *help, struct opt
     const struct option entries[N_DEVICE_OPTIONS] = {
         {"device", OPTION_STRING, &o->name, 0, 0, "cpu|cuda:N", help},
         {"threads", OPTION_INT, &o->threads, 0, 4096, "N",
-         "CPU threads; 0: as many as the process may use."},
+         "CPU threads; 0: one for each core that the process may use."},
         {"cpu-isa", OPTION_STRING, &o->cpu_isa, 0, 0, "NAME",
          "Instruction set, at most: reference, avx2, avx512, avx512_bf16, amx, best."},
         {"profile", OPTION_FLAG, &o->profile, 0, 0, NULL,

@@ -167,6 +167,31 @@ static void quota_of_cgroup_v1(void **state)
     root_remove(&r);
 }
 
+static void cores_are_counted_once(void **state)
+{
+    static const char *const siblings[] = {"0,2\n", "1-1,3\n", "0,2\n", "1,3\n", "4-5\n", "4-5\n"};
+    struct root r = root_new();
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    for (int i = 0; i < 6; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list",
+                 i);
+        root_put(&r, path, siblings[i]);
+        CPU_SET(i, &mask);
+    }
+    assert_int_equal(cpu_cores(r.path, &mask), 3);
+    CPU_CLR(0, &mask); /* its core's other thread counts for it */
+    assert_int_equal(cpu_cores(r.path, &mask), 3);
+    CPU_CLR(2, &mask);
+    assert_int_equal(cpu_cores(r.path, &mask), 2);
+    CPU_SET(9, &mask); /* nothing is known of it */
+    assert_int_equal(cpu_cores(r.path, &mask), 3);
+    root_put(&r, "/sys/devices/system/cpu/cpu9/topology/thread_siblings_list", "garbage\n");
+    assert_int_equal(cpu_cores(r.path, &mask), 3);
+    root_remove(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +203,7 @@ int main(void)
         cmocka_unit_test(quota_of_cgroup_v2),
         cmocka_unit_test(quota_of_a_parent_group_counts),
         cmocka_unit_test(quota_of_cgroup_v1),
+        cmocka_unit_test(cores_are_counted_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
