@@ -79,6 +79,16 @@ static void rows_as_left(struct cpu_device *c, struct amx_product *p, struct row
     p->a_block = AMX_ROWS * bytes;
 }
 
+/* Where rows go may be far away: each calls for a row some way on before it is written. */
+static inline void call_ahead(struct tensor out, int64_t row, const uint8_t *at, size_t bytes)
+{
+    enum { ROWS_AHEAD = 4 };
+    if (row + ROWS_AHEAD >= out.rows) return;
+    at += (size_t)(ROWS_AHEAD * out.cols) * element_bytes(out.dtype);
+    __builtin_prefetch(at, 1);
+    __builtin_prefetch(at + bytes - 1, 1);
+}
+
 /* ---- forward ---- */
 
 struct forward {
@@ -91,21 +101,15 @@ struct forward {
     int64_t row0;               /* of the group */
 };
 
-/* Where rows go may be far away: lines are called for some rows before they are written. */
 static void write_forward(const void *ctx, int64_t panel, int64_t row, int64_t n_rows, const float *tile)
 {
-    enum { ROWS_AHEAD = 4 };
     const struct forward *f = ctx;
     int64_t n0 = panel * PANEL, n = min_i64(PANEL, f->out.cols - n0);
     size_t bytes = element_bytes(f->out.dtype);
     const float *bias = f->bias ? f->bias + n0 : NULL;
     for (int64_t r = f->row0 + row; n_rows > 0; r++, n_rows--, tile += PANEL) {
         uint8_t *out = (uint8_t *)tensor_row(f->out, r) + (size_t)n0 * bytes;
-        if (r + ROWS_AHEAD < f->out.rows) {
-            const uint8_t *far = out + (size_t)(ROWS_AHEAD * f->out.cols) * bytes;
-            __builtin_prefetch(far, 1);
-            __builtin_prefetch(far + (size_t)n * bytes - 1, 1);
-        }
+        call_ahead(f->out, r, out, (size_t)n * bytes);
         f->kernels->finish(out, f->out.dtype, tile, bias, f->epilogue, n);
     }
 }
@@ -167,9 +171,11 @@ static void write_backward_x(const void *ctx, int64_t panel, int64_t row, int64_
     const struct backward_x *m = ctx;
     int64_t n = min_i64(PANEL, m->dx.cols - m->k0);
     enum epilogue e = m->n0 == 0 ? EPILOGUE_NONE : EPILOGUE_ADD;
-    for (int64_t r = 0; r < n_rows; r++)
-        m->kernels->finish((float *)tensor_row(m->dx, m->row0 + row + r) + m->k0, DTYPE_F32,
-                           tile + r * PANEL, NULL, e, n);
+    for (int64_t r = m->row0 + row; n_rows > 0; r++, n_rows--, tile += PANEL) {
+        float *out = (float *)tensor_row(m->dx, r) + m->k0;
+        call_ahead(m->dx, r, (const uint8_t *)out, (size_t)n * sizeof *out);
+        m->kernels->finish(out, DTYPE_F32, tile, NULL, e, n);
+    }
 }
 
 /* Columns [k0, k0 + PANEL) of the chunk's outputs. The next square lies too far on for the processor to foresee it. */

@@ -165,8 +165,7 @@ run_steps(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, in
         else if (once) step_upper_once(left, p->a_row, right);
         else step_upper(left, p->a_row, right);
         for (int64_t i = 0; i < run->lines; i++) {
-            if (run->n_blocks == 1) _mm_prefetch(run->ahead, _MM_HINT_T0);
-            else _mm_prefetch(run->ahead, _MM_HINT_T1);
+            _mm_prefetch(run->ahead, _MM_HINT_T1); /* the second level's: the first has no room */
             run->ahead += LINE;
         }
         write_some(run, share);
