@@ -78,7 +78,7 @@ all: $(BUILD)/gptd
 tests: $(TEST_BINS) $(INTERPOSER)
 threaded-tests: $(THREADED_TEST_BINS)
 fuzz-targets: $(FUZZ_BINS)
-sim-tests: $(SIM_TESTS)
+sim-tests: $(SIM_TESTS) $(SIM)/gptd
 
 $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -118,7 +118,9 @@ $(SIM)/%.o: %.cc
 
 $(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded.cu.o
 $(SIM)/test_cuda_ops $(SIM)/test_cuda_model: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
-$(SIM_TESTS): $(SIM_OBJS) $(LIBRARIES)
+# All of gptd on the interpreter, for black-box tests.
+$(SIM)/gptd: $(BUILD)/server/main.o
+$(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(LIBRARIES)
 	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARIES) $(filter-out -lcudart_static,$(LIBS)) -lcmocka
 
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
@@ -160,8 +162,10 @@ test-container: setup-test
 
 # The CUDA device without a GPU. Needs nvcc.
 test-cuda: setup-test
-	@$(MAKE) --no-print-directory sim-tests
+	@$(MAKE) --no-print-directory sim-tests build/venv/ready
 	@for t in $(SIM_TESTS); do echo "== $$t" && $$t || exit 1; done
+	GPTD_BINARY=$(SIM)/gptd build/venv/bin/python -m pytest -q tests/cuda
+	scripts/gpu_check.sh --simulate
 
 bench: setup-test
 	@$(MAKE) --no-print-directory all build/venv/ready

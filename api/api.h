@@ -107,6 +107,7 @@ struct api_memory_sample {
 struct api_memory_view {
     struct api_process_memory process;
     int64_t resident_bytes; /* of the engines' arenas, as the kernel counts them */
+    const struct device_memory *driver; /* of a GPU; NULL: the device's memory is the process's */
     const struct api_job_memory *jobs;
     size_t n_jobs;
     const struct api_memory_sample *history; /* oldest first; NULL: not asked for */
@@ -118,6 +119,10 @@ struct api_memory_view {
 void api_memory(const struct api_context *c, const struct api_memory_view *v, struct buf *out);
 /* What no plan and no kind explains; negative where memory that was given out has not been touched. */
 int64_t api_unexplained_bytes(const struct api_process_memory *p, int64_t allocated_bytes);
+/* Bytes of the engines' arenas that lie in the process: not those on a GPU. */
+int64_t api_process_arena_bytes(const struct api_memory_view *v, const struct engine_memory *m);
+/* In use on the GPU beyond what was there at the start and what the models have. */
+int64_t api_driver_unexplained_bytes(const struct device_memory *driver, const struct engine_memory *m);
 int64_t api_job_unexplained_bytes(const struct api_job_memory *j);
 
 /* Who may use a route, of a server that has keys. 0 is the strictest. */

@@ -26,6 +26,7 @@ static const struct error_shape {
     {ERR_NONE, 500, "server_error", "internal_error"},
     {ERR_MEMORY, 503, "server_error", "out_of_memory"},
     {ERR_UNAVAILABLE, 503, "server_error", "unavailable"},
+    {ERR_DEVICE, 503, "server_error", "device_failed"},
     {ERR_DISK_FULL, 507, "server_error", "disk_full"},
     {ERR_TIMEOUT, 504, "server_error", "timeout"},
 };

@@ -41,12 +41,38 @@ static void render_sums(const struct engine_memory *m, struct buf *out)
     buf_putc(out, '}');
 }
 
+int64_t api_process_arena_bytes(const struct api_memory_view *v, const struct engine_memory *m)
+{
+    return v->driver ? m->host_bytes : m->allocated_bytes;
+}
+
+int64_t api_driver_unexplained_bytes(const struct device_memory *driver, const struct engine_memory *m)
+{
+    int64_t in_use = driver->total_bytes - driver->free_bytes;
+    return in_use - driver->start_bytes - (m->allocated_bytes - m->host_bytes);
+}
+
+static void render_driver(const struct device_memory *driver, const struct engine_memory *m, struct buf *out)
+{
+    if (!driver) {
+        buf_puts(out, "null");
+        return;
+    }
+    buf_printf(out,
+               "{\"total_bytes\":%" PRId64 ",\"free_bytes\":%" PRId64 ",\"start_bytes\":%" PRId64
+               ",\"unexplained_bytes\":%" PRId64 "}",
+               driver->total_bytes, driver->free_bytes, driver->start_bytes,
+               api_driver_unexplained_bytes(driver, m));
+}
+
 static void render_device(const struct api_context *c, const struct engine_memory *m,
-                          int64_t resident_bytes, struct buf *out)
+                          const struct api_memory_view *v, struct buf *out)
 {
     buf_puts(out, "{\"name\":");
     json_out_text(out, c->device_name ? c->device_name : "cpu");
-    buf_printf(out, ",\"resident_bytes\":%" PRId64 ",", resident_bytes);
+    buf_printf(out, ",\"resident_bytes\":%" PRId64 ",\"driver\":", v->resident_bytes);
+    render_driver(v->driver, m, out);
+    buf_putc(out, ',');
     render_sums(m, out);
     buf_putc(out, '}');
 }
@@ -143,13 +169,13 @@ void api_memory(const struct api_context *c, const struct api_memory_view *v, st
     json_out_text(out, first ? first->model_id : NULL);
     api_release(first);
     buf_puts(out, ",\"devices\":[");
-    render_device(c, &all.memory, v->resident_bytes, out);
+    render_device(c, &all.memory, v, out);
     buf_puts(out, "],\"kv_pages\":");
     render_pages(&s, out);
     buf_puts(out, ",\"models\":[");
     api_visit(c, render_model, &list);
     buf_puts(out, "],\"process\":");
-    render_process(&v->process, all.memory.allocated_bytes, out);
+    render_process(&v->process, api_process_arena_bytes(v, &all.memory), out);
     buf_puts(out, ",\"jobs\":[");
     for (size_t i = 0; i < v->n_jobs; i++) {
         if (i) buf_putc(out, ',');

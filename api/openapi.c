@@ -202,9 +202,16 @@ static const struct { const char *name, *schema; } schemas[] = {
             ",\"samples\":{\"type\":\"array\",\"description\":\"The last hour, oldest first; "
             "with ?history=1.\",\"items\":" REF("MemorySample") "}") ","
         "\"devices\":" ARRAY("{\"allOf\":["
-            REF("MemoryBytes") "," OBJECT("\"name\",\"resident_bytes\",\"components\"", "\"name\":" STRING
+            REF("MemoryBytes") "," OBJECT("\"name\",\"resident_bytes\",\"driver\",\"components\"", "\"name\":" STRING
             ",\"resident_bytes\":{\"type\":\"integer\",\"description\":\"What of it is in memory, "
             "as the kernel counts; at most a second old.\"}"
+            ",\"driver\":{\"description\":\"A GPU's memory as its driver counts it, other processes' "
+            "included; null on the CPU. start: in use when the device had been opened, context and kernels "
+            "included, before the first model; unexplained: total - free - start - what the models have "
+            "there.\",\"oneOf\":[{\"type\":\"null\"},"
+            OBJECT("\"total_bytes\",\"free_bytes\",\"start_bytes\",\"unexplained_bytes\"",
+                   "\"total_bytes\":" INTEGER ",\"free_bytes\":" INTEGER ",\"start_bytes\":" INTEGER
+                   ",\"unexplained_bytes\":" INTEGER) "]}"
             ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
             "activations, "
             "workspace, staging, host\",\"additionalProperties\":" REF("MemoryBytes") "}") "]}")

@@ -215,6 +215,7 @@ static void add_stats(void *ctx, const struct api_context *model)
     sum->running += s.running;
     sum->queued += s.queued;
     sum->draining = sum->draining || s.draining;
+    sum->device_failed = sum->device_failed || s.device_failed;
     sum->kv.total += s.kv.total;
     sum->kv.active += s.kv.active;
     sum->kv.free += s.kv.free;

@@ -78,6 +78,7 @@ const char *error_code_name(enum error_code code)
     case ERR_IO: return "io";
     case ERR_MEMORY: return "memory";
     case ERR_DISK_FULL: return "disk_full";
+    case ERR_DEVICE: return "device";
     case ERR_INTERNAL: return "internal";
     }
     return "unknown";

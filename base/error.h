@@ -37,6 +37,7 @@ enum error_code {
     ERR_IO,          /* the system refused: open, read, write, map */
     ERR_MEMORY,      /* the allocator refused */
     ERR_DISK_FULL,   /* no room, or no quota, where something was to be written */
+    ERR_DEVICE,      /* a GPU, or its driver, failed: nothing runs on it in this process any more */
     ERR_INTERNAL,    /* a bug; the text is for the log */
 };
 

@@ -14,11 +14,6 @@ int32_t cuda_device_count(void);
  * GPUs, or a compute capability that this build has code for. */
 bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err) MUST_CHECK;
 
-/* What the driver says of the device's memory, and what of it went to the context and the modules
- * before the first arena. */
-struct cuda_memory { int64_t total_bytes, free_bytes, context_bytes; };
-struct cuda_memory cuda_device_memory(const struct device *d);
-
 #ifdef __cplusplus
 }
 #endif

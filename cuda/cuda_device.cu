@@ -20,7 +20,7 @@ static const char *device_description(const struct device *d)
 
 static bool failed(const char *what, cudaError_t e, struct error *err)
 {
-    return error_set(err, e == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_INTERNAL, NULL,
+    return error_set(err, e == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, NULL,
                      "%s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
@@ -64,8 +64,21 @@ static bool device_sync(struct device *d, struct error *err)
     struct cuda_device *c = cuda_of(d);
     if (c->failure == cudaSuccess) cuda_note(c, cudaStreamSynchronize(c->stream), "a kernel");
     if (c->failure == cudaSuccess) return true;
-    return error_set(err, ERR_INTERNAL, NULL, "%s failed in %s: %s (%s)", d->name, c->failed_at,
+    return error_set(err, ERR_DEVICE, NULL, "%s failed in %s: %s (%s)", d->name, c->failed_at,
                      cudaGetErrorString(c->failure), cudaGetErrorName(c->failure));
+}
+
+/* Threads that never opened a device have none until they name one. */
+static bool device_memory(const struct device *d, struct device_memory *out)
+{
+    const struct cuda_device *c = (const struct cuda_device *)d;
+    size_t free_bytes = 0, total = 0;
+    if (cudaSetDevice(c->ordinal) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
+        cudaGetLastError();
+        return false;
+    }
+    *out = (struct device_memory){(int64_t)total, (int64_t)free_bytes, c->start_bytes};
+    return true;
 }
 
 static void device_set_workspace(struct device *d, void *workspace, int64_t bytes)
@@ -85,6 +98,7 @@ static void fill_ops(struct device_ops *ops, const struct device_ops *sizes)
     ops->upload = device_upload;
     ops->download = device_download;
     ops->sync = device_sync;
+    ops->memory = device_memory;
     ops->set_workspace = device_set_workspace;
     ops->matrix_write = cuda_matrix_write;
     ops->embed = cuda_embed;
@@ -126,37 +140,61 @@ struct cuda_device_and_tables {
     struct device_train_ops train;
 };
 
-/* Takes the context, so that what it costs is known before the first arena. */
+/* Does nothing: that it runs shows that this build has code for the GPU. */
+static __global__ void try_kernel(void) {}
+
+static bool try_out(struct cuda_device *c, const cudaDeviceProp *prop, struct error *err)
+{
+    try_kernel<<<1, 1, 0, c->stream>>>();
+    cudaError_t e = cudaGetLastError();
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorUnsupportedPtxVersion)
+        return error_set(err, ERR_UNSUPPORTED, "device", "--device %s: this build of gptd has no code for the "
+                         "%s's compute capability %d.%d; build it with a CUDA toolkit that has, or use "
+                         "--device cpu", c->base.name, prop->name, prop->major, prop->minor);
+    return e == cudaSuccess || failed("trying the GPU", e, err);
+}
+
+/* Takes the context and loads the kernels, so that what they cost is known before the first arena. */
 static bool begin(struct cuda_device *c, struct error *err)
 {
-    size_t before = 0, after = 0, total = 0;
+    size_t free_bytes = 0, total = 0;
     cudaDeviceProp prop;
     cudaError_t e = cudaGetDeviceProperties(&prop, c->ordinal);
     if (e == cudaSuccess) e = cudaSetDevice(c->ordinal);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
-    if (e == cudaSuccess) e = cudaMemGetInfo(&after, &total);
     if (e != cudaSuccess) return failed("opening the GPU", e, err);
-    before = prop.totalGlobalMem;
+    if (!try_out(c, &prop, err)) return false;
+    e = cudaMemGetInfo(&free_bytes, &total);
+    if (e != cudaSuccess) return failed("opening the GPU", e, err);
     c->sm = prop.major * 10 + prop.minor;
     c->n_multiprocessors = prop.multiProcessorCount;
-    c->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
-    c->context_bytes = (int64_t)(before > after ? before - after : 0);
-    snprintf(c->description, sizeof c->description, "%s: %s, sm_%d, %d multiprocessors, %.1f GiB",
-             c->base.name, prop.name, c->sm, c->n_multiprocessors,
-             (double)prop.totalGlobalMem / (1 << 30));
+    c->start_bytes = (int64_t)(total - free_bytes);
+    snprintf(c->description, sizeof c->description,
+             "%s: %s, sm_%d, %d multiprocessors, %.1f GiB, of which %.2f GiB were in use at the start",
+             c->base.name, prop.name, c->sm, c->n_multiprocessors, (double)total / (1 << 30),
+             (double)c->start_bytes / (1 << 30));
     return true;
+}
+
+/* Kernels are loaded when the context is made, not when each is first used: no step allocates, and what they take is
+ * known. The driver reads this once; who set it otherwise is heeded. */
+static cudaError_t count_devices(int *n)
+{
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    return cudaGetDeviceCount(n);
 }
 
 int32_t cuda_device_count(void)
 {
     int n = 0;
-    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+    return count_devices(&n) == cudaSuccess ? n : 0;
 }
 
 bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err)
 {
     int n = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
+    cudaError_t e = count_devices(&n);
     if (e != cudaSuccess)
         return error_set(err, ERR_UNSUPPORTED, "device", "--device cuda:%d: there is no usable NVIDIA "
                          "driver here (%s); use --device cpu", ordinal, cudaGetErrorString(e));
@@ -179,12 +217,4 @@ bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err)
     c->base.train = &all->train;
     *out = &c->base;
     return true;
-}
-
-struct cuda_memory cuda_device_memory(const struct device *d)
-{
-    const struct cuda_device *c = (const struct cuda_device *)d;
-    size_t free_bytes = 0, total = 0;
-    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return {};
-    return {(int64_t)total, (int64_t)free_bytes, c->context_bytes};
 }

@@ -20,7 +20,7 @@ struct cuda_device {
     const char *failed_at;
     uint8_t *workspace;   /* device memory: of the operation at work */
     int64_t workspace_bytes;
-    int64_t context_bytes;
+    int64_t start_bytes; /* in use on the GPU before the first arena: model/device.h */
     char description[384];
 };
 

@@ -8,8 +8,3 @@ bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err)
     return error_set(err, ERR_UNSUPPORTED, "device", "--device cuda:%d: this build of gptd has no "
                      "CUDA (it was built without nvcc); use --device cpu", ordinal);
 }
-
-struct cuda_memory cuda_device_memory(const struct device *d)
-{
-    return (struct cuda_memory){0};
-}

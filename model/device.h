@@ -129,6 +129,11 @@ struct workspace_shape {
 
 struct device;
 
+/* What a GPU's driver says of its memory. Everything on the GPU counts, other processes' too; `start_bytes` is
+ * what was in use when the device had been opened, its context and kernels included, before any arena of
+ * this one. */
+struct device_memory { int64_t total_bytes, free_bytes, start_bytes; };
+
 struct device_ops {
     void (*close)(struct device *d);
     const char *(*description)(const struct device *d); /* "cpu: 2 threads, AVX-512 BF16" */
@@ -139,6 +144,8 @@ struct device_ops {
     void (*upload)(struct device *d, void *dst, const void *src, size_t bytes);
     void (*download)(struct device *d, void *dst, const void *src, size_t bytes);
     bool (*sync)(struct device *d, struct error *err);
+    /* As of now; any thread. False: the driver does not answer. NULL: the device's memory is the host's. */
+    bool (*memory)(const struct device *d, struct device_memory *out);
 
     /* May weights and activations have this type? */
     bool (*computes_in)(const struct device *d, enum dtype dtype);

@@ -160,7 +160,7 @@ int32_t engine_max_seqs(const struct engine *e);
 bool engine_request_new(const struct engine *e, const struct engine_params *params,
                         struct engine_request **out, struct error *err) MUST_CHECK;
 void engine_request_free(struct engine_request *r); /* NULL-safe */
-/* ERR_BUSY when the queue is full, ERR_UNAVAILABLE when draining or when the device has failed. */
+/* ERR_BUSY when the queue is full, ERR_UNAVAILABLE when draining, ERR_DEVICE when the device has failed. */
 bool engine_submit(struct engine *e, struct engine_request *r, struct error *err) MUST_CHECK;
 /* All or none: for arrays of prompts. ERR_TOO_LARGE for more than the queue can ever hold. */
 bool engine_submit_all(struct engine *e, struct engine_request **r, int32_t n, struct error *err)
@@ -190,9 +190,12 @@ struct engine_stats {
                                             came to an idle engine: old while running or queued means stuck */
     int64_t busy_ns;                     /* time spent in steps */
     bool draining;
+    bool device_failed;                  /* nothing runs any more: see engine_submit */
 };
 /* A consistent snapshot; never waits for a step. */
 void engine_stats(const struct engine *e, struct engine_stats *out);
 /* Where its memory lies, for whoever asks the driver about it: the host's arena and the device's. */
 struct engine_arena { const void *at; int64_t bytes; };
 void engine_arenas(const struct engine *e, struct engine_arena out[2]);
+/* What the device's driver says. False where there is none to ask. Any thread. */
+bool engine_device_memory(const struct engine *e, struct device_memory *out);

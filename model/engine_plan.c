@@ -285,6 +285,12 @@ struct engine *engine_allocate(struct engine *e, struct error *err)
     return self;
 }
 
+bool engine_device_memory(const struct engine *e, struct device_memory *out)
+{
+    const struct device_ops *ops = e->device->ops;
+    return ops->memory && ops->memory(e->device, out);
+}
+
 void engine_arenas(const struct engine *e, struct engine_arena out[2])
 {
     out[0] = (struct engine_arena){e->host_arena, e->host_plan.total};

@@ -324,10 +324,10 @@ void engine_deliver(struct engine *e)
 
 void engine_fail(struct engine *e, const struct error *why)
 {
-    e->device_failed = true;
+    e->device_failed = e->live.device_failed = true;
     pthread_mutex_lock(&e->lock);
-    e->failed = true;
-    error_set(&e->failure, ERR_UNAVAILABLE, NULL, "the device failed, restart the server: %s",
+    e->failed = e->stats.device_failed = true;
+    error_set(&e->failure, ERR_DEVICE, NULL, "the device failed, restart the server: %s",
               why->text);
     pthread_mutex_unlock(&e->lock);
 }

@@ -167,6 +167,11 @@ static void download(struct device *d, void *dst, const void *src, size_t bytes)
     end(d, t, (struct cost){.name = "download", .bytes = 2 * (double)bytes});
 }
 
+static bool driver_memory(const struct device *d, struct device_memory *out)
+{
+    return inner_of(d)->ops->memory(inner_of(d), out);
+}
+
 static bool sync_device(struct device *d, struct error *err)
 {
     struct profile *p = profile_of(d);
@@ -539,6 +544,7 @@ static const struct device_ops ops = {
     .upload = upload,
     .download = download,
     .sync = sync_device,
+    .memory = driver_memory,
     .computes_in = computes_in,
     .keeps_kv_in = keeps_kv_in,
     .matrix_bytes = size_of_matrix,
@@ -600,6 +606,7 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     memcpy(p->base.name, inner->name, sizeof p->base.name);
     p->ops = ops;
     if (!inner->ops->matrix_write_blocks) p->ops.matrix_write_blocks = NULL;
+    if (!inner->ops->memory) p->ops.memory = NULL;
     p->base.ops = &p->ops;
     p->base.train = inner->train ? &train_ops : NULL;
     *out = &p->base;

@@ -13,9 +13,8 @@
 #include "server/chat_data.h"
 #include "server/command.h"
 #include "server/device.h"
-#include "server/process.h"
 
-enum { N_EVAL_OPTIONS = 11, DEFAULT_BUDGET_PERCENT = 80, JSON_BYTES = 1 << 16 };
+enum { N_EVAL_OPTIONS = 11, JSON_BYTES = 1 << 16 };
 
 struct eval_options {
     struct device_options device;
@@ -118,7 +117,7 @@ static bool open_all(struct evaluating *e, struct error *err)
         /* A short text needs no more than its length. */
         .max_sequence = min_i64(e->context, dataset_tokens(e->data, SPLIT_VALIDATION)),
         .memory_budget = o->memory_budget > 0 ? o->memory_budget
-                             : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT,
+                             : device_budget_default(&o->device),
     };
     return evaluator_open(e->device, &evaluator, &e->evaluator, err);
 }
@@ -171,7 +170,7 @@ static bool evaluate(struct evaluating *e, struct error *err)
 
 int cmd_eval(int argc, char **argv)
 {
-    struct eval_options o = {.device = {.name = "cpu", .cpu_isa = "best"}, .dtype = "f32",
+    struct eval_options o = {.device = {.name = "auto", .cpu_isa = "best"}, .dtype = "f32",
                              .kv_dtype = "auto"};
     struct option table[N_EVAL_OPTIONS];
     struct error err;

@@ -253,6 +253,7 @@ struct shutdown {
     struct http_server *http; /* what SIGHUP reloads; NULL: nothing yet */
     bool serving;   /* the first signal drains; before, and the second time, it ends the process */
     bool requested;
+    bool device_failed; /* why the end was asked for */
 };
 
 static void reload(struct http_server *http)
@@ -273,6 +274,16 @@ static void on_signal(void *ctx, int number, int count)
     }
     if (!s->serving || s->requested) _exit(128 + number);
     s->requested = true;
+    pthread_cond_signal(&s->cond);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+/* watchdog_options.on_device_failure: as a signal does. Requests have their errors; jobs may save. */
+static void end_failed(void *ctx)
+{
+    struct shutdown *s = ctx;
+    pthread_mutex_lock(&s->mutex);
+    s->requested = s->device_failed = true;
     pthread_cond_signal(&s->cond);
     pthread_mutex_unlock(&s->mutex);
 }
@@ -388,7 +399,8 @@ static bool serve_until_signal(const struct serve_options *o, struct http_server
     struct watchdog *watchdog;
     struct watchdog_options watch = {.api = models_api(models),
                                      .stall_timeout_s = o->http.stall_timeout_s,
-                                     .on_stall = o->exit_on_stall ? exit_stalled : NULL};
+                                     .on_stall = o->exit_on_stall ? exit_stalled : NULL,
+                                     .on_device_failure = end_failed, .ctx = shutdown};
     if (!watchdog_start(&watch, &watchdog, err)) return false;
     const struct api_context *first = api_acquire(models_api(models), NULL, NULL);
     begin_serving(shutdown, http);
@@ -456,6 +468,7 @@ static int run(const struct serve_options *o)
                          &err)
         || !serve(o, auth, tls, models, &baseline, &shutdown, &err))
         code = command_fail("serve", &err);
+    else if (shutdown.device_failed) code = EXIT_DEVICE;
     models_stop(models);
     auth_close(auth);
     tls_close(tls);

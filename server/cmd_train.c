@@ -10,9 +10,6 @@
 #include "server/train_progress.h"
 #include "server/train_setup.h"
 
-/* Without --memory-budget: this much of what the machine and the cgroup leave. */
-enum { DEFAULT_BUDGET_PERCENT = 80 };
-
 struct training {
     struct train_options options;
     struct train_setup setup;
@@ -59,7 +56,7 @@ static bool fit(const struct training *t, struct trainer_options *o, struct erro
     int64_t budget = t->options.memory_budget;
     struct train_fit f = {
         .freedom = t->setup.freedom,
-        .budget = budget > 0 ? budget : process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT,
+        .budget = budget > 0 ? budget : device_budget_default(&t->options.device),
         .budget_given = budget > 0,
         .explain = t->options.explain,
     };

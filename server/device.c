@@ -8,11 +8,12 @@
 #include "cpu/cpu.h"
 #include "cuda/cuda.h"
 #include "model/profile.h"
+#include "server/process.h"
 
 void device_options_table(struct device_options *o, const char *help, struct option *table)
 {
     const struct option entries[N_DEVICE_OPTIONS] = {
-        {"device", OPTION_STRING, &o->name, 0, 0, "cpu|cuda:N", help},
+        {"device", OPTION_STRING, &o->name, 0, 0, "auto|cpu|cuda:N", help},
         {"threads", OPTION_INT, &o->threads, 0, 4096, "N",
          "CPU threads; 0: one for each core that the process may use."},
         {"cpu-isa", OPTION_STRING, &o->cpu_isa, 0, 0, "NAME",
@@ -30,8 +31,8 @@ bool device_options_check(const struct device_options *o, struct error *err)
     bool is_cuda = strcmp(o->name, "cuda") == 0
                    || (strncmp(o->name, "cuda:", 5) == 0 && o->name[5]
                        && strspn(o->name + 5, "0123456789") == strlen(o->name + 5));
-    if (!is_cuda && strcmp(o->name, "cpu") != 0)
-        return error_set(err, ERR_INVALID, "device", "--device %s: must be cpu or cuda:N", o->name);
+    if (!is_cuda && strcmp(o->name, "cpu") != 0 && strcmp(o->name, "auto") != 0)
+        return error_set(err, ERR_INVALID, "device", "--device %s: must be auto, cpu or cuda:N", o->name);
     if (!cpu_isa_parse(o->cpu_isa, &isa))
         return error_set(err, ERR_INVALID, "cpu-isa",
                          "--cpu-isa %s: must be reference, avx2, avx512, avx512_bf16, amx or best",
@@ -48,7 +49,12 @@ static int32_t cuda_ordinal(const char *name)
 
 static bool open_named(const struct device_options *o, struct device **out, struct error *err)
 {
-    if (strcmp(o->name, "cpu") != 0) return cuda_device_open(cuda_ordinal(o->name), out, err);
+    if (strcmp(o->name, "auto") == 0 && cuda_device_count() > 0) {
+        struct error why;
+        if (cuda_device_open(0, out, &why)) return true;
+        log_warn("the GPU cannot be used, the CPU is: %s", why.text);
+    }
+    if (strncmp(o->name, "cuda", 4) == 0) return cuda_device_open(cuda_ordinal(o->name), out, err);
     struct cpu_options cpu = {.n_threads = (int32_t)o->threads};
     ASSERT(cpu_isa_parse(o->cpu_isa, &cpu.isa));
     return cpu_device_open(&cpu, out, err);
@@ -65,6 +71,22 @@ bool device_open(const struct device_options *o, struct device **out, struct err
     }
     *out = d;
     return true;
+}
+
+int64_t device_budget_default(const struct device_options *o)
+{
+    enum { PERCENT = 80 };
+    int64_t left = -1;
+    struct device *d;
+    struct device_memory m;
+    struct error ignored; /* whoever opens it for use says what is wrong */
+    bool on_gpu = strncmp(o->name, "cuda", 4) == 0 || (strcmp(o->name, "auto") == 0 && cuda_device_count() > 0);
+    if (on_gpu && open_named(o, &d, &ignored)) {
+        if (d->ops->memory && d->ops->memory(d, &m)) left = m.free_bytes;
+        d->ops->close(d);
+    }
+    if (left < 0) left = process_memory_available("");
+    return left / 100 * PERCENT;
 }
 
 void device_close(struct device *d)

@@ -1,4 +1,5 @@
-/* The device that a command runs on, chosen once at start. A device that was asked for and is not
+/* The device that a command runs on, chosen once at start: "auto" is the first GPU if this build and this
+ * machine have a usable one, else the CPU, and the log says which. A device that was asked for and is not
  * there is an error: gptd never falls back to another one. */
 #pragma once
 
@@ -9,7 +10,7 @@
 #include "model/device.h"
 
 struct device_options {
-    const char *name;    /* "cpu", "cuda:N" */
+    const char *name;    /* "auto", "cpu", "cuda:N" */
     int64_t threads;     /* of the CPU; 0: as many as the process may use */
     const char *cpu_isa; /* at most this instruction set: see cpu/cpu.h */
     bool profile;        /* time every operation: model/profile.h */
@@ -25,3 +26,7 @@ bool device_options_check(const struct device_options *o, struct error *err) MUS
  * Close with device_close, which prints the profile, if one was asked for, to stderr. */
 bool device_open(const struct device_options *o, struct device **out, struct error *err) MUST_CHECK;
 void device_close(struct device *d); /* NULL-safe */
+
+/* Without --memory-budget: 80 % of what is free now, on the GPU, or of what the machine and the cgroup leave. The
+ * rest is for the process itself, for requests, and for the page cache under the model's files. */
+int64_t device_budget_default(const struct device_options *o);

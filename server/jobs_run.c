@@ -76,6 +76,7 @@ static void make_command(const struct jobs *j, const struct ft_job *job, const c
                                                             : "/proc/self/exe"};
     job_command_add(c, "gptd");
     job_command_add(c, "train");
+    job_command_add(c, "--device=cpu"); /* it is what the job was planned for */
     if (job->config_path[0]) job_command_add(c, "--config=%s", job->config_path);
     if (job->init_from[0]) job_command_add(c, "--init-from=%s", job->init_from);
     job_command_add(c, "--model-name=" JOB_MODEL_NAME);

@@ -253,6 +253,21 @@ static void render_process(struct buf *out, const struct api_memory_view *v, int
            (double)api_unexplained_bytes(&v->process, allocated));
 }
 
+/* A GPU's memory, where there is one. */
+static void render_driver(struct buf *out, const struct device_memory *driver, const struct engine_memory *m)
+{
+    if (!driver) return;
+    const struct { const char *kind; int64_t bytes; } takes[] = {
+        {"total", driver->total_bytes}, {"free", driver->free_bytes}, {"start", driver->start_bytes},
+        {"unexplained", api_driver_unexplained_bytes(driver, m)},
+    };
+    family(out, "gptd_device_memory_bytes", "gauge",
+           "The GPU's memory as its driver counts it; start: context, kernels and other processes' at the start.");
+    for (size_t i = 0; i < sizeof takes / sizeof *takes; i++)
+        buf_printf(out, "gptd_device_memory_bytes{kind=\"%s\"} %lld\n", takes[i].kind,
+                   (long long)takes[i].bytes);
+}
+
 static void job_label(struct buf *out, const char *name, const struct api_job_memory *j)
 {
     buf_printf(out, "%s{job=", name);
@@ -304,6 +319,7 @@ void metrics_render(const struct metrics *m, const struct engine_stats *engine,
     render_traffic(out, m);
     render_engine(out, engine);
     render_memory(out, &engine->memory);
-    render_process(out, memory, engine->memory.allocated_bytes);
+    render_process(out, memory, api_process_arena_bytes(memory, &engine->memory));
+    render_driver(out, memory->driver, &engine->memory);
     render_jobs(out, memory);
 }

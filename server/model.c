@@ -14,16 +14,12 @@
 #include "model/tokenizer.h"
 #include "server/process.h"
 
-/* Without --memory-budget: this much of what the machine and the cgroup leave. The rest is for the process
- * itself, for requests, and for the page cache under the model's files. */
-enum { DEFAULT_BUDGET_PERCENT = 80 };
-
 void model_options_init(struct model_options *o)
 {
     struct engine_options e;
     engine_options_init(&e);
     *o = (struct model_options){
-        .device = {.name = "cpu", .cpu_isa = "best"},
+        .device = {.name = "auto", .cpu_isa = "best"},
         .dtype = "auto",
         .kv_dtype = "auto",
         .memory_budget = e.memory_budget,
@@ -47,7 +43,7 @@ void model_options_table(struct model_options *o, struct option *table)
          "on the CPU, takes about half of bf16's memory."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most that the model may take, or a server's models together; what cannot fit is refused. "
-         "0: 80 % of what the machine and the cgroup leave at start."},
+         "0: 80 % of what the GPU, or the machine and the cgroup, leave at start."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens a sequence may hold; 0: as many as the model was trained for."},
         {"max-seqs", OPTION_INT, &o->max_seqs, 1, 4096, "N", "Sequences that run at once."},
@@ -61,7 +57,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
          "Do not reuse the keys and values of prompts that begin alike."},
     };
-    device_options_table(&o->device, "Where the model runs.", table);
+    device_options_table(&o->device, "Where the model runs; auto: on the first GPU if there is a usable one, else on "
+                         "the CPU.", table);
     memcpy(table + N_DEVICE_OPTIONS, entries, sizeof entries);
 }
 
@@ -88,16 +85,11 @@ bool model_options_check(const struct model_options *o, struct error *err)
     return device_options_check(&o->device, err);
 }
 
-int64_t model_budget_default(void)
-{
-    return process_memory_available("") / 100 * DEFAULT_BUDGET_PERCENT;
-}
-
 static void engine_options_from(const struct model_options *o, struct engine_options *e)
 {
     engine_options_init(e);
     ASSERT(parse_dtype(o->dtype, &e->dtype) && gpt_kv_type_parse(o->kv_dtype, &e->kv_dtype));
-    e->memory_budget = o->memory_budget > 0 ? o->memory_budget : model_budget_default();
+    e->memory_budget = o->memory_budget > 0 ? o->memory_budget : device_budget_default(&o->device);
     e->max_context = o->max_context;
     e->max_seqs = (int32_t)o->max_seqs;
     e->max_batch_tokens = (int32_t)o->max_batch_tokens;

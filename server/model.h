@@ -21,9 +21,6 @@ void model_options_init(struct model_options *o);
 enum { N_MODEL_OPTIONS = 13 };
 /* Appends the table's entries for `o` at table[0..N_MODEL_OPTIONS). */
 void model_options_table(struct model_options *o, struct option *table);
-/* Without --memory-budget: what a model, or a server's models together, may take of what the machine
- * and the cgroup leave. */
-int64_t model_budget_default(void);
 /* Do the options make sense, whatever the model and the machine? ERR_INVALID names the one that
  * does not. */
 bool model_options_check(const struct model_options *o, struct error *err) MUST_CHECK;

@@ -51,7 +51,7 @@ static bool open_in_budget(struct models *m, struct resident *r, struct error *e
     int64_t taken = atomic_load(&m->taken);
     o.memory_budget = m->budget - taken;
     if (m->options.memory_budget == 0)
-        o.memory_budget = min_i64(o.memory_budget, model_budget_default());
+        o.memory_budget = min_i64(o.memory_budget, device_budget_default(&o.device));
     o.memory_budget = max_i64(1, o.memory_budget); /* 0 would say: as much as there is */
     if (!model_open(r->spec, &o, &r->model, err)) {
         struct error why = *err;
@@ -121,7 +121,7 @@ bool models_start(const char *const *specs, int n, const struct model_options *o
     struct models *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, ERR_MEMORY, NULL, "no memory to start the server");
     m->options = *o;
-    m->budget = o->memory_budget > 0 ? o->memory_budget : model_budget_default();
+    m->budget = o->memory_budget > 0 ? o->memory_budget : device_budget_default(&o->device);
     m->models_dir = models_dir;
     m->api = (struct api_context){.limits = *limits, .registry = &m->registry};
     api_registry_init(&m->registry);

@@ -20,10 +20,12 @@ static bool post_detokenize(struct request *r, struct buf *out, struct error *er
     return api_detokenize(r->server->api, r->body.data ? r->body.data : "", r->body.len, out, err);
 }
 
-/* Alive: the engine rests, or has finished a step lately. */
+/* Alive: the engine rests, or has finished a step lately, and its device works. */
 static bool get_health(struct request *r, struct buf *out, struct error *err)
 {
     double since_s;
+    if (engine_device_failed(r->server->api))
+        return error_set(err, ERR_DEVICE, NULL, "the device has failed: restart the server");
     if (engine_is_stalled(r->server->api, r->server->options.stall_timeout_s, &since_s))
         return error_set(err, ERR_UNAVAILABLE, NULL,
                          "the engine has work and made no progress for %.0f s", since_s);

@@ -7,6 +7,7 @@
 
 #include "api/memory_plan.h"
 #include "api/registry.h"
+#include "base/checked.h"
 #include "cpu/cpu.h"
 #include "cuda/cuda_sizes.h"
 #include "server/process.h"
@@ -46,12 +47,27 @@ void sample_memory(void *ctx, struct api_memory_sample *out)
     for (size_t i = 0; i < n; i++) out->jobs_rss_bytes += jobs[i].rss_bytes;
 }
 
+/* The driver's view, by way of any model; the first of them began with the least in use. */
+struct driver_view { struct device_memory memory; bool known; };
+
+static void ask_driver(void *ctx, const struct api_context *model)
+{
+    struct driver_view *v = ctx;
+    struct device_memory m;
+    if (!engine_device_memory(model->engine, &m)) return;
+    if (v->known) m.start_bytes = min_i64(m.start_bytes, v->memory.start_bytes);
+    *v = (struct driver_view){m, true};
+}
+
 /* Everything but the history. */
-static void gather(struct http_server *s, const struct engine_stats *stats,
+static void gather(struct http_server *s, const struct engine_stats *stats, struct driver_view *driver,
                    struct api_job_memory jobs[JOBS_MAX_RUNNING], struct api_memory_view *out)
 {
+    *driver = (struct driver_view){0};
+    api_visit(s->api, ask_driver, driver);
     *out = (struct api_memory_view){
         .resident_bytes = memory_history_now(s->memory).resident_bytes,
+        .driver = driver->known ? &driver->memory : NULL,
         .jobs = jobs,
         .n_jobs = running_jobs(s, jobs),
         .history_interval_s = MEMORY_HISTORY_INTERVAL_S,
@@ -82,12 +98,13 @@ bool get_memory(struct request *r, struct buf *out, struct error *err)
     struct http_server *s = r->server;
     struct memory_query q = {.err = err};
     struct api_job_memory jobs[JOBS_MAX_RUNNING];
+    struct driver_view driver;
     struct api_memory_view view;
     struct engine_stats stats;
     MHD_get_connection_values(r->connection, MHD_GET_ARGUMENT_KIND, take_argument, &q);
     if (q.failed) return false;
     api_stats(s->api, &stats);
-    gather(s, &stats, jobs, &view);
+    gather(s, &stats, &driver, jobs, &view);
     struct api_memory_sample *history = NULL;
     if (q.history) {
         history = malloc(MEMORY_HISTORY_SAMPLES * sizeof *history);
@@ -110,10 +127,11 @@ static void render_model(void *ctx, const struct api_context *model)
 bool get_metrics(struct request *r, struct buf *out, struct error *err)
 {
     struct api_job_memory jobs[JOBS_MAX_RUNNING];
+    struct driver_view driver;
     struct api_memory_view view;
     struct engine_stats stats;
     api_stats(r->server->api, &stats);
-    gather(r->server, &stats, jobs, &view);
+    gather(r->server, &stats, &driver, jobs, &view);
     metrics_render(r->server->metrics, &stats, &view, out);
     metrics_models(out);
     api_visit(r->server->api, render_model, out);

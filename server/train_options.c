@@ -40,7 +40,7 @@ static void own_options(struct train_options *o)
          "Print the plan chosen for the memory budget and those next to it, with bytes and time."},
     };
     memcpy(o->table, entries, sizeof entries);
-    device_options_table(&o->device, "Where to train.",
+    device_options_table(&o->device, "Where to train; auto: on the first GPU if there is a usable one, else on the CPU.",
                          o->table + N_TRAIN_OPTIONS - N_DEVICE_OPTIONS);
 }
 
@@ -71,7 +71,7 @@ static void words_from_config(struct train_options *o)
 
 void train_options_init(struct train_options *o)
 {
-    *o = (struct train_options){.device = {.name = "cpu", .cpu_isa = "best"},
+    *o = (struct train_options){.device = {.name = "auto", .cpu_isa = "best"},
                                 .out_dir = "models"};
     train_config_init(&o->training);
     own_options(o);

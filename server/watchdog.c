@@ -32,6 +32,13 @@ bool engine_is_stalled(const struct api_context *api, int64_t timeout_s, double 
     return (stats.running > 0 || stats.queued > 0) && *since_s > (double)timeout_s;
 }
 
+bool engine_device_failed(const struct api_context *api)
+{
+    struct engine_stats stats;
+    api_stats(api, &stats);
+    return stats.device_failed;
+}
+
 /* False when it is time to end. */
 static bool pause_once(struct watchdog *w)
 {
@@ -51,9 +58,15 @@ static void *watch(void *arg)
 {
     struct watchdog *w = arg;
     const struct watchdog_options *o = &w->options;
-    bool was_stalled = false;
+    bool was_stalled = false, had_failed = false;
     do {
         double since_s;
+        bool failed = engine_device_failed(o->api);
+        if (failed && !had_failed) {
+            log_error("the device has failed: nothing runs on it any more");
+            if (o->on_device_failure) o->on_device_failure(o->ctx);
+        }
+        had_failed = failed;
         bool stalled = engine_is_stalled(o->api, o->stall_timeout_s, &since_s);
         if (stalled && !was_stalled) {
             log_error("the engine has work and made no progress for %.0f s", since_s);
@@ -61,7 +74,7 @@ static void *watch(void *arg)
         } else if (was_stalled && !stalled) {
             log_warn("the engine makes progress again");
         }
-        if (w->feeds && !stalled) notify_send("WATCHDOG=1");
+        if (w->feeds && !stalled && !failed) notify_send("WATCHDOG=1");
         was_stalled = stalled;
     } while (pause_once(w));
     return NULL;

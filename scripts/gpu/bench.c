@@ -46,7 +46,8 @@ void *bench_alloc(struct device *d, int64_t bytes)
 
 int64_t bench_driver_free(const struct bench *b)
 {
-    return strncmp(b->own->name, "cuda", 4) == 0 ? cuda_device_memory(b->own).free_bytes : 0;
+    struct device_memory m;
+    return b->d->ops->memory && b->d->ops->memory(b->d, &m) ? m.free_bytes : 0;
 }
 
 const char *bench_preset_name(const char *path)
@@ -196,7 +197,6 @@ static void open_device(struct bench *b, const char *name)
     bool ok = strncmp(name, "cuda:", 5) == 0 ? cuda_device_open(atoi(name + 5), &b->d, &err)
                                              : cpu_device_open(&cpu, &b->d, &err);
     bench_must(ok, &err);
-    b->own = b->d;
     const char *what = b->d->ops->description(b->d);
     /* Dense bf16 products of the SXM parts, by the data sheets. */
     b->peak = strstr(what, "H100") || strstr(what, "H200") ? 989.4e12 : strstr(what, "A100") ? 312e12 : 0;
@@ -205,11 +205,11 @@ static void open_device(struct bench *b, const char *name)
 static void info(const struct bench *b)
 {
     bench_report("info", "device", 0, "", "%s", b->d->ops->description(b->d));
-    if (strncmp(b->d->name, "cuda", 4) != 0) return;
-    struct cuda_memory m = cuda_device_memory(b->own);
+    struct device_memory m;
+    if (!b->d->ops->memory || !b->d->ops->memory(b->d, &m)) return;
     bench_report("info", "memory", (double)m.total_bytes * 1e-9, "GB", "free %.3f GB",
                  (double)m.free_bytes * 1e-9);
-    bench_report("info", "context and modules", (double)m.context_bytes * 1e-6, "MB",
+    bench_report("info", "context and modules", (double)m.start_bytes * 1e-6, "MB",
                  "of the whole GPU when the device is open: other processes' too");
 }
 

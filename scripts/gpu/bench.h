@@ -17,7 +17,6 @@
 
 struct bench {
     struct device *d;
-    struct device *own; /* the same without a profile around it */
     bool small;      /* try everything out on tiny shapes: no figure means anything */
     double peak;     /* operations a second of bf16 products by the data sheet; 0: not known */
 };

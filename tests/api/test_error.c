@@ -33,6 +33,7 @@ static void test_every_code(void **state)
         {ERR_IO, "", 500, "server_error", "internal_error"},
         {ERR_MEMORY, "", 503, "server_error", "out_of_memory"},
         {ERR_UNAVAILABLE, "", 503, "server_error", "unavailable"},
+        {ERR_DEVICE, "", 503, "server_error", "device_failed"},
         {ERR_DISK_FULL, "", 507, "server_error", "disk_full"},
         {ERR_TIMEOUT, "", 504, "server_error", "timeout"},
     };

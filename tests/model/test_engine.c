@@ -652,18 +652,19 @@ static void test_device_failure(void **state)
     fixture_fail(&f);
     fixture_unhold(&f);
     engine_wait(f.engine, running.request);
-    assert_int_equal(running.request->error.code, ERR_UNAVAILABLE);
+    assert_int_equal(running.request->error.code, ERR_DEVICE);
     assert_non_null(strstr(running.request->error.text, "on fire"));
     end(&running, &f, FINISH_ERROR, 1);
     engine_wait(f.engine, queued.request);
     assert_non_null(strstr(queued.request->error.text, "on fire"));
     end(&queued, &f, FINISH_ERROR, 0);
 
+    assert_true(stats_of(&f).device_failed);
     job_init_plain(&after, 4, 4);
     assert_true(job_new(&after, f.engine));
     struct error err = {0};
     assert_false(engine_submit(f.engine, after.request, &err));
-    assert_int_equal(err.code, ERR_UNAVAILABLE);
+    assert_int_equal(err.code, ERR_DEVICE);
     assert_non_null(strstr(err.text, "on fire"));
     job_free(&after);
     close_clean(&f);
@@ -689,7 +690,7 @@ static void test_every_device_operation_fails_once(void **state)
         engine_wait(f.engine, j.request);
         left = fixture_fail_operation(0);
         if (left == 0) {
-            assert_int_equal(j.request->error.code, ERR_UNAVAILABLE);
+            assert_int_equal(j.request->error.code, ERR_DEVICE);
             assert_non_null(strstr(j.request->error.text, "on fire"));
             n_steps++;
         } else {

@@ -115,8 +115,8 @@ static void test_every_operation_is_passed_on(void **state)
     struct device *plain = open_cpu(), *profile = open_profile(to);
     void *const *mine = (void *const *)profile->ops, *const *theirs = (void *const *)plain->ops;
     for (size_t i = 0; i < sizeof *profile->ops / sizeof *mine; i++) {
-        assert_non_null(mine[i]);
-        assert_ptr_not_equal(mine[i], theirs[i]);
+        assert_int_equal(mine[i] == NULL, theirs[i] == NULL); /* a GPU's alone, here not */
+        assert_true(!mine[i] || mine[i] != theirs[i]);
     }
     mine = (void *const *)profile->train;
     theirs = (void *const *)plain->train;

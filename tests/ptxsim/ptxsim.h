@@ -21,6 +21,9 @@ void ptxsim_set_seed(uint32_t seed);
 void ptxsim_set_multiprocessors(int32_t n);
 /* The compute capability that its properties name, 10 x major + minor; 80 at first. The code is sm_80's all the same. */
 void ptxsim_set_compute_capability(int32_t sm);
+/* The n-th wait for a stream from now on fails, and every one after it; 0: none does. At first the environment's
+ * PTXSIM_FAIL_AFTER. */
+void ptxsim_fail_after(int64_t n_waits);
 /* These bytes of device memory count as never written. */
 void ptxsim_forget(void *p, size_t bytes);
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <vector>
@@ -24,18 +25,29 @@ struct runtime {
     cudaStream_t stream = nullptr;
     cudaError_t last = cudaSuccess;
     int32_t n_multiprocessors = 4, compute_capability = 80;
+    int64_t waits_left = 0;                          // counting the one that fails; 0: none does
 };
 
 enum { DEFAULT_SHARED_BYTES = 48 << 10 };
 static constexpr size_t TOTAL_BYTES = (size_t)8 << 30, CONTEXT_BYTES = (size_t)400 << 20;
 
+static runtime *new_runtime()
+{
+    runtime *r = new runtime;
+    const char *fail_after = getenv("PTXSIM_FAIL_AFTER");
+    if (fail_after) r->waits_left = atoll(fail_after);
+    return r;
+}
+
 static runtime &the_runtime()
 {
-    static runtime *r = new runtime; // kernels register before main
+    static runtime *r = new_runtime(); // kernels register before main
     return *r;
 }
 
 void ptxsim_set_multiprocessors(int32_t n) { the_runtime().n_multiprocessors = n; }
+
+void ptxsim_fail_after(int64_t n_waits) { the_runtime().waits_left = n_waits; }
 
 void ptxsim_set_compute_capability(int32_t sm) { the_runtime().compute_capability = sm; }
 
@@ -235,6 +247,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
     runtime &r = the_runtime();
+    if (r.waits_left == 1) return note(cudaErrorIllegalAddress); // it sticks
+    if (r.waits_left > 1) r.waits_left--;
     for (const pending_download &d : r.downloads) memcpy(d.to, d.bytes.data(), d.bytes.size());
     r.downloads.clear();
     return cudaSuccess;
@@ -258,6 +272,7 @@ static const struct { cudaError_t e; const char *name, *text; } error_names[] = 
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
     {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection", "invalid copy direction"},
 };
 

@@ -31,7 +31,9 @@ static bool held_sync(struct device *d, struct error *err)
     struct http_fixture *f = (void *)((char *)d->ops - offsetof(struct http_fixture, ops));
     pthread_mutex_lock(&f->lock);
     while (f->held) pthread_cond_wait(&f->changed, &f->lock);
+    bool failing = f->failing;
     pthread_mutex_unlock(&f->lock);
+    if (failing) return error_set(err, ERR_DEVICE, NULL, "the device is on fire");
     return f->real->sync(d, err);
 }
 
@@ -51,6 +53,13 @@ void http_fixture_hold(struct http_fixture *f, bool held)
     pthread_mutex_lock(&f->lock);
     f->held = held;
     pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->lock);
+}
+
+void http_fixture_fail(struct http_fixture *f)
+{
+    pthread_mutex_lock(&f->lock);
+    f->failing = true;
     pthread_mutex_unlock(&f->lock);
 }
 

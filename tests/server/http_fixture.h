@@ -23,7 +23,7 @@ struct http_fixture {
     const struct device_ops *real;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool held;
+    bool held, failing;
 };
 
 void http_fixture_options(struct http_options *o); /* loopback, any port, two threads */
@@ -33,6 +33,9 @@ void http_fixture_close(struct http_fixture *f);
 
 /* Until it is called with false, a step of the engine that has begun does not end. */
 void http_fixture_hold(struct http_fixture *f, bool held);
+
+/* From now on the device fails. */
+void http_fixture_fail(struct http_fixture *f);
 
 int http_connect(const struct http_fixture *f);
 /* All of them, unless the server has cut us off. */

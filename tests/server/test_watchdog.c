@@ -72,7 +72,7 @@ static void test_a_stalled_engine(void **state)
     http_fixture_options(&o);
     o.stall_timeout_s = 1;
     http_fixture_open(&f, &o);
-    struct watchdog_options watch = {&f.api, 1, count, &stalls};
+    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 1, .on_stall = count, .ctx = &stalls};
     assert_true(watchdog_start(&watch, &w, &err));
     usleep(300000);
     assert_int_equal(health(&f), 200);
@@ -102,6 +102,41 @@ static void test_a_stalled_engine(void **state)
     close(manager);
 }
 
+static void test_a_failed_device(void **state)
+{
+    struct http_fixture f;
+    struct http_options o;
+    struct watchdog *w;
+    struct error err;
+    _Atomic int failures = 0;
+    int manager = open_manager();
+    http_fixture_options(&o);
+    http_fixture_open(&f, &o);
+    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 300, .on_device_failure = count,
+                                     .ctx = &failures};
+    assert_true(watchdog_start(&watch, &w, &err));
+    assert_int_equal(health(&f), 200);
+    http_fixture_fail(&f);
+    for (int i = 0; i < 2; i++) { /* what ran then, and what comes after */
+        int fd = http_connect(&f);
+        http_post(fd, "/v1/completions", "Connection: close\r\n", "{\"prompt\": \"A\", \"max_tokens\": 3}");
+        char *reply = http_read_all(fd, NULL);
+        assert_int_equal(http_status(reply), 503);
+        assert_non_null(strstr(reply, "on fire"));
+        assert_non_null(strstr(reply, "device_failed"));
+        free(reply);
+    }
+    assert_int_equal(health(&f), 503);
+    while (atomic_load(&failures) == 0) usleep(10000);
+    beats(manager);
+    usleep(300000);
+    assert_int_equal(beats(manager), 0);
+    assert_int_equal(failures, 1);
+    watchdog_stop(w);
+    http_fixture_close(&f);
+    close(manager);
+}
+
 static void test_an_engine_at_rest_is_not_stalled(void **state)
 {
     struct http_fixture f;
@@ -121,6 +156,7 @@ int main(void)
     log_set_level(LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_stalled_engine),
+        cmocka_unit_test(test_a_failed_device),
         cmocka_unit_test(test_an_engine_at_rest_is_not_stalled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
