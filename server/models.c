@@ -29,6 +29,7 @@ struct models {
     struct model_options options;
     const char *models_dir;
     char device[160];
+    char device_name[16];   /* that of the API: it outlives the first model */
     int64_t budget;         /* of all together */
     _Atomic int64_t taken;  /* of it */
     pthread_t closer;
@@ -140,9 +141,12 @@ bool models_start(const char *const *specs, int n, const struct model_options *o
             models_stop(m);
             return false;
         }
-        if (i == 0)
+        if (i == 0) {
             snprintf(m->device, sizeof m->device, "%s",
                      r->model.device->ops->description(r->model.device));
+            snprintf(m->device_name, sizeof m->device_name, "%s", r->model.device->name);
+            m->api.device_name = m->device_name;
+        }
         api_registry_add(&m->registry, &r->shared);
     }
     *out = m;

@@ -2,7 +2,6 @@
 interpreter of its kernels, on a machine with a GPU as it is."""
 
 import os
-import time
 
 import pytest
 
@@ -94,9 +93,8 @@ def test_a_failure_ends_training(tmp_path):
     text.write_text("the cat sees a dog\n" * 60)
     config = tmp_path / "config.json"
     config.write_text('{"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "batch_size": 1}')
-    begin = time.monotonic()
     reply = run("train", "--config", config, "--model-name", "mine", "--input", text, "--out-dir",
                 tmp_path, "--max-iters", 1000, "--save-interval", 0, "--eval-interval", 0,
-                timeout=120, env=fail_after(600))
-    assert reply.returncode == 5, (reply, time.monotonic() - begin)
-    assert "cuda:0 failed in a kernel: an illegal memory access" in reply.stderr
+                timeout=120, env=fail_after(8))
+    assert reply.returncode == 5, reply
+    assert "cuda:0 failed in " in reply.stderr and "an illegal memory access" in reply.stderr
