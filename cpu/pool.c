@@ -1,7 +1,11 @@
-/* The thread pool. Its one idea is the gate: a 32-bit word that holds a generation, an "open"
+/* The thread pool. Its first idea is the gate: a 32-bit word that holds a generation, an "open"
  * bit and the number of workers inside. Workers enter by compare-and-swap while it is open; the
  * caller closes it when the indices have run out and waits only for those inside. The word is
- * also the futex that idle workers sleep on. */
+ * also the futex that idle workers sleep on.
+ *
+ * The second: every thread has an even share of the indices, which it works through from the front, so
+ * that it reads memory as one stream. A thread without work takes the second half of what another one has left,
+ * also of one that never came. */
 #include "cpu/pool.h"
 
 #include <errno.h>
@@ -28,10 +32,14 @@ enum {
 };
 
 struct pool_loop {
-    _Atomic int64_t next;
-    int64_t n, grain;
+    int64_t n, unit; /* indices, and how many go together */
     pool_body body;
     void *ctx;
+};
+
+/* Units [begin, end) that nobody has begun: begin in the low half, end in the high one. */
+struct pool_share {
+    _Alignas(64) _Atomic uint64_t span;
 };
 
 struct pool_worker {
@@ -46,6 +54,7 @@ struct pool {
     _Atomic bool closing;
     /* Written by the caller while the gate is closed and empty. */
     _Alignas(64) struct pool_loop loop;
+    struct pool_share *shares; /* [n_threads] */
     int32_t n_threads;
     int32_t n_started;
     struct pool_worker *workers; /* [n_threads - 1] */
@@ -61,21 +70,50 @@ static void futex_wake_all(_Atomic uint32_t *word)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-/* Takes ranges until none are left. Half of an even share at a time: large ranges first, for
- * long streams through memory, small ones at the end, for an even finish. */
+static uint64_t span_of(uint32_t begin, uint32_t end) { return begin | (uint64_t)end << 32; }
+
+/* Takes [*begin, *end) from the front of a share: a part of the rest, so that something is left for others, should
+ * this thread be slow. */
+static bool take_front(struct pool_share *share, uint32_t *begin, uint32_t *end)
+{
+    uint64_t span = atomic_load_explicit(&share->span, memory_order_relaxed);
+    do {
+        uint32_t last = (uint32_t)(span >> 32);
+        *begin = (uint32_t)span;
+        if (*begin == last) return false;
+        *end = *begin + (last - *begin + 3) / 4;
+    } while (!atomic_compare_exchange_weak_explicit(
+        &share->span, &span, span_of(*end, (uint32_t)(span >> 32)), memory_order_relaxed,
+        memory_order_relaxed));
+    return true;
+}
+
+/* Fills a thread's empty share with the second half of another's. */
+static bool steal(struct pool *p, int32_t thread)
+{
+    for (int32_t i = 1; i < p->n_threads; i++) {
+        struct pool_share *victim = &p->shares[(thread + i) % p->n_threads];
+        uint64_t span = atomic_load_explicit(&victim->span, memory_order_relaxed);
+        while ((uint32_t)span != (uint32_t)(span >> 32)) {
+            uint32_t begin = (uint32_t)span, end = (uint32_t)(span >> 32), middle = begin + (end - begin) / 2;
+            if (!atomic_compare_exchange_weak_explicit(&victim->span, &span, span_of(begin, middle),
+                                                       memory_order_relaxed, memory_order_relaxed))
+                continue;
+            atomic_store_explicit(&p->shares[thread].span, span_of(middle, end), memory_order_relaxed);
+            return true;
+        }
+    }
+    return false;
+}
+
 static void run_ranges(struct pool *p, int32_t thread)
 {
-    struct pool_loop *loop = &p->loop;
-    int64_t begin = atomic_load_explicit(&loop->next, memory_order_relaxed);
-    while (begin < loop->n) {
-        int64_t size = max_i64(loop->grain, (loop->n - begin) / (2 * p->n_threads));
-        int64_t end = min_i64(loop->n, begin + size);
-        if (!atomic_compare_exchange_weak_explicit(&loop->next, &begin, end, memory_order_relaxed,
-                                                   memory_order_relaxed))
-            continue;
-        loop->body(loop->ctx, begin, end, thread);
-        begin = atomic_load_explicit(&loop->next, memory_order_relaxed);
-    }
+    const struct pool_loop *loop = &p->loop;
+    do {
+        uint32_t begin, end;
+        while (take_front(&p->shares[thread], &begin, &end))
+            loop->body(loop->ctx, begin * loop->unit, min_i64(end * loop->unit, loop->n), thread);
+    } while (steal(p, thread));
 }
 
 /* Returns a gate value that differs from `seen`, spinning first and then sleeping. */
@@ -153,14 +191,17 @@ bool pool_open(int32_t n_threads, struct pool **out, struct error *err)
         return error_set(err, ERR_INVALID, "threads", "%d threads: must be 1 to %d", n_threads,
                          MAX_THREADS);
     struct pool *p = aligned_alloc(64, sizeof *p);
+    struct pool_share *shares = aligned_alloc(64, (size_t)n_threads * sizeof *shares);
     struct pool_worker *workers = calloc((size_t)n_threads, sizeof *workers);
-    if (!p || !workers) {
+    if (!p || !shares || !workers) {
         free(p);
+        free(shares);
         free(workers);
         return error_set(err, ERR_MEMORY, NULL, "no memory for a pool of %d threads", n_threads);
     }
     memset(p, 0, sizeof *p);
     p->n_threads = n_threads;
+    p->shares = shares;
     p->workers = workers;
     if (!start_workers(p, err)) {
         pool_close(p);
@@ -178,6 +219,7 @@ void pool_close(struct pool *p)
     futex_wake_all(&p->gate);
     for (int32_t i = 0; i < p->n_started; i++) pthread_join(p->workers[i].handle, NULL);
     free(p->workers);
+    free(p->shares);
     free(p);
 }
 
@@ -201,11 +243,13 @@ void pool_for(struct pool *p, int64_t n, int64_t grain, pool_body body, void *ct
         body(ctx, 0, n, 0);
         return;
     }
-    p->loop.n = n;
-    p->loop.grain = max_i64(grain, 1);
-    p->loop.body = body;
-    p->loop.ctx = ctx;
-    atomic_store_explicit(&p->loop.next, 0, memory_order_relaxed);
+    /* A share counts in 32 bits. */
+    int64_t unit = max_i64(max_i64(grain, 1), ceil_div(n, INT32_MAX)), units = ceil_div(n, unit);
+    p->loop = (struct pool_loop){.n = n, .unit = unit, .body = body, .ctx = ctx};
+    for (int32_t i = 0; i < p->n_threads; i++) {
+        uint64_t span = span_of((uint32_t)(units * i / p->n_threads), (uint32_t)(units * (i + 1) / p->n_threads));
+        atomic_store_explicit(&p->shares[i].span, span, memory_order_relaxed);
+    }
     /* The gate is closed and empty, so no worker changes it: the sum sets the open bit. */
     atomic_fetch_add(&p->gate, GATE_GENERATION + GATE_OPEN);
     if (atomic_load(&p->n_asleep) > 0) futex_wake_all(&p->gate);

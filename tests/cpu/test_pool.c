@@ -111,6 +111,39 @@ static void workers_take_part(void **state)
     pool_close(p);
 }
 
+static void hold_up(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    _Atomic int64_t *done = ctx;
+    /* Who begins the second share stays in its first range until most of that share is done too. */
+    for (int i = 0; begin == 32 && *done < 48 && i < 5000; i++) usleep(1000);
+    *done += end - begin;
+}
+
+static void the_slow_are_helped(void **state)
+{
+    struct pool *p = open_pool(2);
+    for (int i = 0; i < 20; i++) {
+        _Atomic int64_t done = 0;
+        pool_for(p, 64, 1, hold_up, (void *)&done);
+        assert_int_equal(done, 64);
+    }
+    pool_close(p);
+}
+
+static void add_up(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    *(_Atomic int64_t *)ctx += end - begin;
+}
+
+static void more_indices_than_32_bits_count(void **state)
+{
+    struct pool *p = open_pool(3);
+    _Atomic int64_t sum = 0;
+    pool_for(p, 5000000001, 1, add_up, (void *)&sum);
+    assert_true(sum == 5000000001);
+    pool_close(p);
+}
+
 static void bad_counts_are_refused(void **state)
 {
     struct pool *p;
@@ -127,6 +160,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_index_runs_once),  cmocka_unit_test(loops_see_the_one_before),
         cmocka_unit_test(sleepers_wake),          cmocka_unit_test(workers_take_part),
+        cmocka_unit_test(the_slow_are_helped),    cmocka_unit_test(more_indices_than_32_bits_count),
         cmocka_unit_test(bad_counts_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
