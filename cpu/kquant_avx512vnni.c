@@ -103,10 +103,24 @@ INLINE void find_offsets(const struct kquant q, const uint32_t *x, int64_t rows,
     _mm512_storeu_si512(out->half[0], _mm512_mullo_epi32(sums, minus));
 }
 
-/* One step for `n` rows of `rows` side by side; out[r] are VECTORS vectors each, `stride` floats apart. */
+/* The same for a row alone. */
+INLINE void find_lone_offsets(const struct kquant q, const uint32_t *x, struct offsets *out)
+{
+    int32_t sum = (int32_t)x[9], first = sum;
+    if (q.n_scales == 2) {
+        __m128i words = _mm_loadu_si128((const __m128i *)x), zero = _mm_setzero_si128();
+        words = _mm_dpbusd_epi32(zero, _mm_set1_epi8(1), words);
+        words = _mm_add_epi32(words, _mm_srli_si128(words, 8));
+        first = _mm_cvtsi128_si32(words) + _mm_extract_epi32(words, 1);
+    }
+    out->half[0][0] = -q.offset * first;
+    out->half[1][0] = -q.offset * (sum - first);
+}
+
+/* One step for `n` rows of `rows` side by side, into out [n][PANEL]; of a lone row into `held` registers. */
 INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s[VECTORS],
                       const struct offsets *offsets, int64_t row, const uint32_t *x, int64_t rows,
-                      float *out, const int n)
+                      float *out, __m512 held[VECTORS], const int n)
 {
     const int groups = 8 / q.n_scales;
 #pragma GCC unroll 2
@@ -139,10 +153,11 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
             for (int v = 0; v < VECTORS; v++) {
                 float *to = out + r * PANEL + v * 16;
                 __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), x_scale);
-                sum = _mm512_fmadd_ps(sum, s[v].scale[half], _mm512_loadu_ps(to));
+                sum = _mm512_fmadd_ps(sum, s[v].scale[half], held ? held[v] : _mm512_loadu_ps(to));
                 if (q.minimum)
                     sum = _mm512_fmadd_ps(_mm512_mul_ps(x_sum, x_scale), s[v].minimum, sum);
-                _mm512_storeu_ps(to, sum);
+                if (held) held[v] = sum;
+                else _mm512_storeu_ps(to, sum);
             }
         }
     }
@@ -154,12 +169,12 @@ INLINE void some_rows(const struct kquant q, const uint8_t *codes, const struct 
 {
     float *out = t->out + row * PANEL;
     switch (n) {
-    case 1: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 1); break;
-    case 2: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 2); break;
-    case 3: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 3); break;
-    case 4: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 4); break;
-    case 5: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 5); break;
-    case 6: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, 6); break;
+    case 1: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 1); break;
+    case 2: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 2); break;
+    case 3: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 3); break;
+    case 4: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 4); break;
+    case 5: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 5); break;
+    case 6: step_rows(q, codes, s, offsets, row, x + row, t->rows, out, NULL, 6); break;
     default: ASSERT(!"more rows than registers hold");
     }
 }
@@ -173,23 +188,29 @@ INLINE void matmul(const struct matmul_tile *t, const struct kquant q, const boo
     const int64_t rows = lone ? 1 : t->rows;
     int64_t first = rows > GROUP_ROWS ? (rows + 1) / 2 : rows;
     _Static_assert(TILE_ROWS <= 2 * GROUP_ROWS, "two groups make a tile");
-    memset(t->out, 0, (size_t)rows * PANEL * 4);
+    __m512 held[VECTORS] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    if (!lone) memset(t->out, 0, (size_t)rows * PANEL * 4);
     for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * rows) {
-        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
+        /* Of a lone row's step there are as many lines as it has: a loop of constant length. */
+        const int64_t ahead = lone ? q.step_bytes : t->prefetch_step;
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < ahead; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
         prefetch += t->prefetch_step;
         const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
         struct scales s[VECTORS];
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; v++) s[v] = load_scales(q, head, step, v);
         struct offsets offsets;
-        if (q.offset) find_offsets(q, x, rows, &offsets);
+        if (q.offset && !lone) find_offsets(q, x, rows, &offsets);
         if (lone) {
-            step_rows(q, codes, s, &offsets, 0, x, 1, t->out, 1);
+            if (q.offset) find_lone_offsets(q, x, &offsets);
+            step_rows(q, codes, s, &offsets, 0, x, 1, NULL, held, 1);
             continue;
         }
         some_rows(q, codes, s, &offsets, 0, t, x, first);
         if (first < rows) some_rows(q, codes, s, &offsets, first, t, x, rows - first);
     }
+    for (int v = 0; lone && v < VECTORS; v++) _mm512_storeu_ps(t->out + v * 16, held[v]);
 }
 
 INLINE void product(const struct matmul_tile *t, const enum dtype type)
