@@ -192,13 +192,16 @@ static void write_file_row(const struct matrix *w, int64_t n, const uint8_t *src
 {
     bool q4 = w->dtype == DTYPE_Q4_0;
     int64_t n_codes = q4 ? QUANT_BLOCK / 2 : QUANT_BLOCK;
-    uint8_t *block = panel_of(w, n), offset = q4 ? 0 : 128;
+    uint32_t word, offset = q4 ? 0 : 0x80808080; /* 128 to each byte */
+    uint8_t *block = panel_of(w, n);
     for (int64_t k = 0; k < w->n_in; k += QUANT_BLOCK, block += cpu_panel_step_bytes(w->dtype)) {
         memcpy(scale_at(w->dtype, block, n % PANEL), src, 2);
         src += 2;
-        for (int64_t i = 0; i < n_codes; i++)
-            block[i / 4 * PANEL * 4 + n % PANEL * 4 + i % 4] = (uint8_t)(src[i] + offset);
-        src += n_codes;
+        for (int64_t i = 0; i < n_codes / 4; i++, src += sizeof word) {
+            memcpy(&word, src, sizeof word);
+            word ^= offset;
+            memcpy(block + (i * PANEL + n % PANEL) * 4, &word, sizeof word);
+        }
     }
 }
 
