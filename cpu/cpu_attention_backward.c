@@ -4,31 +4,20 @@
  *   p = exp(scale q.k - lse)        dv += (z p)^T do        dp = z (do . v)        z: dropout's factor, or 1
  *   ds = p (dp - D), D = do . o     dq += scale ds k        dk += scale ds^T q
  *
- * One thread takes one KV head of one span from its first key to its last, in f32 throughout, so every sum
- * has one order. The five products run on the forward pass's tile kernels. */
+ * One thread takes one KV head of one span from its first key to its last, so every sum has one order. The five
+ * products run on the forward pass's tile kernels: here in f32 throughout. Where activations are bf16 and the processor
+ * multiplies pairs of them, cpu_attention_backward_bf16.c does it. */
 #include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "cpu/cpu_train.h"
+#include "cpu/attention_backward.h"
 #include "cpu/transpose.h"
 
 enum {
-    KEYS = PANEL,
+    KEYS = BACKWARD_KEYS,
     QUERIES = 48, /* a multiple of every tile_rows */
     DIM_TILE = 8, /* columns of one tile of a transposed gradient */
-};
-
-struct backward {
-    const struct cpu_kernels *kernels;
-    struct tensor dqkv, dout, qkv, out;
-    const float *lse;
-    const struct batch *batch;
-    const struct attention *a;
-    int64_t max_rows;   /* of a span: sizes the scratch */
-    int64_t n_dim;      /* K rounded up to PANEL */
-    float *scratch;     /* [threads][scratch_floats] */
-    int64_t scratch_floats;
 };
 
 /* One thread's pieces, for T rows of a span. Queries of one head: */
@@ -45,7 +34,7 @@ struct pieces {
     float *p, *ds;             /* [QUERIES, KEYS] */
 };
 
-static int64_t take(float **at, float *base, int64_t used, int64_t n)
+int64_t backward_take(float **at, float *base, int64_t used, int64_t n)
 {
     *at = base + used;
     return used + round_up(n, 16);
@@ -54,19 +43,19 @@ static int64_t take(float **at, float *base, int64_t used, int64_t n)
 static int64_t place_pieces(struct pieces *s, float *base, int64_t T, int64_t K)
 {
     int64_t used = 0, n_dim = round_up(K, PANEL);
-    used = take(&s->q, base, used, T * K);
-    used = take(&s->dout, base, used, T * K);
-    used = take(&s->dq, base, used, T * n_dim);
-    used = take(&s->lse, base, used, T);
-    used = take(&s->delta, base, used, T);
-    used = take(&s->k_panel, base, used, K * KEYS);
-    used = take(&s->v_panel, base, used, K * KEYS);
-    used = take(&s->k_rows, base, used, n_dim * KEYS);
-    used = take(&s->dk, base, used, n_dim * KEYS);
-    used = take(&s->dv, base, used, n_dim * KEYS);
-    used = take(&s->words, base, used, QUERIES * max_i64(n_dim, KEYS));
-    used = take(&s->p, base, used, QUERIES * KEYS);
-    return take(&s->ds, base, used, QUERIES * KEYS);
+    used = backward_take(&s->q, base, used, T * K);
+    used = backward_take(&s->dout, base, used, T * K);
+    used = backward_take(&s->dq, base, used, T * n_dim);
+    used = backward_take(&s->lse, base, used, T);
+    used = backward_take(&s->delta, base, used, T);
+    used = backward_take(&s->k_panel, base, used, K * KEYS);
+    used = backward_take(&s->v_panel, base, used, K * KEYS);
+    used = backward_take(&s->k_rows, base, used, n_dim * KEYS);
+    used = backward_take(&s->dk, base, used, n_dim * KEYS);
+    used = backward_take(&s->dv, base, used, n_dim * KEYS);
+    used = backward_take(&s->words, base, used, QUERIES * max_i64(n_dim, KEYS));
+    used = backward_take(&s->p, base, used, QUERIES * KEYS);
+    return backward_take(&s->ds, base, used, QUERIES * KEYS);
 }
 
 int64_t cpu_attention_backward_workspace(const struct cpu_device *c,
@@ -74,12 +63,12 @@ int64_t cpu_attention_backward_workspace(const struct cpu_device *c,
 {
     struct pieces pieces;
     int64_t T = min_i64(s->max_rows, s->block_size);
-    return pool_n_threads(c->pool) * place_pieces(&pieces, NULL, T, s->head_dim) *
-           (int64_t)sizeof(float);
+    int64_t floats = max_i64(place_pieces(&pieces, NULL, T, s->head_dim),
+                             backward_bf16_floats(T, s->head_dim));
+    return pool_n_threads(c->pool) * floats * (int64_t)sizeof(float);
 }
 
-/* n elements of row r from column `at`, as f32. */
-static void read_row(struct tensor t, int64_t r, int64_t at, int64_t n, float *out)
+void backward_read_row(struct tensor t, int64_t r, int64_t at, int64_t n, float *out)
 {
     if (t.dtype == DTYPE_F32) {
         memcpy(out, (const float *)tensor_row(t, r) + at, (size_t)n * 4);
@@ -106,17 +95,14 @@ static void multiply(const struct backward *m, float *out, const float *x, const
 /* ---- dropout's factor ---- */
 
 /* z of a head at (query row, keys key0 ..), 0 or 1 / (1 - p): four keys to a counter, which names head, row and
- * keys. All ones without dropout. */
+ * keys. */
 static void dropout_factors(const struct backward *m, int64_t head, int64_t row, int64_t key0,
                             float z[KEYS])
 {
     const struct attention *a = m->a;
     struct dropout_row factors = {a->dropout, {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
                                   {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)}};
-    if (a->dropout > 0)
-        m->kernels->dropout_row(z, &factors, KEYS);
-    else
-        for (int64_t j = 0; j < KEYS; j++) z[j] = 1;
+    m->kernels->dropout_row(z, &factors, KEYS);
 }
 
 /* ---- loading ---- */
@@ -129,9 +115,9 @@ static void load_head(const struct backward *m, const struct span *s, int64_t he
     float out[MAX_HEAD_DIM];
     for (int64_t i = 0; i < s->n_rows; i++) {
         int64_t r = s->row0 + i;
-        read_row(m->qkv, r, head * K, K, x->q + i * K);
-        read_row(m->dout, r, head * K, K, x->dout + i * K);
-        read_row(m->out, r, head * K, K, out);
+        backward_read_row(m->qkv, r, head * K, K, x->q + i * K);
+        backward_read_row(m->dout, r, head * K, K, x->dout + i * K);
+        backward_read_row(m->out, r, head * K, K, out);
         double dot = 0;
         for (int64_t k = 0; k < K; k++) dot += (double)x->dout[i * K + k] * out[k];
         x->delta[i] = (float)dot;
@@ -139,7 +125,7 @@ static void load_head(const struct backward *m, const struct span *s, int64_t he
     }
 }
 
-static int64_t kv_column(const struct attention *a, int64_t kv_head, bool value)
+int64_t backward_kv_column(const struct attention *a, int64_t kv_head, bool value)
 {
     return (a->n_head + (value ? a->n_kv_head : 0) + kv_head) * a->head_dim;
 }
@@ -150,7 +136,7 @@ static void load_rows(const struct backward *m, const struct span *s, int64_t kv
 {
     int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
     for (int64_t j = 0; j < n_keys; j++)
-        read_row(m->qkv, s->row0 + key0 + j, kv_column(m->a, kv_head, value), K, words + j * K);
+        backward_read_row(m->qkv, s->row0 + key0 + j, backward_kv_column(m->a, kv_head, value), K, words + j * K);
     memset(words + n_keys * K, 0, (size_t)((KEYS - n_keys) * K) * 4);
 }
 
@@ -221,21 +207,17 @@ static void add_queries(const struct backward *m, struct pieces *x, int64_t n, f
     }
 }
 
-/* Scores in p become probabilities, and dp in ds becomes the scores' gradient (scale included). */
-static void finish_block(const struct backward *m, struct pieces *x, int64_t head, int64_t row0,
-                         int64_t query0, int64_t n, int64_t key0)
+void backward_finish_block(const struct backward *m, float *p, float *ds, const float *lse,
+                           const float *delta, int64_t head, int64_t row0, int64_t query0, int64_t n,
+                           int64_t key0)
 {
-    float scale = m->a->scale;
-    for (int64_t i = 0; i < n; i++) {
-        float *p = x->p + i * KEYS, *ds = x->ds + i * KEYS;
+    float scale = m->a->scale, z[KEYS];
+    bool drops = m->a->dropout > 0;
+    for (int64_t i = 0; i < n; i++, p += KEYS, ds += KEYS) {
         int64_t query = query0 + i, seen = max_i64(0, min_i64(KEYS, query - key0 + 1));
-        float z[KEYS];
-        m->kernels->row_exp(p, p, seen, x->lse[query] / scale, scale);
-        dropout_factors(m, head, row0 + query, key0, z);
-        for (int64_t j = 0; j < seen; j++) {
-            ds[j] = p[j] * (z[j] * ds[j] - x->delta[query]) * scale;
-            p[j] *= z[j];
-        }
+        if (drops) dropout_factors(m, head, row0 + query, key0, z);
+        m->kernels->softmax_backward_row(p, ds, drops ? z : NULL, seen, lse[query] / scale, scale,
+                                         delta[query]);
         for (int64_t j = seen; j < KEYS; j++) p[j] = ds[j] = 0;
     }
 }
@@ -247,7 +229,7 @@ static void backward_block(const struct backward *m, struct pieces *x, int64_t h
     const float *q = x->q + query0 * K, *dout = x->dout + query0 * K;
     scores(m, x, q, n, x->k_panel, x->p);
     scores(m, x, dout, n, x->v_panel, x->ds);
-    finish_block(m, x, head, row0, query0, n, key0);
+    backward_finish_block(m, x->p, x->ds, x->lse, x->delta, head, row0, query0, n, key0);
     add_transposed(m, x, dout, n, x->p, x->dv);
     add_transposed(m, x, q, n, x->ds, x->dk);
     add_queries(m, x, n, x->dq + query0 * m->n_dim);
@@ -267,12 +249,12 @@ static void add_columns(const struct backward *m, int64_t row, int64_t column, i
     }
 }
 
-static void add_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
-                     const struct pieces *x)
+void backward_add_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
+                       const float *dk, const float *dv, float *words)
 {
     int64_t n_keys = min_i64(KEYS, s->n_rows - key0), row = s->row0 + key0;
-    add_columns(m, row, kv_column(m->a, kv_head, false), n_keys, x->dk, x->words);
-    add_columns(m, row, kv_column(m->a, kv_head, true), n_keys, x->dv, x->words);
+    add_columns(m, row, backward_kv_column(m->a, kv_head, false), n_keys, dk, words);
+    add_columns(m, row, backward_kv_column(m->a, kv_head, true), n_keys, dv, words);
 }
 
 static void clear_columns(const struct backward *m, const struct span *s, int64_t column, int64_t n)
@@ -292,7 +274,7 @@ static void backward_head(const struct backward *m, const struct span *s, int64_
         /* Earlier queries do not see these keys. */
         for (int64_t q0 = key0 / QUERIES * QUERIES; q0 < T; q0 += QUERIES)
             backward_block(m, x, head, s->row0, q0, min_i64(QUERIES, T - q0), key0);
-        add_keys(m, s, kv_head, key0, x);
+        backward_add_keys(m, s, kv_head, key0, x->dk, x->dv, x->words);
     }
     for (int64_t i = 0; i < T; i++)
         memcpy((float *)tensor_row(m->dqkv, s->row0 + i) + head * K, x->dq + i * m->n_dim,
@@ -303,14 +285,19 @@ static void backward_heads(void *ctx, int64_t begin, int64_t end, int32_t thread
 {
     const struct backward *m = ctx;
     int64_t G = m->a->n_kv_head, group = m->a->n_head / G, K = m->a->head_dim;
+    float *scratch = m->scratch + thread * m->scratch_floats;
     struct pieces x;
-    place_pieces(&x, m->scratch + thread * m->scratch_floats, m->max_rows, K);
+    place_pieces(&x, scratch, m->max_rows, K);
     for (int64_t i = begin; i < end; i++) {
         const struct span *s = &m->batch->spans[i / G];
         int64_t kv_head = i % G;
-        clear_columns(m, s, kv_column(m->a, kv_head, false), K);
-        clear_columns(m, s, kv_column(m->a, kv_head, true), K);
-        for (int64_t h = 0; h < group; h++) backward_head(m, s, kv_head, kv_head * group + h, &x);
+        clear_columns(m, s, backward_kv_column(m->a, kv_head, false), K);
+        clear_columns(m, s, backward_kv_column(m->a, kv_head, true), K);
+        for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+            if (m->qkv.dtype == DTYPE_BF16 && m->kernels->bf16_dot)
+                backward_bf16_head(m, s, kv_head, h, scratch);
+            else
+                backward_head(m, s, kv_head, h, &x);
     }
 }
 
@@ -332,7 +319,8 @@ static void run(struct device *d, struct backward *m, pool_body body)
     m->max_rows = longest_span(m->batch);
     m->n_dim = round_up(m->a->head_dim, PANEL);
     m->scratch = (float *)c->workspace;
-    m->scratch_floats = place_pieces(&pieces, NULL, m->max_rows, m->a->head_dim);
+    m->scratch_floats = max_i64(place_pieces(&pieces, NULL, m->max_rows, m->a->head_dim),
+                                backward_bf16_floats(m->max_rows, m->a->head_dim));
     ASSERT(pool_n_threads(c->pool) * m->scratch_floats * (int64_t)sizeof(float) <=
            c->workspace_bytes);
     pool_for(c->pool, (int64_t)m->batch->n_spans * m->a->n_kv_head, 1, body, m);
@@ -343,7 +331,7 @@ void cpu_attention_backward(struct device *d, struct tensor dqkv, struct tensor 
                             const struct batch *b, const struct attention *a)
 {
     ASSERT(dqkv.dtype == DTYPE_F32 && dqkv.cols == qkv.cols && dout.cols == out.cols);
-    ASSERT(lse && a->head_dim <= MAX_HEAD_DIM);
+    ASSERT(lse && a->head_dim % 8 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct backward m = {.dqkv = dqkv, .dout = dout, .qkv = qkv, .out = out, .lse = lse,
                          .batch = b, .a = a};
     run(d, &m, backward_heads);
@@ -359,7 +347,7 @@ static void forward_head(const struct backward *m, const struct span *s, int64_t
     int64_t K = m->a->head_dim, T = s->n_rows, H = m->a->n_head;
     float *max = x->lse, *sum = x->delta, scale = m->a->scale;
     for (int64_t i = 0; i < T; i++) {
-        read_row(m->qkv, s->row0 + i, head * K, K, x->q + i * K);
+        backward_read_row(m->qkv, s->row0 + i, head * K, K, x->q + i * K);
         max[i] = -INFINITY;
         sum[i] = 0;
     }

@@ -213,6 +213,10 @@ struct cpu_kernels {
     /* Of silu(gate) up; dgate, dup, gate and up have the type. */
     void (*swiglu_backward_row)(void *dgate, void *dup, enum dtype dtype, const float *dy,
                                 const void *gate, const void *up, int64_t n);
+    /* Of the softmax of one query: scores p (q.k) become z exp(scale (p - shift)), and dp in ds becomes the scores'
+     * gradient, p (z dp - delta) scale with p before z. z NULL: ones. */
+    void (*softmax_backward_row)(float *p, float *ds, const float *z, int64_t n, float shift,
+                                 float scale, float delta);
     /* One step: weights, masters and moments are rewritten where they lie. */
     void (*adamw_block)(const struct adamw_block *b);
     double (*sum_squares)(const float *x, int64_t n);

@@ -122,12 +122,23 @@ static void random_words(uint32_t counter[4], const uint32_t key[2], uint32_t wo
 #include "cpu/adamw_block.h"
 #include "cpu/bf16_add.h"
 
+static void softmax_backward_row(float *p, float *ds, const float *z, int64_t n, float shift,
+                                 float scale, float delta)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float factor = z ? z[i] : 1, e = expf((p[i] - shift) * scale);
+        ds[i] = e * (factor * ds[i] - delta) * scale;
+        p[i] = e * factor;
+    }
+}
+
 void cpu_train_kernels_reference(struct cpu_kernels *k)
 {
     k->norm_backward_row = norm_backward_row;
     k->norm_backward_columns = norm_backward_columns;
     k->gelu_backward_row = gelu_backward_row;
     k->swiglu_backward_row = swiglu_backward_row;
+    k->softmax_backward_row = softmax_backward_row;
     k->adamw_block = adamw_block;
     k->sum_squares = sum_squares;
     k->dropout_row = dropout_row;

@@ -169,6 +169,19 @@ static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
     }
 }
 
+static void softmax_backward_row(float *p, float *ds, const float *z, int64_t n, float shift,
+                                 float scale, float delta)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf e = vf_exp(vf_mul(vf_sub(vf_load_n(p + i, m), vf_set(shift)), vf_set(scale)));
+        vf dp = vf_load_n(ds + i, m), factor = z ? vf_load_n(z + i, m) : vf_set(1);
+        vf d = vf_sub(vf_mul(factor, dp), vf_set(delta));
+        vf_store_n(ds + i, vf_mul(vf_mul(e, d), vf_set(scale)), m);
+        vf_store_n(p + i, vf_mul(e, factor), m);
+    }
+}
+
 static void random_words(const uint32_t counter[4], const uint32_t key[2], uint32_t words[PANEL])
 {
     for (int i = 0; i < PANEL; i += 2 * LANES)
@@ -185,6 +198,7 @@ static void train_simd(struct cpu_kernels *k)
     k->gelu_backward_row = gelu_backward_row;
     k->gelu_row = gelu_row;
     k->swiglu_backward_row = swiglu_backward_row;
+    k->softmax_backward_row = softmax_backward_row;
     k->adamw_block = adamw_block;
     k->sum_squares = sum_squares_f64;
     k->dropout_row = dropout_row;
