@@ -8,5 +8,8 @@ void *bench_take(struct device *d, int64_t bytes);
 /* Numbers from -0.5 to 0.5: anything but zeros, which memory and multipliers handle faster. */
 void bench_fill(enum dtype dtype, void *p, int64_t bytes);
 
+/* Now: of one thread its processor time, which others on the machine disturb least. */
+int64_t bench_ns(const struct cpu_device *c);
+
 /* bench_rows.c: operations that memory bounds, each beside a plain copy of as many bytes. */
 void bench_rows(struct cpu_device *c);

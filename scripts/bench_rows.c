@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/clock.h"
 #include "model/sampler.h"
 #include "scripts/bench_kernels.h"
 
@@ -88,9 +87,9 @@ static int64_t time_plain(struct rows_bench *b, int64_t reads, int64_t writes, b
     struct plain p = {b, min_i64(reads, writes) / PIECE, 0, 0, in_place};
     p.reads = ceil_div(max_i64(reads - writes, 0), PIECE);
     p.writes = ceil_div(max_i64(writes - reads, 0), PIECE);
-    int64_t t = clock_ns();
+    int64_t t = bench_ns(b->c);
     pool_for(b->c->pool, p.both + p.reads + p.writes, 1, plain_pieces, &p);
-    return clock_ns() - t;
+    return bench_ns(b->c) - t;
 }
 
 /* ---- lines ---- */
@@ -104,9 +103,9 @@ static void compare(struct rows_bench *b, const char *name, run_fn run, int64_t 
     int64_t best = INT64_MAX, plain = INT64_MAX;
     for (int i = 0; i < ROUNDS; i++) {
         run(b); /* what fits into a cache is there */
-        int64_t t = clock_ns();
+        int64_t t = bench_ns(b->c);
         run(b);
-        best = min_i64(best, clock_ns() - t);
+        best = min_i64(best, bench_ns(b->c) - t);
         time_plain(b, reads, writes, in_place);
         plain = min_i64(plain, time_plain(b, reads, writes, in_place));
     }
@@ -314,15 +313,16 @@ static void run_loss_f32(struct rows_bench *b)
                                b->batch.tokens, &o, rows);
 }
 
-static void run_sum_squares(struct rows_bench *b)
+static void grad_squares(struct rows_bench *b, const void *grad, enum dtype dtype)
 {
-    b->d->train->sum_squares(b->d, b->a, DTYPE_F32, WEIGHTS_OUT * WEIGHTS_IN);
+    struct adamw_tensor t = {.n_out = WEIGHTS_OUT, .n_in = WEIGHTS_IN, .packed = true, .grad = grad,
+                             .grad_dtype = dtype};
+    bool skip = false;
+    b->d->train->grad_squares(b->d, &t, &skip, 1);
 }
 
-static void run_sum_squares_bf16(struct rows_bench *b)
-{
-    b->d->train->sum_squares(b->d, b->half, DTYPE_BF16, WEIGHTS_OUT * WEIGHTS_IN);
-}
+static void run_sum_squares(struct rows_bench *b) { grad_squares(b, b->a, DTYPE_F32); }
+static void run_sum_squares_bf16(struct rows_bench *b) { grad_squares(b, b->half, DTYPE_BF16); }
 
 static void run_zero(struct rows_bench *b) { b->d->train->zero(b->d, b->g, BUFFER_BYTES); }
 
@@ -435,7 +435,7 @@ void bench_rows(struct cpu_device *c)
     b.vector = bench_take(d, F * 4);
     bench_fill(DTYPE_F32, b.vector, F * 4);
     int64_t bytes = d->ops->matrix_bytes(d, DTYPE_BF16, V, C);
-    b.wte = (struct matrix){bench_take(d, bytes), DTYPE_BF16, V, C};
+    b.wte = (struct matrix){.data = bench_take(d, bytes), .dtype = DTYPE_BF16, .n_out = V, .n_in = C};
     bench_fill(DTYPE_BF16, b.wte.data, bytes);
     b.from = bench_take(d, PLAIN_BYTES);
     b.to = bench_take(d, PLAIN_BYTES);
