@@ -44,20 +44,20 @@ static void widen(float *out, const void *in, enum dtype dtype, int64_t begin, i
 
 static void dropout_block(const struct dropout_job *job, int64_t begin, int64_t n)
 {
-    float x[ELEMENT_BLOCK], keep[ELEMENT_BLOCK];
-    widen(x, job->in, job->in_dtype, begin, n);
+    float room[ELEMENT_BLOCK], keep[ELEMENT_BLOCK];
+    const float *x = (const float *)job->in + begin;
+    if (job->in_dtype != DTYPE_F32) {
+        widen(room, job->in, job->in_dtype, begin, n);
+        x = room;
+    }
     if (job->drop.p > 0) {
         struct dropout_row factors = factors_from(&job->drop, begin);
         job->kernels->dropout_row(keep, &factors, n);
-        for (int64_t i = 0; i < n; i++) x[i] *= keep[i];
+        for (int64_t i = 0; i < n; i++) room[i] = x[i] * keep[i];
+        x = room;
     }
-    if (job->out_dtype == DTYPE_BF16) {
-        job->kernels->to_bf16((uint16_t *)job->out + begin, x, n);
-        return;
-    }
-    float *out = (float *)job->out + begin;
-    if (!job->add) memcpy(out, x, (size_t)n * 4);
-    for (int64_t i = 0; job->add && i < n; i++) out[i] += x[i];
+    void *out = (uint8_t *)job->out + (size_t)begin * element_bytes(job->out_dtype);
+    job->kernels->finish(out, job->out_dtype, x, NULL, job->add ? EPILOGUE_ADD : EPILOGUE_NONE, n);
 }
 
 static void dropout_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
