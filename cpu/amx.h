@@ -53,3 +53,23 @@ void amx_pair_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_ro
 /* A packed matrix's square of `pairs` (1..16) pairs of inputs x 32 outputs, [pairs][PANEL][2], turned into a step
  * of a panel whose outputs are the inputs: [16 pairs of outputs][32 inputs][2]. */
 void amx_turn_pairs(uint8_t *out, const uint32_t *square, int64_t pairs);
+
+/* ---- quantized products ---- */
+
+/* Rows and weights in q8_0 or q4_0 (kernels.h) as bytes: a block of 32 inputs is a step. Sums of a block are exact
+ * integers and scales are applied as by the VNNI kernels, so the bits are theirs; few rows are left to them. */
+enum { AMX_QUANT_ROWS = 16 }; /* so many rows are worth the tiles */
+
+struct amx_quant_product {
+    const int8_t *codes;  /* [blocks of 32 rows][steps][32 rows][QUANT_BLOCK]; missing rows are zero */
+    const float *scales;  /* [blocks of 32 rows][steps][32 rows] */
+    int64_t rows;         /* 1..AMX_GROUP_ROWS */
+    int64_t steps;
+    const uint8_t *w;     /* panels as packed */
+    bool q4;              /* q4_0, else q8_0 */
+    amx_write write;
+    const void *ctx;
+};
+
+/* Panels [begin, end) of the product. Uses 128 KiB of stack. */
+void amx_quant_multiply(const struct amx_quant_product *p, int64_t begin, int64_t end);

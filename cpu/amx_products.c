@@ -1,9 +1,10 @@
-/* The three products with bf16 matrices where the processor has AMX (cpu/amx.h): the forward pass, and behind it
- * dx = dy W and dw += dy^T x. Work is cut into groups of rows, so large that they fill half of a second-level
+/* Products where the processor has AMX (cpu/amx.h): with bf16 matrices the forward pass, and behind it dx = dy W
+ * and dw += dy^T x; with q8_0 and q4_0 ones the forward pass of many rows. Work is cut into groups of rows, so large that they fill half of a second-level
  * cache, times panels; threads share these out. A group meets panel after panel, so that of what comes from
  * further away every byte serves hundreds of rows.
  *
  *   forward  A: rows of x as they lie. B: the packed weights.
+ *   quantized  the same with rows as 8-bit codes.
  *   dx       A: rows of dy as they lie, N_CHUNK outputs at a time. B: 32 columns of W, turned on the way into
  *            a thread's own panel.
  *   dw       A: columns of x, turned into rows for all threads, R_CHUNK rows at a time; a group is of columns. B: 32
@@ -21,7 +22,7 @@ enum {
     N_CHUNK = 1024, /* outputs summed in tiles for dx: panels of 64 KiB */
     R_CHUNK = 2048, /* rows summed in tiles for dw: panels of 128 KiB, one rounding of bf16 gradients */
     LEAST_GROUP = 64, /* rows that make reading a panel worth while */
-    INLINE_PRODUCTS = 1 << 20, /* below about this many a thread is not worth waking */
+    INLINE_PRODUCTS = 1 << 16, /* below about this many a thread is not worth waking: few rows read weights */
 };
 
 static int64_t whole_steps(int64_t n) { return round_up(n, AMX_STEP); }
@@ -94,7 +95,8 @@ static inline void call_ahead(struct tensor out, int64_t row, const uint8_t *at,
 struct forward {
     const struct cpu_kernels *kernels;
     struct tensor out;
-    const float *bias;
+    int64_t column, n_out;      /* of out: the matrix's part of it */
+    const float *bias;          /* of the part */
     enum epilogue epilogue;
     struct cut cut;
     struct amx_product product; /* of all rows */
@@ -104,11 +106,11 @@ struct forward {
 static void write_forward(const void *ctx, int64_t panel, int64_t row, int64_t n_rows, const float *tile)
 {
     const struct forward *f = ctx;
-    int64_t n0 = panel * PANEL, n = min_i64(PANEL, f->out.cols - n0);
+    int64_t n0 = panel * PANEL, n = min_i64(PANEL, f->n_out - n0);
     size_t bytes = element_bytes(f->out.dtype);
     const float *bias = f->bias ? f->bias + n0 : NULL;
     for (int64_t r = f->row0 + row; n_rows > 0; r++, n_rows--, tile += PANEL) {
-        uint8_t *out = (uint8_t *)tensor_row(f->out, r) + (size_t)n0 * bytes;
+        uint8_t *out = (uint8_t *)tensor_row(f->out, r) + (size_t)(f->column + n0) * bytes;
         call_ahead(f->out, r, out, (size_t)n * bytes);
         f->kernels->finish(out, f->out.dtype, tile, bias, f->epilogue, n);
     }
@@ -138,7 +140,7 @@ void amx_matmul(struct cpu_device *c, struct tensor out, struct tensor x, const 
     int64_t n_panels = ceil_div(w->n_out, PANEL);
     struct rows_job job = {x, 0, x.cols, (uint16_t *)c->workspace};
     struct forward f = {
-        .kernels = &c->kernels, .out = out, .bias = bias, .epilogue = epilogue,
+        .kernels = &c->kernels, .out = out, .n_out = w->n_out, .bias = bias, .epilogue = epilogue,
         .cut = cut_work(c, x.rows, whole_steps(x.cols) * 2, n_panels),
         .product = {
             .b = w->data,
@@ -150,6 +152,90 @@ void amx_matmul(struct cpu_device *c, struct tensor out, struct tensor x, const 
     rows_as_left(c, &f.product, &job);
     int64_t products = PANEL * x.cols * min_i64(x.rows, f.cut.group);
     pool_for(c->pool, n_items(&f.cut), ceil_div(INLINE_PRODUCTS, products), multiply_forward, &f);
+}
+
+/* ---- forward, quantized ---- */
+
+struct quantized {
+    struct forward f;           /* row0, cut, and where rows go */
+    struct amx_quant_product product; /* of all rows */
+    struct tensor x;
+    int8_t *codes;              /* [blocks of rows][steps][32 rows][QUANT_BLOCK] */
+    float *scales;              /* [blocks of rows][steps][32 rows] */
+};
+
+/* Rows of x as codes; the last block is filled up with zeros. */
+static void quantize_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct quantized *q = ctx;
+    int64_t steps = q->product.steps, last = q->x.cols % QUANT_BLOCK;
+    for (int64_t r = begin; r < end; r++) {
+        const uint16_t *x = r < q->x.rows ? tensor_row(q->x, r) : NULL;
+        for (int64_t s = 0; s < steps; s++) {
+            int64_t at = (r / AMX_ROWS * steps + s) * AMX_ROWS + r % AMX_ROWS;
+            uint16_t block[QUANT_BLOCK] = {0};
+            int64_t n = s + 1 == steps && last ? last : QUANT_BLOCK;
+            int32_t sum;
+            if (x) memcpy(block, x + s * QUANT_BLOCK, (size_t)n * sizeof *block);
+            q->f.kernels->quantize_block(block, q->codes + at * QUANT_BLOCK, &q->scales[at], &sum);
+        }
+    }
+}
+
+static void multiply_quantized(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    struct quantized q = *(const struct quantized *)ctx;
+    const struct cut *cut = &q.f.cut;
+    struct amx_quant_product p = q.product;
+    p.write = write_forward;
+    p.ctx = &q.f;
+    for (int64_t i = begin, next; i < end; i = next) {
+        int64_t group = i / cut->n_panels, first = group * cut->n_panels;
+        next = min_i64(end, first + cut->n_panels);
+        q.f.row0 = group * cut->group;
+        p.rows = min_i64(cut->group, cut->rows - q.f.row0);
+        p.codes = q.codes + q.f.row0 * p.steps * QUANT_BLOCK;
+        p.scales = q.scales + q.f.row0 * p.steps;
+        amx_quant_multiply(&p, i - first, next - first);
+    }
+}
+
+bool amx_takes_quantized(struct device *d, const struct matrix *w, int64_t rows)
+{
+    struct matrix part;
+    int64_t column;
+    if (!cpu_of(d)->kernels.amx || rows < AMX_QUANT_ROWS) return false;
+    for (int32_t i = 0; matrix_part_of(d, w, i, &part, &column); i++)
+        if (part.dtype != DTYPE_Q8_0 && part.dtype != DTYPE_Q4_0) return false;
+    return true;
+}
+
+int64_t amx_quantized_workspace(int64_t n_rows, int64_t n_in)
+{
+    if (n_rows < AMX_QUANT_ROWS) return 0;
+    return round_up(n_rows, AMX_ROWS) * ceil_div(n_in, QUANT_BLOCK) * (QUANT_BLOCK + (int64_t)sizeof(float));
+}
+
+void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                          const float *bias, enum epilogue epilogue)
+{
+    struct cpu_device *c = cpu_of(d);
+    int64_t rows = round_up(x.rows, AMX_ROWS), steps = ceil_div(x.cols, QUANT_BLOCK), column;
+    struct quantized q = {.f = {.kernels = &c->kernels, .out = out, .epilogue = epilogue},
+                          .product = {.steps = steps}, .x = x, .codes = (int8_t *)c->workspace};
+    q.scales = (float *)(q.codes + rows * steps * QUANT_BLOCK);
+    pool_for(c->pool, rows, cpu_row_grain(x.cols), quantize_rows, &q);
+    struct matrix part;
+    for (int32_t i = 0; matrix_part_of(d, w, i, &part, &column); i++) {
+        q.f.column = column;
+        q.f.n_out = part.n_out;
+        q.f.bias = bias ? bias + column : NULL;
+        q.f.cut = cut_work(c, x.rows, steps * QUANT_BLOCK, ceil_div(part.n_out, PANEL));
+        q.product.w = part.data;
+        q.product.q4 = part.dtype == DTYPE_Q4_0;
+        int64_t products = PANEL * x.cols * min_i64(x.rows, q.f.cut.group);
+        pool_for(c->pool, n_items(&q.f.cut), ceil_div(INLINE_PRODUCTS, products), multiply_quantized, &q);
+    }
 }
 
 /* ---- dx = dy W ---- */

@@ -34,14 +34,14 @@ static uint64_t enabled_state(void)
     return (uint64_t)high << 32 | low;
 }
 
-/* Eight tiles of 16 rows of 64 bytes (palette 1), and products of bf16 on them. */
+/* Eight tiles of 16 rows of 64 bytes (palette 1), and products of bf16 and of bytes on them. */
 static bool has_amx(void)
 {
-    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, TILE_STATE = 3 << 17 };
+    enum { OSXSAVE = 1 << 27, TILE_STATE = 3 << 17, BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25 };
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & OSXSAVE)) return false;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-    if ((edx & (AMX_BF16 | AMX_TILE)) != (AMX_BF16 | AMX_TILE)) return false;
+    if ((edx & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8)) return false;
     if (!__get_cpuid_count(0x1D, 1, &eax, &ebx, &ecx, &edx)) return false;
     if (eax >> 16 != 1024 || (ebx & 0xFFFF) != 64 || ebx >> 16 < 8 || (ecx & 0xFFFF) != 16) return false;
     return (enabled_state() & TILE_STATE) == TILE_STATE;

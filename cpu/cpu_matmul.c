@@ -195,7 +195,8 @@ int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
 {
     int64_t quantized = ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS;
     int64_t words = n_rows * max_i64(round_up(n_in, 2), quantized);
-    return max_i64(words * 4, amx_matmul_workspace(n_rows, n_in));
+    int64_t amx = max_i64(amx_matmul_workspace(n_rows, n_in), amx_quantized_workspace(n_rows, n_in));
+    return max_i64(words * 4, amx);
 }
 
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
@@ -210,6 +211,10 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
     if (x.rows == 0) return;
     if (c->kernels.amx && w->dtype == DTYPE_BF16) {
         amx_matmul(c, out, x, w, bias, epilogue);
+        return;
+    }
+    if (quantized && amx_takes_quantized(d, w, x.rows)) {
+        amx_matmul_quantized(d, out, x, w, bias, epilogue);
         return;
     }
     int64_t steps = cpu_panel_steps(w->dtype, x.cols);

@@ -152,7 +152,8 @@ struct cpu_kernels {
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
     int32_t quant_rows; /* the same of quantized products */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
-    bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16 */
+    bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16; those of
+                          many rows with q8_0 and q4_0 ones too, with matmul_q8's and matmul_q4's bits */
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);

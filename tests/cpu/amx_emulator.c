@@ -104,7 +104,7 @@ static bool decode(struct instruction *in, const ucontext_t *u)
     if (p[0] != 0xC4) return false;
     int r = !(p[1] >> 7 & 1), x = !(p[1] >> 6 & 1), b = !(p[1] >> 5 & 1);
     if ((p[1] & 31) != 2 || p[2] >> 7 || (p[2] >> 2 & 1)) return false; /* 0F 38, W 0, 128 bits */
-    if (p[3] != 0x49 && p[3] != 0x4B && p[3] != 0x5C) return false;
+    if (p[3] != 0x49 && p[3] != 0x4B && p[3] != 0x5C && p[3] != 0x5E) return false;
     *in = (struct instruction){
         .prefix = (enum prefix)(p[2] & 3), .opcode = p[3], .reg = (p[4] >> 3 & 7) | r << 3,
         .rm = (p[4] & 7) | b << 3, .vvvv = ~(p[2] >> 3) & 15,
@@ -190,6 +190,23 @@ __attribute__((target("avx512f"))) static void dot_bf16(int c, int a, int b)
     _mm_setcsr(csr);
 }
 
+/* C [m][n] int32 += A [m][k] fours of signed bytes times B [k][n]. */
+static void dot_int8(int c, int a, int b)
+{
+    const struct tile_config *config = &tile_state.config;
+    for (int m = 0; m < config->rows[c]; m++) {
+        int32_t *out = (int32_t *)tile_state.tiles[c][m];
+        for (int k = 0; k < config->row_bytes[a] / 4; k++)
+            for (int n = 0; n < config->row_bytes[c] / 4; n++) {
+                const int8_t *left = (const int8_t *)tile_state.tiles[a][m] + 4 * k;
+                const int8_t *right = (const int8_t *)tile_state.tiles[b][k] + 4 * n;
+                int32_t sum = 0;
+                for (int i = 0; i < 4; i++) sum += left[i] * right[i];
+                out[n] = (int32_t)((uint32_t)out[n] + (uint32_t)sum); /* wraps around */
+            }
+    }
+}
+
 static enum fault multiply(const struct instruction *in)
 {
     int c = in->reg, a = in->rm, b = in->vvvv;
@@ -198,7 +215,7 @@ static enum fault multiply(const struct instruction *in)
     if (t->row_bytes[a] % 4 || t->row_bytes[b] % 4 || t->row_bytes[c] % 4) return FAULT_UNDEFINED;
     if (t->rows[c] != t->rows[a] || t->row_bytes[c] != t->row_bytes[b] || t->rows[b] != t->row_bytes[a] / 4)
         return FAULT_UNDEFINED;
-    dot_bf16(c, a, b);
+    (in->opcode == 0x5C ? dot_bf16 : dot_int8)(c, a, b);
     tile_state.config.start_row = 0;
     return FAULT_NONE;
 }
@@ -218,8 +235,8 @@ static enum fault clear(const struct instruction *in)
 
 static enum fault execute(const struct instruction *in)
 {
-    if (in->opcode == 0x5C) {
-        if (in->is_memory || in->prefix != PF3) return FAULT_UNDEFINED;
+    if (in->opcode == 0x5C || in->opcode == 0x5E) { /* TDPBF16PS, TDPBSSD */
+        if (in->is_memory || in->prefix != (in->opcode == 0x5C ? PF3 : PF2)) return FAULT_UNDEFINED;
         return multiply(in);
     }
     if (in->vvvv != 0) return FAULT_UNDEFINED;

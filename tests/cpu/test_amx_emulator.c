@@ -216,6 +216,41 @@ static void products_are_the_definition(void **state)
                     check_product(sizes[m], sizes[n], sizes[k], v, &rng);
 }
 
+static void check_int8_product(int m, int n, int k, struct cpu_rng *rng)
+{
+    struct config config = shapes(m, n, k);
+    int8_t a[16 * 64], b[16 * 64];
+    int32_t c[16 * 16], before[16 * 16];
+    int64_t stride = 64;
+    for (int i = 0; i < 16 * 64; i++)
+        a[i] = (int8_t)cpu_rng_next(rng), b[i] = (int8_t)cpu_rng_next(rng);
+    for (int i = 0; i < 16 * 16; i++) before[i] = c[i] = (int32_t)cpu_rng_next(rng);
+    load_config(&config);
+    __asm__ volatile("tileloadd (%0,%3,1), %%tmm0\n\ttileloadd (%1,%3,1), %%tmm1\n\t"
+                     "tileloadd (%2,%3,1), %%tmm2\n\ttdpbssd %%tmm2, %%tmm1, %%tmm0\n\t"
+                     "tilestored %%tmm0, (%0,%3,1)"
+                     : : "r"(c), "r"(a), "r"(b), "r"(stride) : "memory");
+    release();
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) {
+            uint32_t want = (uint32_t)before[i * 16 + j];
+            if (i < m && j < n)
+                for (int l = 0; l < 4 * k; l++)
+                    want += (uint32_t)(a[i * 64 + l] * b[l / 4 * 64 + 4 * j + l % 4]);
+            assert_int_equal((uint32_t)c[i * 16 + j], want);
+        }
+}
+
+static void products_of_bytes_are_exact(void **state)
+{
+    need_amx();
+    struct cpu_rng rng = {37};
+    static const int sizes[] = {1, 3, 8, 16};
+    for (int m = 0; m < 4; m++)
+        for (int n = 0; n < 4; n++)
+            for (int k = 0; k < 4; k++) check_int8_product(sizes[m], sizes[n], sizes[k], &rng);
+}
+
 static void infinities_and_nan_stay_in_their_row_and_column(void **state)
 {
     need_amx();
@@ -364,6 +399,7 @@ int main(void)
         cmocka_unit_test(loads_and_stores_keep_to_the_configuration),
         cmocka_unit_test(addresses_are_understood),
         cmocka_unit_test(products_are_the_definition),
+        cmocka_unit_test(products_of_bytes_are_exact),
         cmocka_unit_test(infinities_and_nan_stay_in_their_row_and_column),
         cmocka_unit_test(wrong_configurations_are_faults),
         cmocka_unit_test(wrong_uses_are_illegal),

@@ -165,11 +165,10 @@ static void check_quantized(struct device *d, enum dtype dtype, struct shape s, 
     free(wv), free(read), free(xv), free(bias), free(xq), free(w.data), free(x.data), free(out.data);
 }
 
-/* AMX is for bf16 alone. */
 static void quantized_products_are_right(void **state)
 {
     struct cpu_rng rng = {11};
-    for (int isa = 0; isa <= (int)min_i64(cpu_isa_best(), CPU_ISA_AVX512_BF16); isa++) {
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
         struct cpu_fixture f;
         struct workspace_shape plan = plan_for(MAX_ROWS, 129);
         cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
@@ -230,7 +229,7 @@ static void quantized_bits_know_no_instruction_set(void **state)
 /* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they were. */
 static void quantized_poison_does_not_spread(void **state)
 {
-    enum { ROWS = 5, N_OUT = 40, N_IN = 64 };
+    enum { ROWS = 20, N_OUT = 40, N_IN = 64 };
     struct cpu_rng rng = {17};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int q = 0; q < N_QUANTIZED; q++) {
@@ -293,7 +292,6 @@ static void rows_do_not_know_their_neighbours(void **state)
     static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int i = 0; i < 4; i++) {
-            if (isa == CPU_ISA_AMX && types[i] != DTYPE_BF16) continue; /* as without AMX */
             check_bits((enum cpu_isa)isa, types[i], (struct shape){100, 129}, 40);
             check_bits((enum cpu_isa)isa, types[i], (struct shape){64, 1536}, 200); /* row groups */
         }

@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "model/device_train.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 
 struct shape { int64_t n_out, n_in; };
@@ -207,16 +208,14 @@ static void bits_are_the_same_everywhere(void **state)
 }
 
 /* A matrix of three parts is the three under each other. */
-static void parts_are_matrices_of_their_own(void **state)
+static void check_parts(const struct matrix_part parts[MATRIX_PARTS], enum cpu_isa isa)
 {
-    enum { N_IN = 512, ROWS = 7 };
-    static const struct matrix_part parts[MATRIX_PARTS] = {
-        {DTYPE_Q4_K, 100}, {DTYPE_Q8_0, 16}, {DTYPE_Q6_K, 33}};
+    enum { N_IN = 512, ROWS = 37 };
     struct cpu_rng rng = {4};
     struct cpu_fixture f;
-    open_device(&f, CPU_ISA_BEST, 3);
-    struct matrix w = {.dtype = DTYPE_Q4_K, .n_out = 149, .n_in = N_IN}, part;
-    memcpy(w.parts, parts, sizeof parts);
+    open_device(&f, isa, 3);
+    struct matrix w = {.dtype = parts[0].dtype, .n_out = 149, .n_in = N_IN}, part;
+    memcpy(w.parts, parts, sizeof w.parts);
     w.data = device_bytes(device_matrix_bytes(f.d, &w));
     memset(w.data, 0, (size_t)device_matrix_bytes(f.d, &w));
     float *bias = malloc(149 * 4), *x = malloc(ROWS * N_IN * 4);
@@ -239,6 +238,16 @@ static void parts_are_matrices_of_their_own(void **state)
     assert_memory_equal(out.data, want.data, ROWS * 149 * 2);
     free(w.data), free(bias), free(x), free(in.data), free(out.data), free(want.data);
     cpu_fixture_close(&f);
+}
+
+static void parts_are_matrices_of_their_own(void **state)
+{
+    static const struct matrix_part mixed[MATRIX_PARTS] = {
+        {DTYPE_Q4_K, 100}, {DTYPE_Q8_0, 16}, {DTYPE_Q6_K, 33}};
+    static const struct matrix_part plain[MATRIX_PARTS] = { /* which AMX takes too */
+        {DTYPE_Q8_0, 100}, {DTYPE_Q4_0, 16}, {DTYPE_Q8_0, 33}};
+    check_parts(mixed, CPU_ISA_BEST);
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) check_parts(plain, (enum cpu_isa)isa);
 }
 
 /* Any bytes whatever, NaN and infinite scales among them: nothing breaks, and a bad output stays alone. */
@@ -278,5 +287,6 @@ int main(void)
         cmocka_unit_test(parts_are_matrices_of_their_own),
         cmocka_unit_test(broken_blocks_hurt_their_outputs_alone),
     };
+    amx_emulator_use();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
