@@ -11,7 +11,7 @@
 
 struct device_options {
     const char *name;    /* "auto", "cpu", "cuda:N" */
-    int64_t threads;     /* of the CPU; 0: as many as the process may use */
+    int64_t threads;     /* of the CPU; 0: one for each core that the process may use */
     const char *cpu_isa; /* at most this instruction set: see cpu/cpu.h */
     bool profile;        /* time every operation: model/profile.h */
 };
