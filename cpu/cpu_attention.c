@@ -12,7 +12,7 @@
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
 
-enum { P = KV_PAGE_TOKENS, MAX_POSITIONS = 16 };
+enum { P = KV_PAGE_TOKENS, MAX_POSITIONS = 32 };
 
 /* What one kernel call, or one thread's walk over the blocks, works on. */
 struct query {
@@ -224,14 +224,14 @@ static void join_block(const struct attend *m, const struct query *q, struct att
 static void attend_query(const struct attend *m, const struct query *q, const struct query *next)
 {
     _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
-    struct attend_state state, block;
+    struct attend_state state, block; /* the first block's result is what there is to join to */
     load_query(m, q, words);
-    state_clear(m, q, &state);
     int64_t n_blocks = query_blocks(q);
     for (int64_t b = 0; b < n_blocks; b++) {
-        if (b + 1 < n_blocks) attend_block(m, q, words, b, q, b + 1, &block);
-        else attend_block(m, q, words, b, next, 0, &block);
-        join_block(m, q, &state, &block);
+        struct attend_state *out = b == 0 ? &state : &block;
+        if (b + 1 < n_blocks) attend_block(m, q, words, b, q, b + 1, out);
+        else attend_block(m, q, words, b, next, 0, out);
+        if (b > 0) join_block(m, q, &state, &block);
     }
     store_query(m, q, &state);
 }

@@ -103,15 +103,16 @@ static void to_bf16(uint16_t *out, const float *x, int64_t n)
 static void attend_join(float *max, float *sum, float *acc, float block_max, float block_sum,
                         const float *block_acc, int64_t n)
 {
-    float highest = *max > block_max ? *max : block_max;
-    vf a = vf_exp(vf_set(*max - highest)), b = vf_exp(vf_set(block_max - highest));
+    bool moves = !(*max > block_max);
+    vf e = vf_exp(vf_set(moves ? *max - block_max : block_max - *max)), one = vf_set(1);
+    vf a = moves ? e : one, b = moves ? one : e;
     for (int64_t i = 0; i < n; i += LANES) {
         vf joined = vf_fma(vf_load(block_acc + i), b, vf_mul(vf_load(acc + i), a));
         vf_store(acc + i, joined);
     }
     vf total = vf_fma(vf_set(block_sum), b, vf_mul(vf_set(*sum), a));
     vf_store_n(sum, total, 1);
-    *max = highest;
+    if (moves) *max = block_max;
 }
 
 static float row_max(const float *x, int64_t n)

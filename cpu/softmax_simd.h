@@ -12,19 +12,17 @@ enum { ROWS_WAIT = 3 };
  * vector, become zero. Fills max and sum, and clears acc. */
 static void softmax_row(const struct attend_block *b, int32_t r, float *scores)
 {
-    int32_t n = b->limit[r];
-    vf highest = vf_set(-INFINITY), scale = vf_set(b->scale), sum = vf_set(0);
-    for (int32_t i = 0; i < n; i += LANES) {
-        int32_t m = n - i < LANES ? n - i : LANES;
-        vf s = vf_first(vf_mul(vf_load(scores + i), scale), vf_set(-INFINITY), m);
-        vf_store(scores + i, s);
-        highest = vf_max(highest, s);
-    }
+    int32_t n = b->limit[r], whole = n / LANES * LANES; /* most rows see all of a block */
+    vf low = vf_set(-INFINITY), highest = low, scale = vf_set(b->scale), sum = vf_set(0);
+    for (int32_t i = 0; i < whole; i += LANES)
+        highest = vf_max(highest, vf_mul(vf_load(scores + i), scale));
+    if (whole < n)
+        highest = vf_max(highest, vf_first(vf_mul(vf_load(scores + whole), scale), low, n - whole));
     float max = vf_highest(highest);
     vf shift = vf_set(max);
     for (int32_t i = 0; i < n; i += LANES) {
-        int32_t m = n - i < LANES ? n - i : LANES;
-        vf p = vf_first(vf_exp(vf_sub(vf_load(scores + i), shift)), vf_set(0), m);
+        vf p = vf_exp(vf_sub(vf_mul(vf_load(scores + i), scale), shift));
+        if (i == whole) p = vf_first(p, vf_set(0), n - whole);
         vf_store(scores + i, p);
         sum = vf_add(sum, p);
     }
