@@ -61,7 +61,7 @@ SIM       := build/ptxsim
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
 SIM_TESTS := $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
-SIM_OBJS  := $(filter $(SIM)/cuda/%,$(SIM_CU:%.cu=$(SIM)/%.cu.o)) \
+SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(filter $(SIM)/cuda/%,$(SIM_CU:%.cu=$(SIM)/%.cu.o))) \
              $(filter-out %/test_ptxsim.o,$(SIM_CC:%.cc=$(SIM)/%.o))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that

@@ -2,6 +2,7 @@
  * the first failure sticks and is reported by device_sync. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cuda/cuda.h"
 #include "cuda/cuda_internal.h"
@@ -9,6 +10,7 @@
 static void device_close(struct device *d)
 {
     struct cuda_device *c = cuda_of(d);
+    cublas_close(c->blas);
     if (c->stream) cudaStreamDestroy(c->stream);
     free(c);
 }
@@ -155,25 +157,37 @@ static bool try_out(struct cuda_device *c, const cudaDeviceProp *prop, struct er
     return e == cudaSuccess || failed("trying the GPU", e, err);
 }
 
+void cuda_device_will_train(void) { setenv("CUDA_MODULE_LOADING", "LAZY", 1); }
+
+/* cuBLASLt is opened only then: else all of its kernels would be loaded, more than some GPUs hold beside a model. */
+static bool loads_when_used(void)
+{
+    const char *loading = getenv("CUDA_MODULE_LOADING");
+    return loading && strcmp(loading, "LAZY") == 0;
+}
+
 /* Takes the context and loads the kernels, so that what they cost is known before the first arena. */
 static bool begin(struct cuda_device *c, struct error *err)
 {
     size_t free_bytes = 0, total = 0;
+    char blas[64] = "";
     cudaDeviceProp prop;
     cudaError_t e = cudaGetDeviceProperties(&prop, c->ordinal);
     if (e == cudaSuccess) e = cudaSetDevice(c->ordinal);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess && loads_when_used()) c->blas = cublas_open(blas, sizeof blas);
     if (e != cudaSuccess) return failed("opening the GPU", e, err);
     if (!try_out(c, &prop, err)) return false;
     e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return failed("opening the GPU", e, err);
     c->sm = prop.major * 10 + prop.minor;
     c->n_multiprocessors = prop.multiProcessorCount;
+    c->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
     c->start_bytes = (int64_t)(total - free_bytes);
     snprintf(c->description, sizeof c->description,
-             "%s: %s, sm_%d, %d multiprocessors, %.1f GiB, of which %.2f GiB were in use at the start",
+             "%s: %s, sm_%d, %d multiprocessors, %.1f GiB, of which %.2f GiB were in use at the start%s",
              c->base.name, prop.name, c->sm, c->n_multiprocessors, (double)total / (1 << 30),
-             (double)c->start_bytes / (1 << 30));
+             (double)c->start_bytes / (1 << 30), blas);
     return true;
 }
 

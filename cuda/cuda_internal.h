@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "base/checked.h"
+#include "cuda/cublas.h"
 #include "cuda/cuda_sizes.h"
 #include "model/device_train.h"
 #include "model/sampler.h"
@@ -18,6 +19,7 @@ struct cuda_device {
     cudaStream_t stream;  /* everything runs on it, in order */
     cudaError_t failure;  /* the first one; sticks */
     const char *failed_at;
+    struct cublas *blas;  /* NULL: the library is missing */
     uint8_t *workspace;   /* device memory: of the operation at work */
     int64_t workspace_bytes;
     int64_t start_bytes; /* in use on the GPU before the first arena: model/device.h */

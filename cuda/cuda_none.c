@@ -1,6 +1,8 @@
 /* What stands in for the CUDA device in a build without the toolkit. */
 #include "cuda/cuda.h"
 
+void cuda_device_will_train(void) {}
+
 int32_t cuda_device_count(void) { return 0; }
 
 bool cuda_device_open(int32_t ordinal, struct device **out, struct error *err)

@@ -66,12 +66,24 @@ static int64_t serving_workspace(const struct device *d, const struct workspace_
     return round_up(max_i64(bytes, CUDA_STAGING_BYTES), DEVICE_ALIGN);
 }
 
-static int64_t training_workspace(const struct device *d, const struct workspace_shape *s)
+int64_t cuda_blas_workspace(int32_t sm) { return (sm >= 90 ? 32 : 4) << 20; }
+
+static int64_t training_workspace_of(const struct device *d, const struct workspace_shape *s, int32_t sm)
 {
     struct workspace_shape one = *s; /* training samples a row at a time */
     one.max_logit_rows = 1;
     int64_t bytes = max_i64(serving_workspace(d, &one), cuda_backward_workspace(s));
-    return round_up(bytes, DEVICE_ALIGN);
+    return round_up(max_i64(bytes, cuda_blas_workspace(sm)), DEVICE_ALIGN);
+}
+
+static int64_t training_workspace(const struct device *d, const struct workspace_shape *s)
+{
+    return training_workspace_of(d, s, 80);
+}
+
+static int64_t training_workspace_since_90(const struct device *d, const struct workspace_shape *s)
+{
+    return training_workspace_of(d, s, 90);
 }
 
 /* Before sm_80 there is no arithmetic in bf16. */
@@ -111,11 +123,18 @@ static const struct device_train_ops train_ops = {
     .workspace_bytes = training_workspace,
 };
 
+static const struct device_train_ops train_ops_since_90 = {
+    .moment_bytes = cuda_moment_bytes,
+    .workspace_bytes = training_workspace_since_90,
+};
+
 const struct device *cuda_sizes(int32_t sm)
 {
     static const struct device before_80 = {.ops = &ops_before_80, .train = &train_ops,
                                             .name = "cuda"};
     static const struct device since_80 = {.ops = &ops_since_80, .train = &train_ops,
                                            .name = "cuda"};
-    return sm >= 80 ? &since_80 : &before_80;
+    static const struct device since_90 = {.ops = &ops_since_80, .train = &train_ops_since_90,
+                                           .name = "cuda"};
+    return sm >= 90 ? &since_90 : sm >= 80 ? &since_80 : &before_80;
 }

@@ -36,6 +36,8 @@ int64_t cuda_sample_workspace(const struct workspace_shape *s);
  * squares. */
 enum { CUDA_ROW_SLICES = 128, CUDA_SLICE_FLOATS = 1 << 19 };
 int64_t cuda_backward_workspace(const struct workspace_shape *s);
+/* cuBLASLt's scratch, in training: whether the library is there or not, so that a plan does not depend on it. */
+int64_t cuda_blas_workspace(int32_t sm);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,8 @@
  * Both products are out[m, n] = sum over t of a[t, m] b(t, n): the left operand lies with t along its rows
  * (W by outputs, dy by rows) and is turned by ldmatrix.trans on its way into mma.sync; the right one lies so
  * too (x) or the other way round (dy for dx). Each output is one chain over t in order: two runs have the
- * same bits. 64 x 64 results a block, 32 x 32 a warp, t in steps of 32.
+ * same bits. 64 x 64 results a block, 32 x 32 a warp, t in steps of 32. Where cuBLASLt is there (cuda/cublas.h), it
+ * does the products that are not rounded stochastically.
  *
  * CPU twins: cpu_matmul_backward_x, cpu_matmul_backward_w. */
 #include "cuda/cuda_internal.h"
@@ -212,11 +213,22 @@ static void backward_x(struct cuda_device *c, struct tensor dx, struct tensor dy
     multiply<T, false>(c, out, a, b, w->n_out);
 }
 
+static bool library_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
+{
+    struct blas_product p = {
+        .type = w->dtype, .turned = false, .added = false, .n = dx.rows, .m = w->n_in, .k = w->n_out,
+        .a_stride = cuda_row_stride(w->dtype, w->n_in), .b_stride = dy.cols, .d_stride = dx.cols,
+        .a = w->data, .b = dy.data, .d = dx.data,
+    };
+    return cuda_blas_product(c, &p);
+}
+
 void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                             const struct matrix *w)
 {
     ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == w->dtype && dx.rows == dy.rows);
     ASSERT(dy.cols == w->n_out && dx.cols == w->n_in);
+    if (library_x(cuda_of(d), dx, dy, w)) return;
     WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dx, dy, w));
 }
 
@@ -231,16 +243,29 @@ __global__ void bias_kernel(float *sums, const T *dy, int64_t rows, int64_t n)
     sums[blockIdx.y * n + i] = sum;
 }
 
+static bool library_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x)
+{
+    struct blas_product p = {
+        .type = x.dtype, .turned = true, .added = true, .n = dw->n_out, .m = dw->n_in, .k = x.rows,
+        .a_stride = x.cols, .b_stride = dy.cols, .d_stride = cuda_row_stride(DTYPE_F32, dw->n_in),
+        .a = x.data, .b = dy.data, .d = dw->data,
+    };
+    return dw->dtype == DTYPE_F32 && cuda_blas_product(c, &p);
+}
+
 template <class T>
-static void backward_w(struct cuda_device *c, const struct matrix *dw, float *dbias, struct tensor dy,
-                       struct tensor x, uint64_t rounding_key)
+static void backward_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x,
+                       uint64_t rounding_key)
 {
     result out = {dw->data, dw->n_out, dw->n_in, cuda_row_stride(dw->dtype, dw->n_in), 1,
                   dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding_key};
     view<T> a = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
     view<T> b = {(const T *)x.data, x.rows, x.cols, x.cols};
     multiply<T, true>(c, out, a, b, dy.rows);
-    if (!dbias) return;
+}
+
+template <class T> static void backward_bias(struct cuda_device *c, float *dbias, struct tensor dy)
+{
     int64_t slices = row_slices(dy.rows, dy.cols), n = dy.cols;
     float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
     unsigned blocks = (unsigned)ceil_div(n, COLUMN_THREADS);
@@ -255,5 +280,7 @@ void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, s
 {
     ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
     ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in && dy.dtype == x.dtype && dy.rows == x.rows);
-    WITH_TYPE(x.dtype, backward_w<T>(cuda_of(d), dw, dbias, dy, x, rounding_key));
+    struct cuda_device *c = cuda_of(d);
+    if (!library_w(c, dw, dy, x)) WITH_TYPE(x.dtype, backward_w<T>(c, dw, dy, x, rounding_key));
+    if (dbias) WITH_TYPE(x.dtype, backward_bias<T>(c, dbias, dy));
 }

@@ -245,7 +245,7 @@ measure_prefill() {
 measure_train() {
     local presets=(150M_1024 150M 350M_1024 small tiny_char 750M_1024 500M_1024 200M 250M 200M_1024 250M_1024 tiny)
     [ $mode = gpu ] || presets=(150M) # they are cut to one shape
-    for preset in "${presets[@]}"; do bench "train $preset" 25 train "configs/$preset.json" 6; done
+    for preset in "${presets[@]}"; do CUDA_MODULE_LOADING=LAZY bench "train $preset" 25 train "configs/$preset.json" 6; done
 }
 
 # Under Nsight Compute: kernel by kernel, what the hardware counted.

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "cuda/cuda.h"
 #include "server/process.h"
 #include "server/signals.h"
 #include "server/train_fit.h"
@@ -115,6 +116,7 @@ static void print_end(const struct training *t, enum trainer_end end)
 static bool train(struct training *t, int argc, char **argv, struct error *err)
 {
     enum trainer_end end;
+    cuda_device_will_train();
     if (!train_setup_open(&t->options, argc, argv, &t->setup, err)
         || !device_open(&t->options.device, &t->device, err))
         return false;

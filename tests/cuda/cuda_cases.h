@@ -9,6 +9,7 @@ void test_rows_do_not_know_their_neighbours(void **state);
 void test_wide_products(void **state);
 void test_weights_come_back(void **state);
 void test_products_backward(void **state);
+void test_products_backward_by_library(void **state);
 
 /* cases_rows.c */
 void test_norms(void **state);

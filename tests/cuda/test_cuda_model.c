@@ -15,6 +15,10 @@
 #include "tests/cuda/cuda_side.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/train_fixture.h"
+#include "tests/ptxsim/ptxsim.h"
+
+#pragma weak ptxsim_set_cublas
+#pragma weak ptxsim_cublas_products
 
 enum { MAX_GREEDY = 6, STEPS = 3 };
 
@@ -143,6 +147,15 @@ static void check_training(enum dtype dtype, double tolerance)
 static void test_f32_training_has_the_same_losses(void **state) { check_training(DTYPE_F32, 2e-5); }
 static void test_bf16_training_has_near_losses(void **state) { check_training(DTYPE_BF16, 5e-3); }
 
+static void test_training_with_cublas_has_near_losses(void **state)
+{
+    if (!ptxsim_set_cublas) skip(); /* a GPU has it or not */
+    ptxsim_set_cublas(true);
+    check_training(DTYPE_BF16, 5e-3);
+    ptxsim_set_cublas(false);
+    assert_true(ptxsim_cublas_products() > 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
@@ -152,6 +165,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_llama_is_served_in_narrow_types),
         cmocka_unit_test(test_f32_training_has_the_same_losses),
         cmocka_unit_test(test_bf16_training_has_near_losses),
+        cmocka_unit_test(test_training_with_cublas_has_near_losses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,6 +39,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_rows_do_not_know_their_neighbours),
         cmocka_unit_test(test_wide_products),
         cmocka_unit_test(test_products_backward),
+        cmocka_unit_test(test_products_backward_by_library),
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_dropout),

@@ -40,6 +40,10 @@ static void test_workspace(void **state)
     assert_true(training >= cuda_backward_workspace(&s));
     assert_true(training < serving); /* it samples one row at a time, not max_logit_rows */
     assert_int_equal(serving % DEVICE_ALIGN, 0);
+    /* cuBLASLt's scratch, there or not: 4 MiB, or 32 where kernels want more. */
+    const struct device *hopper = cuda_sizes(90);
+    assert_int_equal(hopper->train->workspace_bytes(hopper, &s), 32 << 20);
+    assert_true(hopper->ops->workspace_bytes(hopper, &s) == serving);
     assert_int_equal(training % DEVICE_ALIGN, 0);
     /* Few rows are never split further than there are. */
     struct workspace_shape one = s;

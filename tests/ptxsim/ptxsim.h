@@ -24,6 +24,11 @@ void ptxsim_set_compute_capability(int32_t sm);
 /* The n-th wait for a stream from now on fails, and every one after it; 0: none does. At first the environment's
  * PTXSIM_FAIL_AFTER. */
 void ptxsim_fail_after(int64_t n_waits);
+/* Is cuBLASLt there for devices that are opened from now on? At first it is not. The stand-in computes on the host
+ * and ends the process when arguments do not fit together. */
+void ptxsim_set_cublas(bool there);
+/* Products that it has done. */
+int64_t ptxsim_cublas_products(void);
 /* These bytes of device memory count as never written. */
 void ptxsim_forget(void *p, size_t bytes);
 
