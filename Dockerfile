@@ -91,10 +91,7 @@ COPY --from=toolkit /usr/local/cuda-${CUDA} /usr/local/cuda
 # glibc 2.41 declares these four too, as functions that do not throw; CUDA 12's headers must agree.
 RUN sed -i -E 's/^(extern .* (sin|cos)pif?\((double|float) x\));$/\1 noexcept(true);/' \
         /usr/local/cuda/include/crt/math_functions.h
-RUN gencode="" && for sm in $CUDA_ARCHS; do \
-        gencode="$gencode -gencode arch=compute_$sm,code=sm_$sm"; done \
-    && make -j"$(nproc)" CUDA=1 CUDA_HOME=/usr/local/cuda \
-            GENCODE="$gencode -gencode arch=compute_$sm,code=compute_$sm" \
+RUN make -j"$(nproc)" CUDA=1 CUDA_HOME=/usr/local/cuda CUDA_ARCHS="$CUDA_ARCHS" \
             EXTRA_CFLAGS="-DGPTD_VERSION='\"$VERSION\"'" \
     && mkdir -p /out/bin /out/lib && strip -o /out/bin/gptd build/gptd \
     && cp -L /usr/local/cuda/lib64/libcublasLt.so.[0-9][0-9] /out/lib/

@@ -33,12 +33,15 @@ endif
 CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
-# The CUDA device: built where the toolkit is (CUDA_HOME), not under sanitizers; CUDA=0 leaves it out.
-CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda))
-CUDA      ?= 0
-NVCC      := $(CUDA_HOME)/bin/nvcc
-GENCODE   ?= $(foreach sm,75 80 86 89,-gencode arch=compute_$(sm),code=sm_$(sm)) \
-             -gencode arch=compute_90,code=[sm_90,compute_90]
+# The CUDA device: CUDA=1 builds it with the toolkit in CUDA_HOME, which is where nvcc is found. Not under
+# sanitizers. CUDA_ARCHS: GPUs to have machine code for; those of a later minor number run it too (86 and 89 that of
+# 80), and the last one's PTX is there for all that come after. CUDA 13 has left 61 and 70 behind.
+CUDA_HOME  ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),$(firstword $(wildcard /usr/local/cuda)))
+CUDA       ?= 0
+NVCC       := $(CUDA_HOME)/bin/nvcc
+CUDA_ARCHS ?= $(if $(shell $(NVCC) --list-gpu-arch 2>/dev/null | grep -x compute_61),61 70) 75 80 90
+GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
+              $(foreach sm,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(sm),code=compute_$(sm))
 NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
              -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics"
 

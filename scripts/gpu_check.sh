@@ -253,7 +253,7 @@ profile_kernels() { # NAME SKIP COUNT ARGUMENT...
     local name=$1 skip=$2 count=$3 csv=$work/ncu.csv
     shift 3
     step "kernels of $name" 45 ncu --profile-from-start off --clock-control none --launch-skip "$skip" \
-        --launch-count "$count" --csv --page raw --log-file "$csv" --metrics \
+        --launch-count "$count" --csv --page raw --print-units base --log-file "$csv" --metrics \
         gpu__time_duration.sum,dram__bytes.sum,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
         "$work/bench_gpu" "$device" "$@" || return
     { echo; echo "### kernels of $name"; python3 scripts/gpu/ncu_table.py <"$csv"; } >>"$out/profile.txt" 2>&1

@@ -136,6 +136,7 @@ if [ -x "$(make --no-print-directory -s print-NVCC)" ]; then
     if build release sim-tests; then
         say "CUDA without a GPU: tests"
         unit ptxsim "" $(programs "" SIM_TESTS)
+        black_box ptxsim build/ptxsim/gptd tests/cuda
     fi
 fi
 
