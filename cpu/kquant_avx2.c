@@ -91,30 +91,32 @@ INLINE __m256i dot(const struct kquant q, const __m256i codes[8], const uint32_t
     return sum;
 }
 
-/* The sum of a row's codes over groups [g0, g1). */
-INLINE int32_t code_sum(const uint32_t *x, int64_t rows, int g0, int g1)
+/* The sums of each row's codes over the first half of a step. */
+INLINE void first_sums(const uint32_t *x, int64_t rows, int32_t sums[TILE_ROWS])
 {
-    int32_t sum = 0;
-    for (int g = g0; g < g1; g++)
-        for (int i = 0; i < 4; i++) sum += (int8_t)(x[g * rows] >> i * 8);
-    return sum;
+    for (int64_t r = 0; r < rows; r++) {
+        sums[r] = 0;
+        for (int g = 0; g < 4; g++)
+            for (int i = 0; i < 4; i++) sums[r] += (int8_t)(x[g * rows + r] >> i * 8);
+    }
 }
 
 /* One step of 8 outputs for all rows. */
 INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s,
-                      const uint32_t *x, int64_t rows, float *out)
+                      const uint32_t *x, int64_t rows, const int32_t first[], float *out)
 {
     __m256i w[8];
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++) w[g] = group(q, codes, g);
     for (int64_t r = 0; r < rows; r++, x++, out += PANEL) {
         __m256 to = _mm256_loadu_ps(out), x_scale = _mm256_castsi256_ps(_mm256_set1_epi32((int)x[8 * rows]));
-        int32_t x_sum = (int32_t)x[9 * rows], first = q.n_scales == 2 ? code_sum(x, rows, 0, 4) : x_sum;
+        int32_t x_sum = (int32_t)x[9 * rows];
 #pragma GCC unroll 2
         for (int half = 0; half < q.n_scales; half++) {
             const int groups = 8 / q.n_scales;
             __m256i sum = dot(q, w, x, rows, half * groups, (half + 1) * groups);
-            int32_t minus = -q.offset * (half == 0 ? first : x_sum - first);
+            int32_t half_sum = q.n_scales == 1 ? x_sum : half == 0 ? first[r] : x_sum - first[r];
+            int32_t minus = -q.offset * half_sum;
             if (q.offset) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(minus));
             to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), x_scale), s.scale[half], to);
         }
@@ -134,8 +136,11 @@ INLINE void matmul(const struct matmul_tile *t, const struct kquant q)
         for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
         prefetch += t->prefetch_step;
         const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
+        int32_t first[TILE_ROWS];
+        if (q.n_scales == 2) first_sums(x, t->rows, first);
         for (int v = 0; v < VECTORS; v++)
-            step_rows(q, codes + v * 32, load_scales(q, head, step, v), x, t->rows, t->out + v * 8);
+            step_rows(q, codes + v * 32, load_scales(q, head, step, v), x, t->rows, first,
+                      t->out + v * 8);
     }
 }
 

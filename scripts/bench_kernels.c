@@ -4,8 +4,8 @@
  *
  *     make build/gptd.a
  *     cc -std=c17 -D_GNU_SOURCE -O2 -pthread -I. -o build/bench_kernels scripts/bench_kernels.c \
- *         scripts/bench_rows.c build/gptd.a -lm
- *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...] [products|attention|rows]...
+ *         scripts/bench_rows.c scripts/bench_quantized.c build/gptd.a -lm
+ *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...] [products|quantized|attention|rows]...
  *
  * Products and attention take SmolLM2-135M's shapes: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
 #include <stdio.h>
@@ -202,7 +202,7 @@ int main(int argc, char **argv)
         if (!argv[1]) break;
     }
     if (!ok || !cpu_device_open(&o, &d, &err)) {
-        fprintf(stderr, "%s\nusage: bench_kernels [--threads N] [--isa ISA] [products|attention|rows]...\n",
+        fprintf(stderr, "%s\nusage: bench_kernels [--threads N] [--isa ISA] [products|quantized|attention|rows]...\n",
                 ok ? err.text : "no such option, or no such instruction set");
         return 2;
     }
@@ -215,6 +215,7 @@ int main(int argc, char **argv)
         if (is_wanted(argv, "products")) bench_matmul(cpu_of(d), dtype);
         if (is_wanted(argv, "attention")) bench_attention(cpu_of(d), dtype);
     }
+    if (is_wanted(argv, "quantized")) bench_quantized(cpu_of(d));
     if (is_wanted(argv, "rows")) bench_rows(cpu_of(d));
     d->ops->close(d);
     return 0;

@@ -11,5 +11,8 @@ void bench_fill(enum dtype dtype, void *p, int64_t bytes);
 /* Now: of one thread its processor time, which others on the machine disturb least. */
 int64_t bench_ns(const struct cpu_device *c);
 
+/* bench_quantized.c: products with quantized matrices, one row's beside a plain read of as many bytes. */
+void bench_quantized(struct cpu_device *c);
+
 /* bench_rows.c: operations that memory bounds, each beside a plain copy of as many bytes. */
 void bench_rows(struct cpu_device *c);
