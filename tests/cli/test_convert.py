@@ -19,9 +19,9 @@ def convert(model, output, *options, **kwargs):
     return run("convert", "--model", model, "--output", output, *options, **kwargs)
 
 
-def text_of(model):
+def text_of(model, dtype="f32"):
     reply = run("generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", 40,
-                "--temperature", 0, "--dtype", "f32")
+                "--temperature", 0, "--dtype", dtype)
     assert reply.returncode == 0, reply.stderr
     return reply.stdout
 
@@ -77,6 +77,16 @@ def test_element_types(tmp_path, dtype, size):
     assert report["dtype"] == dtype
     assert report["file_bytes"] == pytest.approx(report["parameters"]["total"] * size, rel=0.02)
     assert len(text_of(output)) > 50
+    # What is quantized stays so unless a type is asked for; the plan counts it.
+    kept = report["memory"].get("auto")
+    assert (kept is not None) == (dtype == "q8_0")
+    plan = [json.loads(run("plan", "--model", output, "--json", *more).stdout)["generation"]
+            for more in ((), ("--dtype", "bf16"))]
+    assert [p["options"]["dtype"] for p in plan] == ["q8_0" if kept else "bf16", "bf16"]
+    if kept:
+        assert plan[0]["components"]["weights"] == pytest.approx(kept["weight_bytes"], rel=0.02)
+        assert text_of(output, "auto") == text_of(output, "q8_0")
+        assert plan[1]["components"]["weights"] > 1.8 * plan[0]["components"]["weights"]
 
 
 def test_a_directory_keeps_the_files_of_its_tokenizer(tmp_path):
