@@ -58,6 +58,12 @@ struct matmul_tile {
     int64_t prefetch_step;
 };
 
+/* Calls for the lines that come with a step: see above. */
+static inline void prefetch_step(const char *prefetch, int64_t bytes, int64_t rows)
+{
+    for (int64_t i = 0; i < bytes; i += rows <= FEW_ROWS ? 128 : 64) __builtin_prefetch(prefetch + i, 0, 2);
+}
+
 /* One block of keys for several query rows of the same KV head.
  *
  * Layout of one KV head in a page (P = 16 tokens, Kp = K rounded up to 16):

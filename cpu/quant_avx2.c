@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "cpu/quantize_simd.h"
 
 enum { VECTORS = PANEL / 8 };
 
@@ -51,8 +52,7 @@ static inline __attribute__((always_inline)) void matmul(const struct matmul_til
     const char *prefetch = t->prefetch;
     memset(t->out, 0, (size_t)t->rows * PANEL * 4);
     for (int64_t s = 0; s < t->steps; s++, w += block_bytes, x += QUANT_WORDS * t->rows) {
-        for (int64_t i = 0; i < t->prefetch_step; i += t->rows <= FEW_ROWS ? 128 : 64)
-            _mm_prefetch(prefetch + i, _MM_HINT_T1);
+        prefetch_step(prefetch, t->prefetch_step, t->rows);
         prefetch += t->prefetch_step;
         for (int32_t r = 0; r < t->rows; r++) block(w, x + r, t->rows, t->out + r * PANEL, q4);
     }
@@ -61,8 +61,31 @@ static inline __attribute__((always_inline)) void matmul(const struct matmul_til
 static void matmul_q8(const struct matmul_tile *t) { matmul(t, false); }
 static void matmul_q4(const struct matmul_tile *t) { matmul(t, true); }
 
+/* Eight values' codes as words. */
+static inline __m256i codes_of(const uint16_t *x, __m256 inverse)
+{
+    __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)), inverse));
+}
+
+static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum)
+{
+    __m256i mask = _mm256_set1_epi16(0x7FFF);
+    __m256i low = _mm256_loadu_si256((const __m256i *)x), high = _mm256_loadu_si256((const __m256i *)(x + 16));
+    __m256i larger = _mm256_max_epu16(_mm256_and_si256(low, mask), _mm256_and_si256(high, mask));
+    __m256 inverse = _mm256_set1_ps(block_scale(larger, scale));
+    __m256i ab = _mm256_packs_epi32(codes_of(x, inverse), codes_of(x + 8, inverse));
+    __m256i cd = _mm256_packs_epi32(codes_of(x + 16, inverse), codes_of(x + 24, inverse));
+    /* Packing goes by halves: groups of four codes lie as 0 2 4 6, 1 3 5 7. */
+    __m256i all = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd),
+                                              _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)codes, all);
+    *sum = codes_sum(all);
+}
+
 void cpu_quant_kernels_avx2(struct cpu_kernels *k)
 {
     k->matmul_q8 = matmul_q8;
     k->matmul_q4 = matmul_q4;
+    k->quantize_block = quantize_block;
 }

@@ -2,10 +2,10 @@
  * codes to each of 16 lanes. Weight codes are stored with their offset; what it adds is a multiple of the
  * sum of the row's codes, with which the accumulators begin. */
 #include <immintrin.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "cpu/kernels.h"
+#include "cpu/quantize_simd.h"
 
 enum { VECTORS = PANEL / 16, QUANT_ROWS = 6 };
 
@@ -65,8 +65,7 @@ static inline __attribute__((always_inline)) void tile(const struct matmul_tile 
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; v++) out[r][v] = _mm512_setzero_ps();
     for (int64_t s = 0; s < t->steps; s++, w += block_bytes, x += QUANT_WORDS * n) {
-        for (int64_t i = 0; i < t->prefetch_step; i += n <= FEW_ROWS ? 128 : 64)
-            _mm_prefetch(prefetch + i, _MM_HINT_T1);
+        prefetch_step(prefetch, t->prefetch_step, n);
         prefetch += t->prefetch_step;
         __m512i sums[QUANT_ROWS][VECTORS];
         block(w, x, sums, n, q4);
@@ -114,18 +113,14 @@ static inline __m512 load_bf16(const uint16_t *x)
 
 static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum)
 {
-    __m512 a = load_bf16(x), b = load_bf16(x + 16);
-    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0);
-    __m512i ca = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-    __m512i cb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-    __m512i limit = _mm512_set1_epi32(127), least = _mm512_set1_epi32(-127);
-    ca = _mm512_max_epi32(_mm512_min_epi32(ca, limit), least);
-    cb = _mm512_max_epi32(_mm512_min_epi32(cb, limit), least);
-    _mm_storeu_si128((__m128i *)codes, _mm512_cvtepi32_epi8(ca));
-    _mm_storeu_si128((__m128i *)(codes + 16), _mm512_cvtepi32_epi8(cb));
-    *scale = largest / 127.0f;
-    *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(ca, cb));
+    __m512i sizes = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
+    __m256i larger = _mm256_max_epu16(_mm512_castsi512_si256(sizes), _mm512_extracti64x4_epi64(sizes, 1));
+    __m512 inverse = _mm512_set1_ps(block_scale(larger, scale));
+    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x), inverse));
+    __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + 16), inverse));
+    __m256i all = _mm256_set_m128i(_mm512_cvtsepi32_epi8(b), _mm512_cvtsepi32_epi8(a));
+    _mm256_storeu_si256((__m256i *)codes, all);
+    *sum = codes_sum(all);
 }
 
 void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k)

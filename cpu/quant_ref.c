@@ -1,4 +1,5 @@
 /* Quantized products in plain C: see kernels.h. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -50,7 +51,8 @@ static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *
 {
     float largest = 0;
     for (int i = 0; i < QUANT_BLOCK; i++) largest = fmaxf(largest, fabsf(bf16_to_f32(x[i])));
-    float inverse = largest > 0 ? 127.0f / largest : 0;
+    float inverse = 127.0f / largest;
+    if (!(inverse <= FLT_MAX)) inverse = 0; /* all zero, or nearly */
     *scale = largest / 127.0f;
     *sum = 0;
     for (int i = 0; i < QUANT_BLOCK; i++) {
