@@ -150,7 +150,7 @@ static inline void write_some(struct run *run, int64_t n)
     run->left -= n;
 }
 
-/* Steps [begin, end) of a panel at b, for rows at a. */
+/* Steps [begin, end) of a panel at b, for rows at a. At the end all rows of the tile before are written. */
 static inline __attribute__((always_inline)) void
 run_steps(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int64_t end, const bool both)
 {
@@ -178,8 +178,7 @@ run_part(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int
 {
     if (begin == 0) begin_sums(both);
     else load_sums(sums, both);
-    run_steps(run, a, b, begin, end, both);
-    write_some(run, run->left); /* what `sums` may have held till now */
+    run_steps(run, a, b, begin, end, both); /* after which `sums` may hold something else */
     store_sums(sums, both);
 }
 
