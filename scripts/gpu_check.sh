@@ -134,7 +134,7 @@ build() {
     local common sources tests machine wrap=()
     tests=(tests/cuda/cases_*.c tests/cuda/cuda_side.c tests/cuda/test_cuda_ops.c tests/cuda/test_cuda_model.c
            tests/cpu/cpu_util.c tests/model/engine_fixture.c tests/model/train_fixture.c)
-    common=(base/*.c model/*.c cpu/*.c scripts/bare/*.c cuda/cuda_sizes.c)
+    common=(base/*.c model/*.c cpu/*.c scripts/bare/*.c $(ls cuda/*.c | grep -v cuda_none))
     local bench=(scripts/gpu/bench.c scripts/gpu/bench_*.c) cu=() libs="" extra=()
     bench=($(printf '%s\n' "${bench[@]}" | sort -u | grep -v bench_machine))
     gencode="" newest=$(find base model cpu cuda scripts tests/cuda tests/cpu tests/model Makefile -newer Makefile -type f \
@@ -184,6 +184,10 @@ check_tests() {
     [ $mode = simulate ] && ops="test_norms"
     step "kernel tests" 90 "$work/test_cuda_ops" "$ops"
     count_tests "every kernel against the CPU's"
+    if [ $mode = gpu ]; then # as training has them, where cuBLASLt is
+        step "gradients by cuBLASLt" 60 env CUDA_MODULE_LOADING=LAZY "$work/test_cuda_ops" test_products_backward
+        count_tests "gradients of products as training computes them"
+    fi
     local model="*"
     [ $mode = simulate ] && model="*gpt2*"
     step "tiny models" 60 "$work/test_cuda_model" "$model"
@@ -245,7 +249,7 @@ measure_prefill() {
 measure_train() {
     local presets=(150M_1024 150M 350M_1024 small tiny_char 750M_1024 500M_1024 200M 250M 200M_1024 250M_1024 tiny)
     [ $mode = gpu ] || presets=(150M) # they are cut to one shape
-    for preset in "${presets[@]}"; do CUDA_MODULE_LOADING=LAZY bench "train $preset" 25 train "configs/$preset.json" 6; done
+    for preset in "${presets[@]}"; do bench "train $preset" 25 train "configs/$preset.json" 6; done
 }
 
 # Under Nsight Compute: kernel by kernel, what the hardware counted.
@@ -308,6 +312,12 @@ summary() {
     fi
     [ ${#failed[@]} = 0 ]
 }
+
+# cuBLASLt, which training uses where the loader finds it, may have come with torch.
+lt=$(python3 -c 'import glob, os, sys
+found = [f for p in sys.path for f in glob.glob(p + "/nvidia/*/lib/libcublasLt.so.1[23]")]
+print(os.path.dirname(found[0]) if found else "")' 2>/dev/null)
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$CUDA_HOME/lib64${lt:+:$lt}
 
 # torch is read from the disk while the compiler works.
 if python3 -c '' 2>/dev/null; then

@@ -241,6 +241,10 @@ int main(int argc, char **argv)
         else return usage();
     }
     if (at >= argc) return usage();
+    /* What trains, or stands for it, does so as `gptd train` does. */
+    bool serves = strcmp(argv[at], "decode") == 0 || strcmp(argv[at], "prefill") == 0 ||
+                  strcmp(argv[at], "info") == 0;
+    if (!serves) cuda_device_will_train();
     open_device(&b, argv[1]);
     if (profile) bench_must(profile_open(b.d, stdout, &b.d, &err), &err);
     int code = run(&b, argc - at, argv + at);
