@@ -60,8 +60,8 @@ static void product_open(struct product *p, struct device *d, int64_t rows, int6
     d->ops->set_workspace(d, p->workspace, p->workspace_bytes);
     p->w_bytes = d->ops->matrix_bytes(d, DTYPE_BF16, n_out, n_in);
     p->dw_bytes = d->ops->matrix_bytes(d, DTYPE_F32, n_out, n_in);
-    p->w = (struct matrix){bench_alloc(d, p->w_bytes), DTYPE_BF16, n_out, n_in};
-    p->dw = (struct matrix){bench_alloc(d, p->dw_bytes), DTYPE_F32, n_out, n_in};
+    p->w = (struct matrix){.data = bench_alloc(d, p->w_bytes), .dtype = DTYPE_BF16, .n_out = n_out, .n_in = n_in};
+    p->dw = (struct matrix){.data = bench_alloc(d, p->dw_bytes), .dtype = DTYPE_F32, .n_out = n_out, .n_in = n_in};
     fill_matrix(d, &p->w);
     p->x = random_tensor(d, rows, n_in);
     p->y = random_tensor(d, rows, n_out);
