@@ -341,15 +341,26 @@ __global__ void __launch_bounds__(tile_threads<Tile>()) many_kernel(product p, R
         }
         if constexpr (!ONE_RUN) add_run<T, Tile>(total, d);
     }
+    /* By way of shared memory, so that results leave in whole rows. */
+    constexpr int STRIDE = Tile::OUTS + 8;
+    static_assert(Tile::ROWS * STRIDE * sizeof(float) <= STAGES * sizeof(stage<T, Tile>));
+    float *results = (float *)memory;
+    __syncthreads();
 #pragma unroll
     for (int a = 0; a < A; a++)
 #pragma unroll
         for (int b = 0; b < B; b++) {
-            const float(&y)[4] = total[a][b];
-            int64_t r = r0 + wr + a * MMA_ROWS + g, n = n0 + wn + b * MMA_OUTS + 2 * q;
-            finish_pair<T>(p, r, n, y[0], y[1]);
-            finish_pair<T>(p, r + 8, n, y[2], y[3]);
+            float *to = results + (wr + a * MMA_ROWS + g) * STRIDE + wn + b * MMA_OUTS + 2 * q;
+            store_packed(to, packed<float, 2>{total[a][b][0], total[a][b][1]});
+            store_packed(to + 8 * STRIDE, packed<float, 2>{total[a][b][2], total[a][b][3]});
         }
+    __syncthreads();
+#pragma unroll 1
+    for (int at = threadIdx.x; at < Tile::ROWS * Tile::OUTS / 2; at += THREADS) {
+        int r = at / (Tile::OUTS / 2), n = at % (Tile::OUTS / 2) * 2;
+        packed<float, 2> y = load_packed<float, 2>(results + r * STRIDE + n);
+        finish_pair<T>(p, r0 + r, n0 + n, y.at[0], y.at[1]);
+    }
 }
 
 /* ---- plain ---- */
