@@ -1,4 +1,5 @@
-/* Causal attention through the page tables, for prompts and for decoding (Dao et al. 2022: no T x T matrix).
+/* Causal attention through the page tables, for prompts and for decoding (Dao et al. 2022: no T x T matrix): the
+ * plain kernels, of f32 and of GPUs without tensor cores. cuda/attention_mma.cu has those of 16 bits.
  *
  *   out[r, h] = sum over keys of softmax(scale q.k) v        qkv f32 [R, (H + 2G) K], out f32 or 16 bits [R, H K]
  *
@@ -14,21 +15,6 @@
 #include "cuda/cuda_internal.h"
 
 static constexpr int CHUNK = 512;
-
-template <class T> struct attention_args {
-    attention_shape a;
-    const float *qkv;
-    const T *cache; /* of the layer */
-    int64_t page_elements;
-    const span *spans;
-    const int32_t *pages;
-    int32_t n_spans;
-    float *lse;      /* [R, H] or NULL */
-    float *partial;  /* [chunks][R, H][K + 2], or NULL: chunks are joined here */
-    int32_t rows;
-    void *out;
-    bool out_f32;    /* else of the cache's type */
-};
 
 /* What some keys gave one query: p are relative to max. Element part * 32 + lane of the sum of values. */
 template <int PARTS> struct softmax_state { float max, sum, acc[PARTS]; };
@@ -87,9 +73,10 @@ __device__ void load_keys(const attention_args<T> &a, const tile_of_span &t, int
         float k = 0, v = 0;
         if (key < end) {
             const T *page = a.cache + a.pages[t.s.table + key / KV_PAGE_TOKENS] * a.page_elements;
-            int64_t at = ((int64_t)kv_head * KV_PAGE_TOKENS + key % KV_PAGE_TOKENS) * n + d;
-            k = to_f32(page[at]);
-            v = to_f32(page[a.page_elements / 2 + at]);
+            int32_t in_page = key % KV_PAGE_TOKENS;
+            page += (int64_t)kv_head * KV_PAGE_TOKENS * n;
+            k = to_f32(page[in_page * n + d]);
+            v = to_f32(page[a.page_elements / 2 + d * KV_PAGE_TOKENS + in_page]);
         }
         s.k[j * (n + 1) + d] = k;
         s.v[j * n + d] = v;
@@ -151,14 +138,6 @@ __device__ void attend_chunk(const attention_args<T> &a, const tile_of_span &t, 
             take_keys<PARTS>(state[i], seen ? score[i] * a.a.scale : -CUDART_INF_F, keep, s.v, n);
         }
     }
-}
-
-/* Where the partial of (chunk, row, head) lies. */
-template <class T>
-__device__ __forceinline__ float *partial_of(const attention_args<T> &a, int32_t chunk, int64_t row,
-                                             int64_t head)
-{
-    return a.partial + ((chunk * (int64_t)a.rows + row) * a.a.n_head + head) * (a.a.head_dim + 2);
 }
 
 template <class T, int PARTS>
@@ -248,7 +227,7 @@ __global__ void join_kernel(attention_args<T> a)
 }
 
 template <class T>
-static void attend(struct cuda_device *c, attention_args<T> args, int32_t max_keys)
+static void attend_plain(struct cuda_device *c, attention_args<T> args, int64_t max_keys)
 {
     int32_t n = args.a.head_dim;
     size_t shared = (size_t)(QUERIES * n + KEYS * (n + 1) + KEYS * n) * sizeof(float);
@@ -281,10 +260,11 @@ static void attend_from(struct cuda_device *c, struct tensor out, struct tensor 
         .partial = nullptr, .rows = b->n_rows, .out = out.data, .out_f32 = out.dtype == DTYPE_F32,
     };
     /* No sequence has more keys than the cache has room for. */
-    int32_t max_keys = (int32_t)min_i64((int64_t)kv->n_pages * KV_PAGE_TOKENS,
-                                        (int64_t)CUDA_ATTENTION_SPLITS * CHUNK);
-    if ((int64_t)kv->n_pages * KV_PAGE_TOKENS > max_keys) max_keys = 1; /* too long to split */
-    attend(c, args, max_keys);
+    int64_t max_keys = (int64_t)kv->n_pages * KV_PAGE_TOKENS;
+    if (b->max_keys > 0) max_keys = min_i64(max_keys, b->max_keys);
+    if constexpr (sizeof(T) == 2)
+        if (cuda_attention_mma(c, args, max_keys)) return;
+    attend_plain(c, args, max_keys);
 }
 
 void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,

@@ -6,9 +6,9 @@
  * block finds its span by walking the list, which is short. */
 #pragma once
 
+#include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 #include "cuda/philox.cuh"
-#include "model/device.h"
 
 static constexpr int QUERIES = 16, KEYS = 32, ATTENTION_WARPS = 4;
 static constexpr int ATTENTION_THREADS = ATTENTION_WARPS * WARP;
@@ -65,6 +65,29 @@ static inline attention_shape attention_shape_of(const struct attention *a, int6
             .drop_key = a->dropout_key};
 }
 
+template <class T> struct attention_args {
+    attention_shape a;
+    const float *qkv;
+    const T *cache; /* of the layer */
+    int64_t page_elements;
+    const span *spans;
+    const int32_t *pages;
+    int32_t n_spans;
+    float *lse;      /* [R, H] or NULL */
+    float *partial;  /* [chunks][R, H][K + 2]: maximum, sum, values; or NULL: chunks are joined here */
+    int32_t rows;
+    void *out;
+    bool out_f32;    /* else of the cache's type */
+};
+
+/* Where the partial of (chunk, row, head) lies. */
+template <class T>
+__device__ __forceinline__ float *partial_of(const attention_args<T> &a, int32_t chunk, int64_t row,
+                                             int64_t head)
+{
+    return a.partial + ((chunk * (int64_t)a.rows + row) * a.a.n_head + head) * (a.a.head_dim + 2);
+}
+
 /* Runs the statement with PARTS: 32 elements of a head a lane each. */
 #define WITH_PARTS(head_dim, statement)                                                             \
     switch (((head_dim) + WARP - 1) / WARP) {                                                       \
@@ -74,3 +97,8 @@ static inline attention_shape attention_shape_of(const struct attention *a, int6
     case 4: { constexpr int PARTS = 4; statement; break; }                                          \
     default: ASSERT(!"heads have at most 128 elements");                                            \
     }
+
+/* cuda/attention_mma.cu: 16-bit caches, by tensor cores. No span has more than max_keys keys. False, and nothing is
+ * done: this GPU lacks them, or the shared memory for heads of this size. */
+bool cuda_attention_mma(struct cuda_device *c, attention_args<bf16> args, int64_t max_keys);
+bool cuda_attention_mma(struct cuda_device *c, attention_args<f16> args, int64_t max_keys);

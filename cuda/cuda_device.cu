@@ -111,6 +111,10 @@ static void fill_ops(struct device_ops *ops, const struct device_ops *sizes)
     ops->attention = cuda_attention;
     ops->gather = cuda_gather;
     ops->sample = cuda_sample;
+    ops->graph_begin = cuda_graph_begin;
+    ops->graph_end = cuda_graph_end;
+    ops->graph_launch = cuda_graph_launch;
+    ops->graph_free = cuda_graph_free;
 }
 
 static void fill_train_ops(struct device_train_ops *ops, const struct device_train_ops *sizes)

@@ -73,6 +73,11 @@ void cuda_launch(struct cuda_device *c, const char *what, void (*kernel)(P...), 
 extern "C" {
 #endif
 
+/* cuda_graph.cu */
+void cuda_graph_begin(struct device *d);
+struct device_graph *cuda_graph_end(struct device *d);
+void cuda_graph_launch(struct device *d, struct device_graph *graph);
+void cuda_graph_free(struct device *d, struct device_graph *graph);
 /* cuda_matrix.cu */
 void cuda_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                        const float *rows);

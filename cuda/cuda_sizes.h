@@ -3,7 +3,7 @@
  *
  * Layouts:
  *   matrix    [n_out, n_in] row-major, each row padded to 16 bytes
- *   KV page   of a layer: keys [G, P, K], then values [G, P, K]
+ *   KV page   of a layer: keys [G, P, K], then values [G, K, P]
  *   moments   q8: int8 codes in blocks of 256, then an f32 scale a block */
 #pragma once
 

@@ -1,7 +1,10 @@
 /* Norms and rotation of queries and keys, and the way of keys and values into their pages.
  *
  *   q, k      RMSNorm per head (Qwen3), then RoPE (Su et al. 2021), in place      qkv f32 [R, (H + 2G) K]
- *   page      keys [G, P, K], then values [G, P, K] of the cache's type
+ *   page      keys [G, P, K], then values [G, K, P] of the cache's type
+ *
+ * Values lie with their tokens side by side: so a lane of attention's products loads four of them at once. Slots
+ * of a page after a sequence's last token are cleared, since attention multiplies them by 0.
  *
  * Grid: rows x (H + 2G) heads, a warp each. Bytes: qkv read, q and k written, the cache's share written. CPU
  * twin: cpu_kv_write. */
@@ -15,7 +18,7 @@ struct kv_write_args {
     const int32_t *positions, *slots;
     const float *rope, *q_norm, *k_norm;
     float eps;
-    int32_t n_head, n_kv_head, head_dim;
+    int32_t n_head, n_kv_head, head_dim, n_rows;
     int64_t page_elements; /* of one layer */
 };
 
@@ -61,9 +64,19 @@ template <class T> __global__ void kv_write_kernel(T *cache, kv_write_args a)
     }
     if (is_query) return;
     int32_t slot = a.slots[r], g = head - a.n_head - (is_value ? a.n_kv_head : 0);
-    T *page = cache + slot / KV_PAGE_TOKENS * a.page_elements + (is_value ? a.page_elements / 2 : 0);
-    T *to = page + ((int64_t)g * KV_PAGE_TOKENS + slot % KV_PAGE_TOKENS) * n;
-    for (int i = lane; i < n; i += WARP) to[i] = from_f32<T>(at[i]);
+    int32_t in_page = slot % KV_PAGE_TOKENS;
+    T *to = cache + slot / KV_PAGE_TOKENS * a.page_elements + (int64_t)g * KV_PAGE_TOKENS * n;
+    if (!is_value) {
+        for (int i = lane; i < n; i += WARP) to[in_page * n + i] = from_f32<T>(at[i]);
+        return;
+    }
+    to += a.page_elements / 2;
+    bool last = r + 1 == a.n_rows || a.slots[r + 1] != slot + 1; /* of this step in its page */
+    for (int i = lane; i < n; i += WARP) {
+        to[i * KV_PAGE_TOKENS + in_page] = from_f32<T>(at[i]);
+        for (int j = in_page + 1; last && j < KV_PAGE_TOKENS; j++)
+            to[i * KV_PAGE_TOKENS + j] = from_f32<T>(0);
+    }
 }
 
 void cuda_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
@@ -77,7 +90,7 @@ void cuda_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
     kv_write_args args = {
         .qkv = (float *)qkv.data, .positions = b->positions, .slots = b->slots, .rope = a->rope,
         .q_norm = a->q_norm, .k_norm = a->k_norm, .eps = a->qk_norm_eps, .n_head = a->n_head,
-        .n_kv_head = a->n_kv_head, .head_dim = a->head_dim,
+        .n_kv_head = a->n_kv_head, .head_dim = a->head_dim, .n_rows = b->n_rows,
         .page_elements = page / dtype_bytes(kv->dtype, 1),
     };
     uint8_t *at = (uint8_t *)kv->data + (int64_t)layer * kv->n_pages * page;

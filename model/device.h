@@ -70,6 +70,7 @@ struct span {
 /* The step's shape, in device memory except the counts. */
 struct batch {
     int32_t n_rows, n_spans;
+    int32_t max_keys;         /* no span's positions go further; 0: nobody said */
     const int32_t *tokens;    /* [R] */
     const int32_t *positions; /* [R] */
     const int32_t *slots;     /* [R] where the row's key and value go: page * P + position % P */
@@ -128,6 +129,7 @@ struct workspace_shape {
 };
 
 struct device;
+struct device_graph; /* what graph_end recorded */
 
 /* What a GPU's driver says of its memory. Everything on the GPU counts, other processes' too; `start_bytes` is
  * what was in use when the device had been opened, its context and kernels included, before any arena of
@@ -195,6 +197,15 @@ struct device_ops {
     /* One token (and what was asked about it) for each row of logits f32 [n, V]. */
     void (*sample)(struct device *d, struct tensor logits, const struct sample_row *rows,
                    struct sample_out *out);
+
+    /* Optional: NULL where launching costs nothing. What is called between graph_begin and graph_end is recorded
+     * and not run; graph_launch runs it as often as one likes, with the pointers and counts that it had: what
+     * changes from time to time lies in device memory. Only embed, norm, matmul, swiglu, kv_write, attention and
+     * gather may be recorded. NULL from graph_end: it failed, as device_sync will report. */
+    void (*graph_begin)(struct device *d);
+    struct device_graph *(*graph_end)(struct device *d);
+    void (*graph_launch)(struct device *d, struct device_graph *graph);
+    void (*graph_free)(struct device *d, struct device_graph *graph);
 };
 
 struct device_train_ops; /* model/device_train.h */

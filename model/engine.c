@@ -101,12 +101,15 @@ bool engine_open(struct device *d, const struct checkpoint *ck, const struct tok
     struct engine *e = engine_allocate(&draft, err);
     if (!e) return false;
     if (!gpt_load(&e->gpt, d, ck, e->load_staging, err)) goto fail;
+    engine_record_steps(e);
+    if (!d->ops->sync(d, err)) goto fail;
     begin_stats(e);
     if (!start_thread(e, err)) goto fail;
     *out = e;
     return true;
 
 fail:
+    engine_free_recorded(e);
     engine_release(e);
     return false;
 }
@@ -121,6 +124,7 @@ void engine_close(struct engine *e)
     pthread_join(e->thread, NULL);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->wake);
+    engine_free_recorded(e);
     engine_release(e);
 }
 

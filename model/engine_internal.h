@@ -27,7 +27,7 @@ struct seq {
     int32_t out0, n_out;    /* its rows among the step's logits */
 };
 
-/* What a step hands to the device; one on the host to write, its twin on the device. */
+/* What a step hands to the device; one on the host to write, its twin on the device, laid out alike. */
 struct step_buffers {
     int32_t *tokens, *positions, *slots; /* [R] */
     int32_t *out_rows;                   /* [M] */
@@ -37,10 +37,13 @@ struct step_buffers {
 
 struct step {
     struct step_buffers host, device;
-    int32_t n_rows, n_spans, n_pages, n_out;
+    int32_t n_rows, n_spans, n_pages, n_out, max_keys;
     struct sample_row *rows; /* [M] */
     struct sample_out *outs; /* [M] */
 };
+
+/* Steps of up to so many rows, one of each sequence that decodes, are recorded where the device can. */
+enum { ENGINE_MAX_GRAPHS = 32 };
 
 struct request_list { struct engine_request *head, *tail; };
 
@@ -73,6 +76,7 @@ struct engine {
     struct request_list waiting;
     struct request_list touched;   /* to notify after this step */
     struct step step;
+    struct device_graph *graphs[ENGINE_MAX_GRAPHS]; /* of n + 1 rows; NULL: not recorded */
     struct engine_stats live;      /* what `stats` becomes after this step */
 
     /* Between threads. */
@@ -123,3 +127,6 @@ void engine_compact(struct engine *e);
 
 /* engine_step.c: one forward pass over what is active. */
 void engine_step(struct engine *e);
+/* Records steps of decoding, before the first step; a failure is the device's. And lets go of them. */
+void engine_record_steps(struct engine *e);
+void engine_free_recorded(struct engine *e);

@@ -67,6 +67,7 @@ static void add_span(struct engine *e, struct seq *s, int32_t n)
     take_pages(e, s, s->n_computed + n);
     b->spans[step->n_spans++] = (struct span){
         .row0 = step->n_rows, .n_rows = n, .start = s->n_computed, .table = step->n_pages};
+    step->max_keys = (int32_t)max_i64(step->max_keys, s->n_computed + n);
     memcpy(b->pages + step->n_pages, s->pages, (size_t)s->n_pages * sizeof *s->pages);
     step->n_pages += s->n_pages;
 
@@ -122,43 +123,72 @@ static void add_prefills(struct engine *e)
 
 /* ---- Running it ---- */
 
-static void upload(struct engine *e, int32_t *dst, const int32_t *src, int32_t n)
+/* All at once: the buffers lie alike on both sides, pages last. */
+static void upload_step(struct engine *e)
 {
-    e->device->ops->upload(e->device, dst, src, (size_t)n * sizeof *src);
+    const struct step_buffers *h = &e->step.host, *d = &e->step.device;
+    size_t bytes = (size_t)((const char *)(h->pages + e->step.n_pages) - (const char *)h->tokens);
+    ASSERT((const char *)h->pages - (const char *)h->tokens
+           == (const char *)d->pages - (const char *)d->tokens);
+    e->device->ops->upload(e->device, d->tokens, h->tokens, bytes);
 }
 
-static struct batch upload_step(struct engine *e)
+static void forward(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n_out, int32_t max_keys)
 {
-    const struct step *s = &e->step;
-    const struct step_buffers *h = &s->host, *d = &s->device;
-    upload(e, d->tokens, h->tokens, s->n_rows);
-    upload(e, d->positions, h->positions, s->n_rows);
-    upload(e, d->slots, h->slots, s->n_rows);
-    upload(e, d->out_rows, h->out_rows, s->n_out);
-    upload(e, d->pages, h->pages, s->n_pages);
-    e->device->ops->upload(e->device, d->spans, h->spans, (size_t)s->n_spans * sizeof *h->spans);
-    return (struct batch){
-        .n_rows = s->n_rows,
-        .n_spans = s->n_spans,
+    const struct step_buffers *d = &e->step.device;
+    struct batch batch = {
+        .n_rows = n_rows,
+        .n_spans = n_spans,
+        .max_keys = max_keys,
         .tokens = d->tokens,
         .positions = d->positions,
         .slots = d->slots,
         .spans = d->spans,
         .pages = d->pages,
     };
+    gpt_forward(&e->gpt, &e->state, e->device, &batch, &e->kv, d->out_rows, n_out, NULL);
+}
+
+void engine_record_steps(struct engine *e)
+{
+    const struct device_ops *ops = e->device->ops;
+    int32_t most = (int32_t)min_i64(e->options.max_seqs, e->options.max_batch_tokens);
+    if (!ops->graph_begin) return;
+    for (int32_t i = 0; i < most && i < ENGINE_MAX_GRAPHS; i++) {
+        ops->graph_begin(e->device);
+        forward(e, i + 1, i + 1, i + 1, (int32_t)e->options.max_context);
+        e->graphs[i] = ops->graph_end(e->device);
+    }
+}
+
+void engine_free_recorded(struct engine *e)
+{
+    for (int32_t i = 0; i < ENGINE_MAX_GRAPHS; i++)
+        if (e->graphs[i]) e->device->ops->graph_free(e->device, e->graphs[i]);
+}
+
+/* The recorded step that this one is: a row of every sequence, all with logits. NULL: there is none. */
+static struct device_graph *recorded_step(const struct engine *e)
+{
+    const struct step *s = &e->step;
+    if (s->n_rows != s->n_spans || s->n_rows != s->n_out || s->n_rows > ENGINE_MAX_GRAPHS) return NULL;
+    return e->graphs[s->n_rows - 1];
 }
 
 static bool run(struct engine *e, struct error *err)
 {
     const struct step *s = &e->step;
-    struct batch batch = upload_step(e);
-    gpt_forward(&e->gpt, &e->state, e->device, &batch, &e->kv, s->device.out_rows, s->n_out, NULL);
+    const struct device_ops *ops = e->device->ops;
+    struct device_graph *recorded = recorded_step(e);
+    upload_step(e);
+    if (recorded) ops->graph_launch(e->device, recorded);
+    else forward(e, s->n_rows, s->n_spans, s->n_out, s->max_keys);
     if (s->n_out > 0) {
         struct tensor logits = e->state.logits;
         logits.rows = s->n_out;
-        e->device->ops->sample(e->device, logits, s->rows, s->outs);
+        ops->sample(e->device, logits, s->rows, s->outs);
     }
-    return e->device->ops->sync(e->device, err);
+    return ops->sync(e->device, err);
 }
 
 /* ---- Taking in the results ---- */
@@ -262,7 +292,7 @@ void engine_step(struct engine *e)
 {
     int64_t begin = clock_ns();
     struct step *step = &e->step;
-    step->n_rows = step->n_spans = step->n_pages = step->n_out = 0;
+    step->n_rows = step->n_spans = step->n_pages = step->n_out = step->max_keys = 0;
     add_decodes(e);
     add_prefills(e);
     ASSERT(step->n_rows > 0); /* whoever is active can go on: admission saw to it */

@@ -81,7 +81,7 @@ static void step(struct side *d, const struct setting *t, struct attention a, co
                  const struct schedule *p, int n, int32_t *done, float *const out[], float *const lse[])
 {
     int64_t cols = qkv_cols(t->s), out_cols = (int64_t)t->s.h * t->s.k;
-    int32_t rows = rows_of_step(p, n), n_spans = 0, row = 0;
+    int32_t rows = rows_of_step(p, n), n_spans = 0, row = 0, max_keys = 0;
     int32_t *positions = malloc((size_t)rows * 4), *slots = malloc((size_t)rows * 4);
     struct span spans[MAX_SEQS];
     int32_t pages[MAX_SEQS * MAX_PAGES];
@@ -93,6 +93,7 @@ static void step(struct side *d, const struct setting *t, struct attention a, co
             pages[i * MAX_PAGES + j] = (j * p->n_seqs + i) * 7 % t->n_pages;
         if (count == 0) continue;
         spans[n_spans++] = (struct span){row, count, done[i], i * MAX_PAGES};
+        max_keys = (int32_t)max_i64(max_keys, done[i] + count);
         for (int32_t j = 0; j < count; j++, row++) {
             int32_t at = done[i] + j;
             memcpy(qkv + row * cols, t->qkv[i] + at * cols, (size_t)cols * 4);
@@ -104,7 +105,8 @@ static void step(struct side *d, const struct setting *t, struct attention a, co
     if (d->is_cuda) a.lse = side_bytes(d, (int64_t)rows * t->s.h * 4, NULL); /* the CPU's: of documents only */
     struct tensor x = side_tensor(d, DTYPE_F32, rows, cols, qkv);
     struct tensor y = side_tensor(d, t->out_type, rows, out_cols, NULL);
-    struct batch b = {.n_rows = rows, .n_spans = n_spans, .positions = side_ints(d, positions, rows),
+    struct batch b = {.n_rows = rows, .n_spans = n_spans, .max_keys = n % 2 ? max_keys : 0,
+                      .positions = side_ints(d, positions, rows),
                       .slots = side_ints(d, slots, rows),
                       .spans = side_bytes(d, n_spans * (int64_t)sizeof *spans, spans),
                       .pages = side_ints(d, pages, p->n_seqs * MAX_PAGES)};

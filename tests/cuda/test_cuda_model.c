@@ -19,6 +19,7 @@
 
 #pragma weak ptxsim_set_cublas
 #pragma weak ptxsim_cublas_products
+#pragma weak ptxsim_graph_launches
 
 enum { MAX_GREEDY = 6, STEPS = 3 };
 
@@ -91,7 +92,11 @@ static void check_model(const char *path, enum dtype dtype, double tolerance)
     must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
     const cJSON *prompts = cJSON_GetObjectItem(golden, "prompts"), *prompt;
     assert_true(cJSON_GetArraySize(prompts) > 0);
+    int64_t recorded = on_interpreter() ? ptxsim_graph_launches() : 0;
     cJSON_ArrayForEach(prompt, prompts) check_prompt(engine, prompt, tolerance);
+    /* Every token after a prompt's first comes of a recorded step. */
+    if (on_interpreter())
+        assert_true(ptxsim_graph_launches() - recorded >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
     engine_close(engine);
     checkpoint_close(checkpoint);
     d->ops->close(d);

@@ -40,6 +40,9 @@ struct ptxsim_coverage {
  * lines of which nothing was executed. */
 struct ptxsim_coverage ptxsim_coverage(bool print);
 
+/* Graphs launched so far. */
+int64_t ptxsim_graph_launches(void);
+
 /* Instructions times lanes so far, and seconds that they took. */
 void ptxsim_speed(uint64_t *lane_instructions, double *seconds);
 

@@ -16,6 +16,15 @@ using namespace ptxsim;
 
 struct pending_download { void *to; std::vector<uint8_t> bytes; };
 
+// A launch of a graph: what was recorded, its arguments copied.
+struct recorded_launch {
+    kernel *k;
+    dim3 grid, block;
+    size_t shared_bytes;
+    std::vector<std::vector<uint8_t>> arguments;
+};
+using recorded_launches = std::vector<recorded_launch>;
+
 struct runtime {
     std::map<const void *, kernel *> kernels;        // by their stub on the host
     std::map<const kernel *, size_t> shared_limits;  // where more than 48 KiB were asked for
@@ -23,6 +32,8 @@ struct runtime {
     dim3 grid, block;                                // of the launch being written down
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
+    recorded_launches *recording = nullptr;          // between cudaStreamBeginCapture and EndCapture
+    int64_t graph_launches = 0;
     cudaError_t last = cudaSuccess;
     int32_t n_multiprocessors = 4, compute_capability = 80;
     int64_t waits_left = 0;                          // counting the one that fails; 0: none does
@@ -49,6 +60,8 @@ void ptxsim_set_multiprocessors(int32_t n) { the_runtime().n_multiprocessors = n
 
 void ptxsim_fail_after(int64_t n_waits) { the_runtime().waits_left = n_waits; }
 
+int64_t ptxsim_graph_launches() { return the_runtime().graph_launches; }
+
 void ptxsim_set_compute_capability(int32_t sm) { the_runtime().compute_capability = sm; }
 
 static cudaError_t note(cudaError_t e)
@@ -66,6 +79,15 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
     auto raised = r.shared_limits.find(k->second);
     if (raised != r.shared_limits.end() && raised->second > limit) limit = raised->second;
     if (shared_bytes > limit) return note(cudaErrorInvalidValue);
+    if (r.recording) {
+        recorded_launch l = {k->second, grid, size, shared_bytes, {}};
+        for (size_t i = 0; i < k->second->parameters.size(); i++) {
+            const uint8_t *from = (const uint8_t *)arguments[i];
+            l.arguments.emplace_back(from, from + k->second->parameters[i].bytes);
+        }
+        r.recording->push_back(l);
+        return cudaSuccess;
+    }
     bool fits = launch(*k->second, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes,
                        arguments);
     return note(fits ? cudaSuccess : cudaErrorInvalidConfiguration);
@@ -213,6 +235,7 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
 {
+    if (the_runtime().recording) return note(cudaErrorStreamCaptureUnsupported);
     if (kind == cudaMemcpyDeviceToHost) {
         region *r = memory_range(from, bytes, "copying to the host");
         size_t offset = (size_t)((const uint8_t *)from - r->data);
@@ -230,6 +253,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
 {
+    if (the_runtime().recording) return note(cudaErrorStreamCaptureUnsupported);
     region *r = memory_range(p, bytes, "setting");
     memset(p, value, bytes);
     memset(&r->state[(size_t)((uint8_t *)p - r->data)], BYTE_WRITTEN, bytes);
@@ -249,6 +273,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t)
     runtime &r = the_runtime();
     if (r.waits_left == 1) return note(cudaErrorIllegalAddress); // it sticks
     if (r.waits_left > 1) r.waits_left--;
+    if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
     for (const pending_download &d : r.downloads) memcpy(d.to, d.bytes.data(), d.bytes.size());
     r.downloads.clear();
     return cudaSuccess;
@@ -256,6 +281,56 @@ cudaError_t cudaStreamSynchronize(cudaStream_t)
 
 cudaError_t cudaProfilerStart() { return cudaSuccess; }
 cudaError_t cudaProfilerStop() { return cudaSuccess; }
+
+// Graphs: kernels alone, which is what cuda/ records.
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+{
+    runtime &r = the_runtime();
+    if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
+    r.recording = new recorded_launches;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+{
+    runtime &r = the_runtime();
+    *graph = (cudaGraph_t)r.recording;
+    if (!r.recording) return note(cudaErrorInvalidValue);
+    r.recording = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
+{
+    *out = (cudaGraphExec_t) new recorded_launches(*(recorded_launches *)graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete (recorded_launches *)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
+{
+    delete (recorded_launches *)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
+{
+    the_runtime().graph_launches++;
+    for (recorded_launch &l : *(recorded_launches *)graph) {
+        std::vector<void *> arguments;
+        for (std::vector<uint8_t> &a : l.arguments) arguments.push_back(a.data());
+        bool fits = launch(*l.k, {l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z},
+                           l.shared_bytes, arguments.data());
+        if (!fits) return note(cudaErrorInvalidConfiguration);
+    }
+    return cudaSuccess;
+}
 
 cudaError_t cudaGetLastError()
 {
@@ -274,6 +349,8 @@ static const struct { cudaError_t e; const char *name, *text; } error_names[] = 
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection", "invalid copy direction"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
 };
 
 const char *cudaGetErrorName(cudaError_t e)
