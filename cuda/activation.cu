@@ -34,6 +34,7 @@ __global__ void gelu_backward_kernel(T *dx, const float *dy, const T *pre, int64
 template <class T> __global__ void swiglu_kernel(T *out, const T *gate_up, int64_t n, int64_t cols)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
     if (i >= n) return;
     const T *gate = gate_up + i / cols * 2 * cols + i % cols;
     float x = to_f32(gate[0]);
@@ -79,8 +80,9 @@ void cuda_swiglu(struct device *d, struct tensor out, struct tensor gate_up)
     struct cuda_device *c = cuda_of(d);
     int64_t n = out.rows * out.cols;
     ASSERT(out.dtype == gate_up.dtype && gate_up.cols == 2 * out.cols && gate_up.rows == out.rows);
-    WITH_TYPE(out.dtype, cuda_launch(c, "swiglu", swiglu_kernel<T>, grid_of(n), dim3(ELEMENT_THREADS),
-                                     0, (T *)out.data, (const T *)gate_up.data, n, out.cols));
+    WITH_TYPE(out.dtype, cuda_launch_early(c, "swiglu", swiglu_kernel<T>, grid_of(n),
+                                           dim3(ELEMENT_THREADS), 0, (T *)out.data,
+                                           (const T *)gate_up.data, n, out.cols));
 }
 
 void cuda_swiglu_backward(struct device *d, struct tensor dgate_up, struct tensor dmlp,

@@ -14,6 +14,8 @@
 #include "cuda/attention.cuh"
 #include "cuda/cuda_internal.h"
 
+#include <type_traits>
+
 static constexpr int CHUNK = 512;
 
 /* What some keys gave one query: p are relative to max. Element part * 32 + lane of the sum of values. */
@@ -264,7 +266,10 @@ static void attend_from(struct cuda_device *c, struct tensor out, struct tensor 
     if (b->max_keys > 0) max_keys = min_i64(max_keys, b->max_keys);
     if constexpr (sizeof(T) == 2)
         if (cuda_attention_mma(c, args, max_keys)) return;
-    attend_plain(c, args, max_keys);
+    if constexpr (std::is_same_v<T, bf16>)
+        ASSERT(!"a GPU that computes in bf16 has tensor cores");
+    else
+        attend_plain(c, args, max_keys);
 }
 
 void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,

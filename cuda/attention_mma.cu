@@ -378,6 +378,7 @@ __global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_ar
     extern __shared__ __align__(16) uint8_t memory[];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4;
     int32_t n = a.a.head_dim, kv_head = blockIdx.y, tiles = (a.a.group + TILE - 1) / TILE;
+    wait_for_previous();
     span s = a.spans[blockIdx.x / tiles];
     int32_t first = blockIdx.x % tiles * TILE, queries = min(TILE, a.a.group - first);
     int32_t end = s.start + 1, blocks = (end + BLOCK - 1) / BLOCK;
@@ -427,6 +428,7 @@ __global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_ar
 /* Grid: spans, heads; a thread an element. */
 template <class T> __global__ void join_blocks_kernel(attention_args<T> a)
 {
+    wait_for_previous();
     span s = a.spans[blockIdx.x];
     int32_t head = blockIdx.y, d = threadIdx.x, blocks = s.start / BLOCK + 1;
     element e = {-CUDART_INF_F, 0, 0};
@@ -455,11 +457,11 @@ template <class T> static void decode(struct cuda_device *c, attention_args<T> a
     dim3 grid(tiles, heads, split ? (unsigned)ceil_div(blocks, DECODE_WARPS) : 1);
     size_t queries = (size_t)min_i64(a.a.group, TILE);
     size_t shared = split ? 0 : DECODE_WARPS * queries * (size_t)(n + 2) * sizeof(float);
-    WITH_DEPTH(n, cuda_launch(c, "attention", decode_kernel<T, DEPTH>, grid, dim3(DECODE_WARPS * WARP),
-                              shared, a));
+    WITH_DEPTH(n, cuda_launch_early(c, "attention", decode_kernel<T, DEPTH>, grid,
+                                    dim3(DECODE_WARPS * WARP), shared, a));
     if (split)
-        cuda_launch(c, "attention", join_blocks_kernel<T>,
-                    dim3((unsigned)a.n_spans, (unsigned)a.a.n_head), dim3((unsigned)n), 0, a);
+        cuda_launch_early(c, "attention", join_blocks_kernel<T>,
+                          dim3((unsigned)a.n_spans, (unsigned)a.a.n_head), dim3((unsigned)n), 0, a);
 }
 
 template <class T> static bool attend(struct cuda_device *c, const attention_args<T> &a, int64_t max_keys)

@@ -67,6 +67,30 @@ void cuda_launch(struct cuda_device *c, const char *what, void (*kernel)(P...), 
     kernel<<<grid, block, shared_bytes, c->stream>>>(static_cast<P>(args)...);
     cuda_note(c, cudaGetLastError(), what);
 }
+
+/* The same for a kernel that calls wait_for_previous: where the GPU can (sm_90), its blocks start while the kernel before
+ * it still runs, so that a chain of short kernels is not bound by launching them. */
+template <class... P, class... A>
+void cuda_launch_early(struct cuda_device *c, const char *what, void (*kernel)(P...), dim3 grid,
+                       dim3 block, size_t shared_bytes, A... args)
+{
+    if (c->sm < 90 || shared_bytes > 48 << 10) {
+        cuda_launch(c, what, kernel, grid, block, shared_bytes, args...);
+        return;
+    }
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || c->failure != cudaSuccess) return;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = c->stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    cuda_note(c, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), what);
+}
 #endif
 
 #ifdef __cplusplus

@@ -151,6 +151,18 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *
                  : "memory");
 }
 
+/* For kernels that cuda_launch_early starts: everything that earlier kernels write or read may be touched from here on, and
+ * the kernel after this one may begin to start. Every thread calls it, before it may leave. Before it a kernel may
+ * load what no kernel writes, or none that is close: weights. */
+__device__ __forceinline__ void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+    /* Not sooner: so when the next one starts, all but this one are done. */
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 /* 2 to 16 bytes that this kernel reads once and nobody writes meanwhile: they take no room in the first-level
  * cache. */
 template <class V> __device__ __forceinline__ V load_once(const V *from)

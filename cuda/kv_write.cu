@@ -39,6 +39,7 @@ template <class T> __global__ void kv_write_kernel(T *cache, kv_write_args a)
 {
     int32_t head = blockIdx.y * HEADS_A_BLOCK + threadIdx.y, lane = threadIdx.x, n = a.head_dim;
     int32_t heads = a.n_head + 2 * a.n_kv_head;
+    wait_for_previous();
     if (head >= heads) return;
     int64_t r = blockIdx.x;
     float *at = a.qkv + (r * heads + head) * n, x[PARTS];
@@ -95,6 +96,6 @@ void cuda_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
     };
     uint8_t *at = (uint8_t *)kv->data + (int64_t)layer * kv->n_pages * page;
     dim3 grid((unsigned)b->n_rows, (unsigned)ceil_div(heads, HEADS_A_BLOCK));
-    WITH_TYPE(kv->dtype, cuda_launch(cuda_of(d), "kv_write", kv_write_kernel<T>, grid,
-                                     dim3(WARP, HEADS_A_BLOCK), 0, (T *)at, args));
+    WITH_TYPE(kv->dtype, cuda_launch_early(cuda_of(d), "kv_write", kv_write_kernel<T>, grid,
+                                           dim3(WARP, HEADS_A_BLOCK), 0, (T *)at, args));
 }

@@ -134,6 +134,7 @@ few_kernel(product p, Row w, const T *x)
                 int32_t k = begin + i * STEP + h * HALF + 8 * q;
                 raw[i][o][h] = load_w(w, p, n0 + o * MMA_OUTS + g, k, end);
             }
+    wait_for_previous(); /* the weights are on their way */
     float d[TILES][GROUPS][4] = {};
     for (int32_t k0 = begin; k0 < end; k0 += AHEAD * STEP)
 #pragma unroll
@@ -407,8 +408,8 @@ static void launch_few(struct cuda_device *c, const product &p, Row w, const T *
     int n_groups = p.runs == 1 ? 2 : 1, warps = n_groups * p.runs;
     size_t shared = (size_t)(warps * TILES * MMA_ROWS * (GROUPS * MMA_OUTS + 1)) * sizeof(float);
     dim3 grid((unsigned)ceil_div(p.n_out, n_groups * GROUPS * MMA_OUTS));
-    cuda_launch(c, "matmul", few_kernel<T, Row, TILES, GROUPS, AHEAD>, grid, dim3(warps * WARP), shared, p,
-                w, x);
+    cuda_launch_early(c, "matmul", few_kernel<T, Row, TILES, GROUPS, AHEAD>, grid, dim3(warps * WARP),
+                      shared, p, w, x);
 }
 
 template <class Tile> static int64_t n_tiles(const product &p)

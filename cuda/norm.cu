@@ -16,6 +16,7 @@ __global__ void norm_kernel(T *out, const float *x, const float *weight, const f
 {
     __shared__ float room[WARP];
     const float *row = x + blockIdx.x * n;
+    wait_for_previous();
     float mean = 0, sum = 0;
     if (!rms) {
         for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += row[i];
@@ -34,8 +35,8 @@ __global__ void norm_kernel(T *out, const float *x, const float *weight, const f
 template <class T>
 static void launch(struct cuda_device *c, struct tensor out, struct tensor x, const struct norm *n)
 {
-    cuda_launch(c, "norm", norm_kernel<T>, dim3((unsigned)x.rows), dim3(NORM_THREADS), 0, (T *)out.data,
-                (const float *)x.data, n->weight, n->bias, x.cols, n->eps, n->rms);
+    cuda_launch_early(c, "norm", norm_kernel<T>, dim3((unsigned)x.rows), dim3(NORM_THREADS), 0,
+                      (T *)out.data, (const float *)x.data, n->weight, n->bias, x.cols, n->eps, n->rms);
 }
 
 void cuda_norm(struct device *d, struct tensor out, struct tensor x, const struct norm *n)

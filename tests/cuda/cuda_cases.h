@@ -21,6 +21,7 @@ void test_cross_entropy(void **state);
 /* cases_attention.c */
 void test_attention(void **state);
 void test_attention_splits_change_no_bit(void **state);
+void test_attention_without_tensor_cores(void **state);
 void test_attention_backward(void **state);
 void test_attention_backward_without_tensor_cores(void **state);
 void test_rope_backward(void **state);

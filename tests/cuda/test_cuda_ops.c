@@ -47,6 +47,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_cross_entropy),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_splits_change_no_bit),
+        cmocka_unit_test(test_attention_without_tensor_cores),
         cmocka_unit_test(test_attention_backward),
         cmocka_unit_test(test_attention_backward_without_tensor_cores),
         cmocka_unit_test(test_rope_backward),

@@ -179,6 +179,12 @@ cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arg
     return run(stub, grid, block, arguments, shared_bytes);
 }
 
+// Kernels run one after the other here, whatever attributes say.
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *stub, void **arguments)
+{
+    return run(stub, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes);
+}
+
 cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, int value)
 {
     runtime &r = the_runtime();
