@@ -58,7 +58,7 @@ struct matmul_tile {
     int64_t prefetch_step;
 };
 
-/* Calls for the lines that come with a step: see above. */
+/* Calls for the lines that come with a step of q8_0 or q4_0: see above. */
 static inline void prefetch_step(const char *prefetch, int64_t bytes, int64_t rows)
 {
     for (int64_t i = 0; i < bytes; i += rows <= FEW_ROWS ? 128 : 64) __builtin_prefetch(prefetch + i, 0, 2);

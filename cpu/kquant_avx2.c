@@ -133,7 +133,7 @@ INLINE void matmul(const struct matmul_tile *t, const struct kquant q)
     const char *prefetch = t->prefetch;
     memset(t->out, 0, (size_t)t->rows * PANEL * 4);
     for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * t->rows) {
-        prefetch_step(prefetch, t->prefetch_step, t->rows);
+        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
         prefetch += t->prefetch_step;
         const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
         int32_t first[TILE_ROWS];

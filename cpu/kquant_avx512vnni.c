@@ -191,8 +191,11 @@ INLINE void matmul(const struct matmul_tile *t, const struct kquant q, const boo
     __m512 held[VECTORS] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     if (!lone) memset(t->out, 0, (size_t)rows * PANEL * 4);
     for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * rows) {
-        /* Of a lone row's step there are as many lines as it has: a loop of constant length. */
-        prefetch_step(prefetch, lone ? q.step_bytes : t->prefetch_step, rows);
+        /* Of a lone row's step there are as many lines as it has: a loop of constant length. Unpacking takes long
+         * enough for all lines to be called for, and into the first level: less was slower. */
+        const int64_t ahead = lone ? q.step_bytes : t->prefetch_step;
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < ahead; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
         prefetch += t->prefetch_step;
         const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
         struct scales s[VECTORS];
