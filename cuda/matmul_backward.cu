@@ -7,7 +7,8 @@
  * Both products are out[m, n] = sum over t of a[t, m] b(t, n): the left operand lies with t along its rows
  * (W by outputs, dy by rows) and is turned by ldmatrix.trans on its way into mma.sync; the right one lies so
  * too (x) or the other way round (dy for dx). Each output is one chain over t in order: two runs have the
- * same bits. 64 x 64 results a block, 32 x 32 a warp, t in steps of 32. Where cuBLASLt is there (cuda/cublas.h), it
+ * same bits. 128 x 128 results a block, or 64 x 64 where the large ones are fewer than the multiprocessors; t in
+ * steps of 32, which cp.async brings two ahead. 2 R n_in n_out operations each, bound by mma.sync. Where cuBLASLt is there (cuda/cublas.h), it
  * does the products that are not rounded stochastically.
  *
  * CPU twins: cpu_matmul_backward_x, cpu_matmul_backward_w. */
@@ -16,8 +17,7 @@
 #include "cuda/philox.cuh"
 #include "cuda/row_sums.cuh"
 
-static constexpr int TILE = 64, STEP = 32, WARPS = 4, THREADS = WARPS * WARP;
-static constexpr int LONG_STRIDE = TILE + 8, SHORT_STRIDE = STEP + 8; /* no bank twice in ldmatrix */
+static constexpr int STEP = 32, STAGES = 3;
 static constexpr int COLUMN_THREADS = 128;
 static constexpr uint32_t NOISE_STREAM = 0x67726164;
 
@@ -52,7 +52,10 @@ __device__ __forceinline__ uint16_t round_noisy(float x, uint64_t place, uint64_
     uint32_t bits = __float_as_uint(x);
     if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
     philox_words w = philox(place / 8, 0, NOISE_STREAM, key);
-    return (uint16_t)((bits + (w.at[place % 8 / 2] >> place % 2 * 16 & 0xFFFF)) >> 16);
+    /* No index: words stay in registers. */
+    uint32_t low = place & 2 ? w.at[1] : w.at[0], high = place & 2 ? w.at[3] : w.at[2];
+    uint32_t word = place & 4 ? high : low;
+    return (uint16_t)((bits + (word >> place % 2 * 16 & 0xFFFF)) >> 16);
 }
 
 __device__ __forceinline__ void put(const result &out, int64_t m, int64_t n, float y)
@@ -70,85 +73,133 @@ __device__ __forceinline__ void put(const result &out, int64_t m, int64_t n, flo
 
 /* ---- tensor cores ---- */
 
-template <class T, bool TURNED> struct stage {
-    T a[STEP][LONG_STRIDE];                                                  /* [t][m] */
-    T b[TURNED ? STEP : TILE][TURNED ? LONG_STRIDE : SHORT_STRIDE];          /* [t][n] or [n][t] */
+/* SIZE x SIZE results a block: 128 by eight warps of 64 x 32 each, or 64 by four of 32 x 32. */
+template <int SIZE> struct tile {
+    static constexpr int WARPS_M = 2, WARPS_N = SIZE / 32, THREADS = WARPS_M * WARPS_N * WARP;
+    static constexpr int WARP_M = SIZE / WARPS_M, WARP_N = 32;
+    static constexpr int LONG_STRIDE = SIZE + 8, SHORT_STRIDE = STEP + 8; /* no bank twice in ldmatrix */
+    static constexpr int PIECES = STEP * SIZE / 8 / THREADS; /* of 8 elements a thread */
 };
 
-template <class T, bool TURNED>
-__device__ __forceinline__ void fetch(stage<T, TURNED> &s, const view<T> &a, const view<T> &b, int64_t m0,
-                                      int64_t n0, int64_t t0)
+template <class T, bool TURNED, int SIZE> struct stage {
+    T a[STEP][tile<SIZE>::LONG_STRIDE]; /* [t][m] */
+    /* [t][n] or [n][t] */
+    T b[TURNED ? STEP : SIZE][TURNED ? tile<SIZE>::LONG_STRIDE : tile<SIZE>::SHORT_STRIDE];
+};
+
+/* Eight elements from (row, col) on, in the background where they lie aligned; zeros outside. */
+template <class T>
+__device__ __forceinline__ void fetch_piece(T *to, const view<T> &v, int64_t row, int64_t col)
 {
-    /* 32 x 64 elements are 256 pieces of 8. */
+    if (v.stride % 8 != 0 || (col < v.cols && col + 8 > v.cols)) {
+        store_packed(to, load_piece(v, row, col));
+        return;
+    }
+    bool inside = row < v.rows && col < v.cols;
+    copy_async_16(to, v.data + (inside ? row * v.stride + col : 0), inside);
+}
+
+template <class T, bool TURNED, int SIZE>
+__device__ __forceinline__ void fetch(stage<T, TURNED, SIZE> &s, const view<T> &a, const view<T> &b,
+                                      int64_t m0, int64_t n0, int64_t t0)
+{
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int piece = i * THREADS + threadIdx.x, t = piece / 8, m = piece % 8 * 8;
-        store_packed(&s.a[t][m], load_piece(a, t0 + t, m0 + m));
+    for (int i = 0; i < tile<SIZE>::PIECES; i++) {
+        int piece = i * tile<SIZE>::THREADS + threadIdx.x;
+        int t = piece / (SIZE / 8), m = piece % (SIZE / 8) * 8;
+        fetch_piece(&s.a[t][m], a, t0 + t, m0 + m);
         if (TURNED) {
-            store_packed(&s.b[t][m], load_piece(b, t0 + t, n0 + m));
+            fetch_piece(&s.b[t][m], b, t0 + t, n0 + m);
         } else {
-            int n = piece / 4, k = piece % 4 * 8;
-            store_packed(&s.b[n][k], load_piece(b, n0 + n, t0 + k));
+            int n = piece / (STEP / 8), k = piece % (STEP / 8) * 8;
+            fetch_piece(&s.b[n][k], b, n0 + n, t0 + k);
         }
     }
 }
 
 /* Fragments of 16 steps from t on. a: outputs m .. m + 15. Lane l gives row l % 8 of matrix l / 8. */
-template <class T, bool TURNED>
-__device__ __forceinline__ void left(uint32_t (&r)[4], const stage<T, TURNED> &s, int t, int m)
+template <class T, bool TURNED, int SIZE>
+__device__ __forceinline__ void left(uint32_t (&r)[4], const stage<T, TURNED, SIZE> &s, int t, int m)
 {
     int lane = threadIdx.x % WARP, matrix = lane / 8, row = lane % 8;
     ldmatrix_x4_trans(r, &s.a[t + matrix / 2 * 8 + row][m + matrix % 2 * 8]);
 }
 
 /* b: n .. n + 15, as the two registers of n .. n + 7, then those of n + 8 .. n + 15. */
-template <class T, bool TURNED>
-__device__ __forceinline__ void right(uint32_t (&r)[4], const stage<T, TURNED> &s, int t, int n)
+template <class T, bool TURNED, int SIZE>
+__device__ __forceinline__ void right(uint32_t (&r)[4], const stage<T, TURNED, SIZE> &s, int t, int n)
 {
     int lane = threadIdx.x % WARP, matrix = lane / 8, row = lane % 8;
     if (TURNED) ldmatrix_x4_trans(r, &s.b[t + matrix % 2 * 8 + row][n + matrix / 2 * 8]);
     else ldmatrix_x4(r, &s.b[n + matrix / 2 * 8 + row][t + matrix % 2 * 8]);
 }
 
-template <class T, bool TURNED>
-__global__ void __launch_bounds__(THREADS) mma_kernel(result out, view<T> a, view<T> b, int64_t depth)
+/* d += the products of a stage; wm, wn: where the warp's part begins. */
+template <class T, bool TURNED, int SIZE, int MS>
+__device__ __forceinline__ void add_stage(float (&d)[MS][4][4], const stage<T, TURNED, SIZE> &s, int wm,
+                                          int wn)
 {
-    __shared__ __align__(16) stage<T, TURNED> s[2];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    int64_t n0 = (int64_t)blockIdx.x * TILE, m0 = (int64_t)blockIdx.y * TILE;
-    int wm = warp % 2 * 32, wn = warp / 2 * 32;
-    int64_t steps = (depth + STEP - 1) / STEP;
-    float d[2][4][4] = {};
-    fetch(s[0], a, b, m0, n0, 0);
-    __syncthreads();
-    for (int64_t i = 0; i < steps; i++) {
-        if (i + 1 < steps) fetch(s[(i + 1) % 2], a, b, m0, n0, (i + 1) * STEP);
-        const stage<T, TURNED> &now = s[i % 2];
 #pragma unroll
-        for (int t = 0; t < STEP; t += 16) {
-            uint32_t fa[2][4], fb[2][4];
+    for (int t = 0; t < STEP; t += 16) {
+        uint32_t fa[MS][4], fb[2][4];
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                left(fa[j], now, t, wm + j * 16);
-                right(fb[j], now, t, wn + j * 16);
+        for (int j = 0; j < MS; j++) left(fa[j], s, t, wm + j * 16);
+#pragma unroll
+        for (int j = 0; j < 2; j++) right(fb[j], s, t, wn + j * 16);
+#pragma unroll
+        for (int j = 0; j < MS; j++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                uint32_t two[2] = {fb[k / 2][k % 2 * 2], fb[k / 2][k % 2 * 2 + 1]};
+                mma_16816(d[j][k], fa[j], two, T());
             }
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-#pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    uint32_t two[2] = {fb[k / 2][k % 2 * 2], fb[k / 2][k % 2 * 2 + 1]};
-                    mma_16816(d[j][k], fa[j], two, T());
-                }
-        }
-        __syncthreads();
+    }
+}
+
+/* Stages are fetched STAGES - 1 ahead. Each result is the same chain over t whatever the size of the tile. */
+template <class T, bool TURNED, int SIZE>
+__global__ void __launch_bounds__(tile<SIZE>::THREADS) mma_kernel(result out, view<T> a, view<T> b,
+                                                                  int64_t depth)
+{
+    typedef tile<SIZE> tile;
+    constexpr int MS = tile::WARP_M / 16;
+    extern __shared__ __align__(16) unsigned char memory[];
+    stage<T, TURNED, SIZE> *s = (stage<T, TURNED, SIZE> *)memory;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
+    int64_t n0 = (int64_t)blockIdx.x * SIZE, m0 = (int64_t)blockIdx.y * SIZE;
+    int wm = warp % tile::WARPS_M * tile::WARP_M, wn = warp / tile::WARPS_M * tile::WARP_N;
+    int64_t steps = (depth + STEP - 1) / STEP;
+    float d[MS][4][4] = {};
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (i < steps) fetch(s[i], a, b, m0, n0, (int64_t)i * STEP);
+        copy_async_commit();
+    }
+    int now = 0, ahead = STAGES - 1; /* stages */
+    for (int64_t i = 0; i < steps; i++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads(); /* this stage is there, and everyone is done with the one before it */
+        if (i + STAGES - 1 < steps) fetch(s[ahead], a, b, m0, n0, (i + STAGES - 1) * STEP);
+        copy_async_commit();
+        add_stage(d, s[now], wm, wn);
+        now = now + 1 < STAGES ? now + 1 : 0;
+        ahead = ahead + 1 < STAGES ? ahead + 1 : 0;
     }
 #pragma unroll
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < MS; j++)
 #pragma unroll
         for (int k = 0; k < 4; k++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 put(out, m0 + wm + j * 16 + g + e / 2 * 8, n0 + wn + k * 8 + 2 * q + e % 2, d[j][k][e]);
+}
+
+template <class T, bool TURNED, int SIZE>
+static void launch_mma(struct cuda_device *c, const result &out, const view<T> &a, const view<T> &b,
+                       int64_t depth)
+{
+    dim3 grid((unsigned)ceil_div(out.cols, SIZE), (unsigned)ceil_div(out.rows, SIZE));
+    cuda_launch(c, "matmul_backward", mma_kernel<T, TURNED, SIZE>, grid, dim3(tile<SIZE>::THREADS),
+                STAGES * sizeof(stage<T, TURNED, SIZE>), out, a, b, depth);
 }
 
 /* ---- plain ---- */
@@ -188,15 +239,15 @@ template <class T, bool TURNED>
 static void multiply(struct cuda_device *c, const result &out, const view<T> &a, const view<T> &b,
                      int64_t depth)
 {
-    bool tensor_cores = sizeof(T) == 2 && c->sm >= 75; /* bf16 needs sm_80, where it is allowed at all */
-    int64_t tile = tensor_cores ? TILE : PLAIN;
-    dim3 grid((unsigned)ceil_div(out.cols, tile), (unsigned)ceil_div(out.rows, tile));
+    /* bf16 needs sm_80, where it is allowed at all */
     if constexpr (sizeof(T) == 2)
-        if (tensor_cores) {
-            cuda_launch(c, "matmul_backward", mma_kernel<T, TURNED>, grid, dim3(THREADS), 0, out, a, b,
-                        depth);
+        if (c->sm >= 75) {
+            bool large = ceil_div(out.cols, 128) * ceil_div(out.rows, 128) >= c->n_multiprocessors;
+            if (large) launch_mma<T, TURNED, 128>(c, out, a, b, depth);
+            else launch_mma<T, TURNED, 64>(c, out, a, b, depth);
             return;
         }
+    dim3 grid((unsigned)ceil_div(out.cols, PLAIN), (unsigned)ceil_div(out.rows, PLAIN));
     cuda_launch(c, "matmul_backward", plain_kernel<T, TURNED>, grid, dim3(PLAIN_THREADS), 0, out, a, b,
                 depth);
 }

@@ -302,7 +302,15 @@ static void check_backward(int stride)
     sides_close(sides);
 }
 
-void test_products_backward(void **state) { check_backward(1); }
+/* One multiprocessor, and large tiles suffice; many, and small ones are used. */
+void test_products_backward(void **state)
+{
+    if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(1);
+    check_backward(1);
+    if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(64);
+    check_backward(2);
+    if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(4);
+}
 
 /* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels. */
 void test_products_backward_by_library(void **state)
