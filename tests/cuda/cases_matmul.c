@@ -173,6 +173,7 @@ void test_rows_do_not_know_their_neighbours(void **state)
     static const int64_t counts[] = {1, 7, 8, 9, 16, 17, 33, 64, 65, 129};
     static const int64_t lengths[] = {520, 584, 250, 40};
     enum { ROWS = 129, OUTS = 70 };
+    skip_without_cuda();
     struct operands *o = operands_new(4);
     float *all = malloc(ROWS * OUTS * sizeof *all), *some = malloc(ROWS * OUTS * sizeof *some);
     for (int size = 0; size < 2; size++) {
@@ -208,6 +209,7 @@ void test_wide_products(void **state)
     enum { ROWS = 130, OUTS = 16390, INS = 40 };
     static const int64_t counts[] = {2, 17, ROWS};
     struct cpu_rng rng = {7};
+    skip_without_cuda();
     float *x = malloc(ROWS * INS * sizeof *x), *w = malloc((size_t)OUTS * INS * sizeof *w);
     float *results[3];
     cpu_rng_fill(&rng, x, ROWS * INS);

@@ -31,10 +31,15 @@ static void must(bool ok, const struct error *err)
     if (!ok) fail_msg("%s", err->text);
 }
 
+void skip_without_cuda(void)
+{
+    if (cuda_device_count() == 0) skip();
+}
+
 void sides_open(struct side sides[N_SIDES], const struct workspace_shape *shape)
 {
     struct error err = {0};
-    if (cuda_device_count() == 0) skip();
+    skip_without_cuda();
     memset(sides, 0, N_SIDES * sizeof *sides);
     struct cpu_options cpu = {.n_threads = 1, .isa = CPU_ISA_REFERENCE};
     must(cpu_device_open(&cpu, &sides[SIDE_CPU].d, &err), &err);

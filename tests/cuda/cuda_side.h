@@ -19,6 +19,8 @@ struct side {
     struct { void *p; size_t bytes; } blocks[MAX_SIDE_BLOCKS];
 };
 
+/* Skips the test where no CUDA device is: for those that take memory before they open one. */
+void skip_without_cuda(void);
 /* Both devices, with the workspace that the shape asks for and not a byte more. Skips the test where no CUDA
  * device is. */
 void sides_open(struct side sides[N_SIDES], const struct workspace_shape *shape);
