@@ -141,7 +141,7 @@ $(BUILD)/tests/faults/interpose.so: tests/faults/interpose.c
 .PRECIOUS: $(BUILD)/%.o
 
 # For people.
-.PHONY: run demo test test-container test-cuda bench fuzz layers setup setup-test clean
+.PHONY: run demo test test-container test-cuda cuda-budgets bench fuzz layers setup setup-test clean
 setup:
 	@scripts/setup.sh
 setup-test:
@@ -171,6 +171,19 @@ test-cuda: setup-test
 	@for t in $(SIM_TESTS); do echo "== $$t" && $$t || exit 1; done
 	GPTD_BINARY=$(SIM)/gptd build/venv/bin/python -m pytest -q tests/cuda
 	scripts/gpu_check.sh --simulate
+
+# Kernels' registers, spills, bank conflicts and sectors beside tests/cuda/budgets.txt, or (RENEW=1) that file anew.
+# The normal tests check what needs no ptxas.
+BUDGET_REPORTS := $(patsubst cuda/%.cu,build/budgets/%.txt,$(wildcard cuda/*.cu))
+$(BUDGET_REPORTS): build/budgets/%.txt: cuda/%.cu $(wildcard cuda/*.h cuda/*.cuh)
+	@mkdir -p $(@D)
+	$(NVCC) $(filter-out -MMD -MP --threads 2 -Xptxas -warn-spills%,$(NVCCFLAGS)) -Xptxas -v -fatbin -o $@.fatbin \
+	    $(foreach sm,80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log || { cat $@.log; exit 1; }
+	@mv $@.log $@
+
+cuda-budgets: $(SIM)/test_cuda_ops $(BUDGET_REPORTS)
+	@cat $(BUDGET_REPORTS) >build/budgets/all
+	PTXAS_REPORT=build/budgets/all $(if $(RENEW),RENEW_BUDGETS=1) $<
 
 bench: setup-test
 	@$(MAKE) --no-print-directory all build/venv/ready

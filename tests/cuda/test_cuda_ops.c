@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
@@ -12,6 +13,7 @@
 #include "tests/cuda/cuda_side.h"
 #include "tests/ptxsim/ptxsim.h"
 
+#pragma weak ptxsim_budgets_hold
 #pragma weak ptxsim_coverage
 #pragma weak ptxsim_speed
 
@@ -26,6 +28,15 @@ static void test_every_kernel_was_run(void **state)
     print_message("%d of %d kernels, %lld of %lld instructions\n", c.n_run, c.n_kernels,
                   (long long)c.n_executed, (long long)c.n_instructions);
     assert_true(enough);
+}
+
+/* ... and left figures of every kernel's memory traffic. `make cuda-budgets` adds ptxas's report of registers, or
+ * renews the table. */
+static void test_kernels_keep_to_their_budgets(void **state)
+{
+    if (!on_interpreter()) skip();
+    assert_true(ptxsim_budgets_hold("tests/cuda/budgets.txt", getenv("PTXAS_REPORT"),
+                                    getenv("RENEW_BUDGETS") != NULL));
 }
 
 int main(int argc, char **argv)
@@ -55,6 +66,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_grad_squares),
         cmocka_unit_test(test_every_kernel_was_run),
+        cmocka_unit_test(test_kernels_keep_to_their_budgets),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (on_interpreter()) {

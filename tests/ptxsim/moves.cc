@@ -1,6 +1,7 @@
 // Moves, loads and stores. Every access to memory is checked here: its place, its alignment, that what is read
 // was written, and that nobody else is at it.
 #include "tests/ptxsim/lanes.h"
+#include "tests/ptxsim/traffic.h"
 
 namespace ptxsim {
 
@@ -166,9 +167,11 @@ static uint64_t load_element(const uint8_t *p, int size, bool is_signed)
 void run_load(warp &w, const instruction &i, uint32_t lanes)
 {
     int n = i.size * i.count;
+    request r;
+    r.lanes = lanes;
     for (int l = 0; l < LANES; l++) {
         if (!(lanes >> l & 1)) continue;
-        uint64_t at = bits_of(w, i.src[0], l) + (uint64_t)i.offset;
+        uint64_t at = r.at[l] = bits_of(w, i.src[0], l) + (uint64_t)i.offset;
         const uint8_t *p;
         if (i.where == space::param) {
             if (at + (uint64_t)n > w.in->parameters.size()) fail_at(w, l, "OUT OF BOUNDS: parameters");
@@ -179,35 +182,48 @@ void run_load(warp &w, const instruction &i, uint32_t lanes)
         for (int j = 0; j < i.count; j++)
             set_bits(w, i.dst[j], l, load_element(p + j * i.size, i.size, i.mode));
     }
+    count_request(i, r, n);
 }
 
 void run_store(warp &w, const instruction &i, uint32_t lanes)
 {
+    request r;
+    r.lanes = lanes;
     for (int l = 0; l < LANES; l++) {
         if (!(lanes >> l & 1)) continue;
-        uint64_t at = bits_of(w, i.src[0], l) + (uint64_t)i.offset;
+        uint64_t at = r.at[l] = bits_of(w, i.src[0], l) + (uint64_t)i.offset;
         uint8_t *p = access(w, l, i.where, at, i.size * i.count, WRITE, 0);
         for (int j = 0; j < i.count; j++) {
             uint64_t v = bits_of(w, i.src[1 + j], l);
             memcpy(p + j * i.size, &v, (size_t)i.size);
         }
     }
+    count_request(i, r, i.size * i.count);
 }
 
 // ---- cp.async: dst, src, bytes (and of them how many are read; the rest is zeros) ----
 
 void run_copy_async(warp &w, const instruction &i, uint32_t lanes)
 {
+    request read, written;
+    read.lanes = 0;
+    written.lanes = lanes;
+    int32_t room = 0; // the same for all lanes: PTX wants a constant
     for (int l = 0; l < LANES; l++) {
         if (!(lanes >> l & 1)) continue;
         uint64_t to = bits_of(w, i.src[0], l) + (uint64_t)i.offset, from = bits_of(w, i.src[1], l);
-        int32_t room = (int32_t)bits_of(w, i.src[2], l);
+        room = (int32_t)bits_of(w, i.src[2], l);
         int32_t bytes = i.n_src > 3 ? (int32_t)bits_of(w, i.src[3], l) : room;
         if (bytes < 0 || bytes > room) fail_at(w, l, "cp.async of %d bytes into %d", bytes, room);
         if (bytes > 0) access(w, l, space::global, from, room, READ, (1u << bytes) - 1);
         memset(access(w, l, space::shared, to, room, FLY, 0), 0x7F, (size_t)room);
         w.copies[l].push_back({to, from, bytes, room, w.copy_group[l]});
+        written.at[l] = to;
+        read.at[l] = from;
+        read.lanes |= (uint32_t)(bytes > 0) << l;
     }
+    count_shared(i, written, room);
+    count_global(i, read, room);
 }
 
 void run_copy_commit(warp &w, const instruction &, uint32_t lanes)
@@ -242,8 +258,10 @@ void run_copy_wait(warp &w, const instruction &i, uint32_t lanes)
 void run_ldmatrix(warp &w, const instruction &i, uint32_t)
 {
     uint16_t m[4][8][8];
+    request r;
+    r.lanes = ALL_LANES >> (LANES - i.count * 8);
     for (int q = 0; q < i.count * 8; q++) {
-        uint64_t at = bits_of(w, i.src[0], q) + (uint64_t)i.offset;
+        uint64_t at = r.at[q] = bits_of(w, i.src[0], q) + (uint64_t)i.offset;
         memcpy(m[q / 8][q % 8], access(w, q, space::shared, at, 16, READ, ~0u), 16);
     }
     for (int l = 0; l < LANES; l++)
@@ -253,6 +271,7 @@ void run_ldmatrix(warp &w, const instruction &i, uint32_t)
             uint32_t high = i.mode ? m[q][c + 1][r] : m[q][r][c + 1];
             set_bits(w, i.dst[q], l, low | high << 16);
         }
+    count_shared(i, r, 16);
 }
 
 } // namespace ptxsim

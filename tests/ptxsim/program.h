@@ -1,5 +1,5 @@
 // A parsed PTX module: what the parser makes and the executor runs. Immutable while kernels run, except
-// for each instruction's `executed` flag (coverage).
+// for each instruction's `executed` flag (coverage) and its tallies of memory traffic.
 //
 // Every register, immediate and special register of a kernel has a place in one register file a warp: 32
 // lanes of 4 bytes (types up to 32 bits, and predicates) or of 8.
@@ -29,6 +29,9 @@ struct warp;
 struct instruction;
 using action = void (*)(warp &, const instruction &, uint32_t lanes);
 
+// Of requests to memory: units moved, and those that the bytes asked for need at best. See traffic.h.
+struct tally { uint64_t taken = 0, least = 0; };
+
 struct instruction {
     action run = nullptr;
     flow kind = flow::plain;
@@ -47,6 +50,7 @@ struct instruction {
     int32_t target = -1;   // of a branch
     int32_t text_line = 0, file = 0, source_line = 0;
     mutable bool executed = false;
+    mutable tally wavefronts, sectors; // of shared, of global memory
 };
 
 struct parameter { std::string name; size_t offset, bytes; };

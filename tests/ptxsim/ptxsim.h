@@ -40,6 +40,17 @@ struct ptxsim_coverage {
  * lines of which nothing was executed. */
 struct ptxsim_coverage ptxsim_coverage(bool print);
 
+struct ptxsim_traffic {
+    uint64_t wavefronts, least_wavefronts; /* of shared memory: the least is without bank conflicts */
+    uint64_t sectors, least_sectors;       /* of 32 bytes of global memory: the least, what is asked for in a row */
+};
+/* Memory requests of all launches so far of a kernel: its demangled name without arguments and spaces, bf16 and f16
+ * for nvcc's types, such as "norm_kernel<bf16>". It must have run. */
+struct ptxsim_traffic ptxsim_traffic(const char *kernel);
+/* Compares the kernels that were run with their rows in the file `table`, ratios of traffic and, where `ptxas` is the
+ * path of what ptxas -v said of them, registers and spills. What is over, or has no row, is printed. `renew`: writes the table instead. */
+bool ptxsim_budgets_hold(const char *table, const char *ptxas, bool renew);
+
 /* Graphs launched so far. */
 int64_t ptxsim_graph_launches(void);
 

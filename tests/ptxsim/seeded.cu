@@ -86,3 +86,53 @@ void seeded_run(enum seeded_bug bug)
     bug_kernel<<<bug == BUG_RACE_OF_BLOCKS ? 2 : 1, 64>>>(bug, x, 64);
     cudaStreamSynchronize(0);
 }
+
+/* ---- right, and slow ---- */
+
+__global__ void conflict_kernel(int *out, int stride)
+{
+    __shared__ int s[32 * 32];
+    for (int i = threadIdx.x; i < 32 * 32; i += 32) s[i] = i;
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x * stride];
+}
+
+void seeded_conflicts(int conflicts)
+{
+    int *out;
+    cudaMalloc((void **)&out, 32 * sizeof *out);
+    conflict_kernel<<<1, 32>>>(out, conflicts);
+    cudaStreamSynchronize(0);
+}
+
+/* Sixteen bytes a lane, `stride` of them from lane to lane. */
+__global__ void wide_conflict_kernel(int4 *out, int stride)
+{
+    __shared__ int4 s[32 * 8];
+    for (int i = threadIdx.x; i < 32 * 8; i += 32) s[i] = make_int4(i, i, i, i);
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x * stride];
+}
+
+void seeded_wide_conflicts(int stride)
+{
+    int4 *out;
+    cudaMalloc((void **)&out, 32 * sizeof *out);
+    wide_conflict_kernel<<<1, 32>>>(out, stride);
+    cudaStreamSynchronize(0);
+}
+
+__global__ void strided_kernel(int *out, const int *in, int stride)
+{
+    out[threadIdx.x] = in[threadIdx.x * stride];
+}
+
+void seeded_strides(int stride)
+{
+    int host[32 * 8] = {}, *out, *in;
+    cudaMalloc((void **)&out, 32 * sizeof *out);
+    cudaMalloc((void **)&in, sizeof host);
+    cudaMemcpyAsync(in, host, sizeof host, cudaMemcpyHostToDevice, 0);
+    strided_kernel<<<1, 32>>>(out, in, stride);
+    cudaStreamSynchronize(0);
+}

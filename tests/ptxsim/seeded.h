@@ -10,3 +10,9 @@ void seeded_run(enum seeded_bug bug);
 /* A product by way of cp.async, ldmatrix and mma.sync: true when it is right. Not `waits`: for the copies, too
  * late. */
 bool seeded_product(bool waits);
+
+/* Right, and slow: a warp that loads from shared memory, elements of 4 (conflict_kernel) or 16 bytes
+ * (wide_conflict_kernel), or from global memory, 4 bytes (strided_kernel), `stride` elements from lane to lane. */
+void seeded_conflicts(int stride);
+void seeded_wide_conflicts(int stride);
+void seeded_strides(int stride);

@@ -187,6 +187,128 @@ static void test_bugs_are_found(void **)
     assert_int_equal(status, 0);
 }
 
+// ---- what is counted ----
+
+// What one more run of a kernel adds.
+static struct ptxsim_traffic added(void (*run)(int), int stride, const char *kernel)
+{
+    run(stride);
+    struct ptxsim_traffic a = ptxsim_traffic(kernel);
+    run(stride);
+    struct ptxsim_traffic b = ptxsim_traffic(kernel);
+    return {b.wavefronts - a.wavefronts, b.least_wavefronts - a.least_wavefronts, b.sectors - a.sectors,
+            b.least_sectors - a.least_sectors};
+}
+
+// 32 stores of a whole row of banks, and the load: of 4 bytes by the whole warp, of 16 by its quarters.
+static void test_bank_conflicts_are_counted(void **)
+{
+    static const struct { int stride; uint64_t wavefronts; } cases[] = {{0, 1}, {1, 1}, {8, 8}, {32, 32}, {3, 1}};
+    for (const auto &c : cases) {
+        struct ptxsim_traffic t = added(seeded_conflicts, c.stride, "conflict_kernel");
+        assert_int_equal(t.least_wavefronts, 32 + 1);
+        assert_int_equal(t.wavefronts, 32 + c.wavefronts);
+    }
+    static const struct { int stride; uint64_t wavefronts; } wide[] = {{0, 4}, {1, 4}, {2, 8}, {8, 32}};
+    for (const auto &c : wide) {
+        struct ptxsim_traffic t = added(seeded_wide_conflicts, c.stride, "wide_conflict_kernel");
+        assert_int_equal(t.least_wavefronts, 8 * 4 + 4);
+        assert_int_equal(t.wavefronts, 8 * 4 + c.wavefronts);
+    }
+}
+
+// The product's copies and ldmatrix: rows of 32 bytes, eight of which lie in two rows of banks.
+static void run_product(int) { seeded_product(true); }
+
+static void test_copies_and_matrices_are_counted(void **)
+{
+    struct ptxsim_traffic t = added(run_product, 0, "product_kernel");
+    // Copies: 4 + 2 quarters of a warp. ldmatrix: 4 matrices, twice the least. Two loads of 8 rows of 16 bytes each.
+    assert_int_equal(t.least_wavefronts, 6 + 4 + 2);
+    assert_int_equal(t.wavefronts, 6 + 8 + 4);
+    // In: 512 and 256 bytes. Out: 4 stores, each of 8 rows of 16 bytes, one row a sector.
+    assert_int_equal(t.least_sectors, 16 + 8 + 4 * 4);
+    assert_int_equal(t.sectors, 16 + 8 + 4 * 8);
+}
+
+static void test_sectors_are_counted(void **)
+{
+    static const struct { int stride; uint64_t sectors, least; } cases[] = {
+        {0, 1, 1}, {1, 4, 4}, {2, 8, 4}, {8, 32, 4},
+    };
+    for (const auto &c : cases) {
+        struct ptxsim_traffic t = added(seeded_strides, c.stride, "strided_kernel");
+        assert_int_equal(t.least_sectors, 4 + c.least);
+        assert_int_equal(t.sectors, 4 + c.sectors);
+    }
+}
+
+// ---- budgets ----
+
+static const char budgets_path[] = "build/ptxsim/budgets.txt", report_path[] = "build/ptxsim/ptxas.txt";
+static const char report_text[] =
+    "ptxas info    : Compiling entry function '_Z14strided_kernelPiPKii' for 'sm_90'\n"
+    "ptxas info    : Function properties for _Z14strided_kernelPiPKii\n"
+    "    8 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads\n"
+    "ptxas info    : Used 40 registers, used 0 barriers, 372 bytes cmem[0]\n";
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+// In a child, which exits with 1 when budgets are exceeded. The stride: a load of 32 sectors for 4, and a store of 4.
+static void check_budgets(int with_report)
+{
+    seeded_strides(8);
+    if (!ptxsim_budgets_hold(budgets_path, with_report ? report_path : NULL, false)) _exit(1);
+}
+
+static void expect_budgets(const char *rows, int with_report, const char *words)
+{
+    int status;
+    write_text(budgets_path, rows);
+    write_text(report_path, report_text);
+    std::string said = last_words(check_budgets, with_report, &status);
+    bool right = words ? WEXITSTATUS(status) == 1 && said.find(words) != std::string::npos
+                       : status == 0 && said.empty();
+    if (!right) fail_msg("%s: wanted '%s', got '%s'", rows, words ? words : "nothing", said.c_str());
+}
+
+// First of the tests: nothing else was run yet.
+static void test_what_is_over_its_budget_is_named(void **)
+{
+    expect_budgets("1.00 4.50 - - - strided_kernel\n", 0, NULL);
+    expect_budgets("1.00 4.40 - - - strided_kernel\n", 0,
+                   "strided_kernel: 4.50 sectors of global memory over the least, over its budget of 4.40");
+    expect_budgets("1.00 4.40 - - - strided_kernel\n", 0, "make cuda-budgets RENEW=1");
+    expect_budgets("# none\n", 0, "strided_kernel: 4.50 sectors of global memory over the least, and no budget");
+    expect_budgets("1.00 4.50 - - - strided_kernel\n1 1 9 9 0 gone_kernel\n", 0, "gone_kernel: a row, and no such");
+    expect_budgets("1.00 4.50 9 30 16 strided_kernel\n", 1,
+                   "strided_kernel: 40.00 registers on sm_90, over its budget of 30.00");
+    expect_budgets("1.00 4.50 9 40 16 strided_kernel\n", 1, NULL);
+    expect_budgets("1.00 4.50 9 40 0 strided_kernel\n", 1,
+                   "strided_kernel: 16.00 bytes of spilled registers, over its budget of 0.00");
+}
+
+static void test_budgets_are_renewed(void **)
+{
+    write_text(budgets_path, "1.00 1.00 9 30 16 strided_kernel\n7 7 7 7 7 gone_kernel\n");
+    write_text(report_path, report_text);
+    seeded_strides(8);
+    assert_true(ptxsim_budgets_hold(budgets_path, report_path, true));
+    char text[1024] = {};
+    FILE *f = fopen(budgets_path, "r");
+    assert_non_null(f);
+    assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+    fclose(f);
+    assert_non_null(strstr(text, "\n       1.00    4.50     9    40     16 strided_kernel\n"));
+    assert_null(strstr(text, "gone_kernel"));
+}
+
 static void load_unknown(int)
 {
     ptxsim_load(".version 8.0\n.target sm_80\n.visible .entry k()\n{\n.reg .b32 %r<3>;\n"
@@ -201,6 +323,11 @@ static void test_unknown_instructions_are_named(void **)
 int main()
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_over_its_budget_is_named),
+        cmocka_unit_test(test_budgets_are_renewed),
+        cmocka_unit_test(test_bank_conflicts_are_counted),
+        cmocka_unit_test(test_copies_and_matrices_are_counted),
+        cmocka_unit_test(test_sectors_are_counted),
         cmocka_unit_test(test_operations),
         cmocka_unit_test(test_tensor_cores_and_copies),
         cmocka_unit_test(test_bugs_are_found),
