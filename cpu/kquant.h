@@ -29,6 +29,9 @@ enum {
     KQUANT_ROW_BYTES = PANEL * 4,       /* a group of all outputs */
 };
 
+/* Each of the types, as DTYPE_ names it. */
+#define KQUANT_TYPES(X) X(Q4_1) X(Q5_0) X(Q5_1) X(Q4_K) X(Q5_K) X(Q6_K)
+
 struct kquant {
     int32_t bits;
     int32_t offset;

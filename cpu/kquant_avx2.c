@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cpu/kquant.h"
+#include "cpu/simd_avx2.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -27,51 +28,12 @@ INLINE __m256i group(const struct kquant q, const uint8_t *codes, const int g)
     return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(q.bits == 5 ? 16 : 48)));
 }
 
-/* What a step's codes of 8 outputs are to be multiplied by. */
-struct scales { __m256 scale[2], minimum; };
-
-INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE __m128i load_bytes(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)p); }
-INLINE __m128i and_bytes(__m128i a, char mask) { return _mm_and_si128(a, _mm_set1_epi8(mask)); }
-/* The upper two bits of each byte as bits 4 and 5. */
-INLINE __m128i top_bits(__m128i a) { return and_bytes(_mm_srli_epi16(a, 2), 48); }
-INLINE __m256 unsigned_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)); }
-INLINE __m256 signed_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)); }
+INLINE vf load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vf unsigned_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)); }
+INLINE vf signed_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)); }
 
-/* Scales and minima of step g of eight: see kquant_scale. */
-INLINE struct scales super_scales(const uint8_t *head, int64_t g, int v)
-{
-    const uint8_t *bytes = head + 4 * PANEL + g * PANEL + v * 8;
-    __m128i scale, minimum;
-    if (g < 4) {
-        scale = and_bytes(load_bytes(bytes), 63);
-        minimum = and_bytes(load_bytes(bytes + 4 * PANEL), 63);
-    } else {
-        __m128i low = load_bytes(bytes + 4 * PANEL);
-        scale = _mm_or_si128(and_bytes(low, 15), top_bits(load_bytes(bytes - 4 * PANEL)));
-        minimum = _mm_or_si128(and_bytes(_mm_srli_epi16(low, 4), 15), top_bits(load_bytes(bytes)));
-    }
-    __m256 d = load_f16(head + v * 16), dmin = load_f16(head + 2 * PANEL + v * 16);
-    __m256 minus = _mm256_mul_ps(dmin, unsigned_floats(minimum));
-    return (struct scales){
-        .scale = {_mm256_mul_ps(d, unsigned_floats(scale))},
-        .minimum = _mm256_xor_ps(minus, _mm256_set1_ps(-0.0f)),
-    };
-}
-
-INLINE struct scales load_scales(const struct kquant q, const uint8_t *head, int64_t step, int v)
-{
-    int64_t g = step % KQUANT_SUPER;
-    if (!q.super)
-        return (struct scales){.scale = {load_f16(head + v * 16)},
-                               .minimum = q.minimum ? load_f16(head + 2 * PANEL + v * 16)
-                                                    : _mm256_setzero_ps()};
-    if (q.n_scales == 1) return super_scales(head, g, v);
-    const uint8_t *bytes = head + 2 * PANEL + 2 * g * PANEL + v * 8;
-    __m256 d = load_f16(head + v * 16);
-    return (struct scales){.scale = {_mm256_mul_ps(d, signed_floats(load_bytes(bytes))),
-                                     _mm256_mul_ps(d, signed_floats(load_bytes(bytes + PANEL)))}};
-}
+#include "cpu/kquant_scales_simd.h"
 
 /* Sums of one row over groups [g0, g1) of 8 outputs. */
 INLINE __m256i dot(const struct kquant q, const __m256i codes[8], const uint32_t *x, int64_t rows,
@@ -144,19 +106,12 @@ INLINE void matmul(const struct matmul_tile *t, const struct kquant q)
     }
 }
 
-static void matmul_q4_1(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q4_1)); }
-static void matmul_q5_0(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_0)); }
-static void matmul_q5_1(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_1)); }
-static void matmul_q4_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q4_K)); }
-static void matmul_q5_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q5_K)); }
-static void matmul_q6_k(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_Q6_K)); }
+#define PRODUCT(type) \
+    static void matmul_##type(const struct matmul_tile *t) { matmul(t, kquant_of(DTYPE_##type)); }
+KQUANT_TYPES(PRODUCT)
 
 void cpu_kquant_kernels_avx2(struct cpu_kernels *k)
 {
-    k->matmul_kquant[DTYPE_Q4_1] = matmul_q4_1;
-    k->matmul_kquant[DTYPE_Q5_0] = matmul_q5_0;
-    k->matmul_kquant[DTYPE_Q5_1] = matmul_q5_1;
-    k->matmul_kquant[DTYPE_Q4_K] = matmul_q4_k;
-    k->matmul_kquant[DTYPE_Q5_K] = matmul_q5_k;
-    k->matmul_kquant[DTYPE_Q6_K] = matmul_q6_k;
+#define ENTRY(type) k->matmul_kquant[DTYPE_##type] = matmul_##type;
+    KQUANT_TYPES(ENTRY)
 }

@@ -34,19 +34,12 @@ static void matmul(const struct matmul_tile *t, enum dtype type)
             add_step(kquant_of(type), t->w, s, x + r, t->rows, t->out + r * PANEL);
 }
 
-static void matmul_q4_1(const struct matmul_tile *t) { matmul(t, DTYPE_Q4_1); }
-static void matmul_q5_0(const struct matmul_tile *t) { matmul(t, DTYPE_Q5_0); }
-static void matmul_q5_1(const struct matmul_tile *t) { matmul(t, DTYPE_Q5_1); }
-static void matmul_q4_k(const struct matmul_tile *t) { matmul(t, DTYPE_Q4_K); }
-static void matmul_q5_k(const struct matmul_tile *t) { matmul(t, DTYPE_Q5_K); }
-static void matmul_q6_k(const struct matmul_tile *t) { matmul(t, DTYPE_Q6_K); }
+#define PRODUCT(type) \
+    static void matmul_##type(const struct matmul_tile *t) { matmul(t, DTYPE_##type); }
+KQUANT_TYPES(PRODUCT)
 
 void cpu_kquant_kernels_reference(struct cpu_kernels *k)
 {
-    k->matmul_kquant[DTYPE_Q4_1] = matmul_q4_1;
-    k->matmul_kquant[DTYPE_Q5_0] = matmul_q5_0;
-    k->matmul_kquant[DTYPE_Q5_1] = matmul_q5_1;
-    k->matmul_kquant[DTYPE_Q4_K] = matmul_q4_k;
-    k->matmul_kquant[DTYPE_Q5_K] = matmul_q5_k;
-    k->matmul_kquant[DTYPE_Q6_K] = matmul_q6_k;
+#define ENTRY(type) k->matmul_kquant[DTYPE_##type] = matmul_##type;
+    KQUANT_TYPES(ENTRY)
 }
