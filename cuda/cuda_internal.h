@@ -26,7 +26,14 @@ struct cuda_device {
     char description[384];
 };
 
-static inline struct cuda_device *cuda_of(struct device *d) { return (struct cuda_device *)d; }
+/* Every operation begins with it: a thread works on GPU 0 until it names another, and operations come from whichever
+ * thread has the device at the time. */
+static inline struct cuda_device *cuda_of(struct device *d)
+{
+    struct cuda_device *c = (struct cuda_device *)d;
+    cudaSetDevice(c->ordinal);
+    return c;
+}
 
 /* Remembers the first failure; device_sync reports it. */
 static inline void cuda_note(struct cuda_device *c, cudaError_t e, const char *what)

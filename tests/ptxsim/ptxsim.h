@@ -1,6 +1,6 @@
 /* PTX run on the CPU, watched: the interpreter in the place of a GPU, for tests. Link it instead of libcudart with
  * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --compress-mode=none): it registers
- * their kernels, and stands in for the runtime calls that cuda/ makes. One device, sm_80.
+ * their kernels, and stands in for the runtime calls that cuda/ makes. sm_80.
  *
  * What a kernel does wrong ends the process (status 87) with a message on stderr: an access out of bounds or
  * misaligned, a read of bytes that nobody wrote or that are still in flight, a race, barriers and collectives that
@@ -17,6 +17,8 @@ extern "C" {
 
 /* How warps take turns, and the order of blocks, from the next launch on. */
 void ptxsim_set_seed(uint32_t seed);
+/* So many GPUs, all alike and with one memory; 1 at first. A stream serves only threads that work on its GPU. */
+void ptxsim_set_gpus(int32_t n);
 /* A GPU of this many multiprocessors, as its properties say; 4 at first. */
 void ptxsim_set_multiprocessors(int32_t n);
 /* The compute capability that its properties name, 10 x major + minor; 80 at first. The code is sm_80's all the same. */

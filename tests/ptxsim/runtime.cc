@@ -25,6 +25,10 @@ struct recorded_launch {
 };
 using recorded_launches = std::vector<recorded_launch>;
 
+// A stream is its GPU's: only threads that work on that one may use it.
+struct gpu_stream { int32_t gpu; };
+static thread_local int32_t the_gpu; // what this thread works on
+
 struct runtime {
     std::map<const void *, kernel *> kernels;        // by their stub on the host
     std::map<const kernel *, size_t> shared_limits;  // where more than 48 KiB were asked for
@@ -35,7 +39,7 @@ struct runtime {
     recorded_launches *recording = nullptr;          // between cudaStreamBeginCapture and EndCapture
     int64_t graph_launches = 0;
     cudaError_t last = cudaSuccess;
-    int32_t n_multiprocessors = 4, compute_capability = 80;
+    int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
     int64_t waits_left = 0;                          // counting the one that fails; 0: none does
 };
 
@@ -56,6 +60,8 @@ static runtime &the_runtime()
     return *r;
 }
 
+void ptxsim_set_gpus(int32_t n) { the_runtime().n_gpus = n; }
+
 void ptxsim_set_multiprocessors(int32_t n) { the_runtime().n_multiprocessors = n; }
 
 void ptxsim_fail_after(int64_t n_waits) { the_runtime().waits_left = n_waits; }
@@ -70,9 +76,13 @@ static cudaError_t note(cudaError_t e)
     return e;
 }
 
-static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes)
+static bool usable(cudaStream_t stream) { return stream && ((gpu_stream *)stream)->gpu == the_gpu; }
+
+static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes,
+                       cudaStream_t stream)
 {
     runtime &r = the_runtime();
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     auto k = r.kernels.find(stub);
     if (k == r.kernels.end()) return note(cudaErrorInvalidDeviceFunction);
     size_t limit = DEFAULT_SHARED_BYTES;
@@ -166,23 +176,23 @@ cudaError_t __cudaGetKernel(cudaKernel_t *k, const void *stub)
 }
 
 cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3 block, void **arguments,
-                               size_t shared_bytes, cudaStream_t)
+                               size_t shared_bytes, cudaStream_t stream)
 {
-    return run((const void *)k, grid, block, arguments, shared_bytes);
+    return run((const void *)k, grid, block, arguments, shared_bytes, stream);
 }
 
 // ---- what cuda/ calls ----
 
 cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arguments,
-                             size_t shared_bytes, cudaStream_t)
+                             size_t shared_bytes, cudaStream_t stream)
 {
-    return run(stub, grid, block, arguments, shared_bytes);
+    return run(stub, grid, block, arguments, shared_bytes, stream);
 }
 
 // Kernels run one after the other here, whatever attributes say.
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *stub, void **arguments)
 {
-    return run(stub, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes);
+    return run(stub, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes, c->stream);
 }
 
 cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, int value)
@@ -197,15 +207,20 @@ cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, 
 
 cudaError_t cudaGetDeviceCount(int *n)
 {
-    *n = 1;
+    *n = the_runtime().n_gpus;
     return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int n) { return note(n == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int n)
+{
+    if (n < 0 || n >= the_runtime().n_gpus) return note(cudaErrorInvalidDevice);
+    the_gpu = n;
+    return cudaSuccess;
+}
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
 {
-    if (n != 0) return note(cudaErrorInvalidDevice);
+    if (n < 0 || n >= the_runtime().n_gpus) return note(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "PTX interpreter");
     p->major = the_runtime().compute_capability / 10;
@@ -268,11 +283,15 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
 {
-    *stream = (cudaStream_t)&the_runtime();
+    *stream = (cudaStream_t) new gpu_stream{the_gpu};
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    delete (gpu_stream *)stream;
+    return cudaSuccess;
+}
 
 cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
@@ -290,9 +309,10 @@ cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 // Graphs: kernels alone, which is what cuda/ records.
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
 {
     runtime &r = the_runtime();
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
     r.recording = new recorded_launches;
     return cudaSuccess;
@@ -325,8 +345,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     the_runtime().graph_launches++;
     for (recorded_launch &l : *(recorded_launches *)graph) {
         std::vector<void *> arguments;
