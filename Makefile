@@ -91,7 +91,7 @@ $(BUILD)/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 $(BUILD)/cpu/%_avx512vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
-$(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mamx-tile -mamx-bf16 -mamx-int8 -mfma -mf16c
+$(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mamx-tile -mamx-bf16 -mamx-int8 -mavx512bf16 -mfma -mf16c
 # Nobody asks errno about a square root: without it loops with one become vectors.
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 # Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in every step.

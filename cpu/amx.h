@@ -73,3 +73,9 @@ struct amx_quant_product {
 
 /* Panels [begin, end) of the product. Uses 128 KiB of stack. */
 void amx_quant_multiply(const struct amx_quant_product *p, int64_t begin, int64_t end);
+
+/* ---- attention ---- */
+
+/* kernels.attend_bf16, with pairs in q, for any number of rows: they are as good as alone. */
+struct attend_block;
+void amx_attend_bf16(const struct attend_block *b);

@@ -91,7 +91,7 @@ static int64_t query_stride(const struct attend *m)
 {
     int64_t n = m->attention->head_dim;
     if (m->kv->dtype == DTYPE_Q8_0) return n / 2 + 1;
-    return m->kv->dtype == DTYPE_BF16 && m->kernels->bf16_dot ? n / 2 : n;
+    return m->kv->dtype == DTYPE_BF16 && m->kernels->attend_pairs ? n / 2 : n;
 }
 
 /* One row of a query as kernels want it: see struct attend_block. */
@@ -110,7 +110,7 @@ static void load_row(const struct attend *m, const float *src, uint32_t *dst)
         return;
     default:
         m->kernels->to_bf16(rounded, src, n);
-        if (m->kernels->bf16_dot)
+        if (m->kernels->attend_pairs)
             memcpy(dst, rounded, (size_t)n * 2);
         else
             for (int64_t k = 0; k < n; k++) dst[k] = (uint32_t)rounded[k] << 16;

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cpu/amx.h"
 #include "cpu/kernels.h"
 
 static const char *const names[] = {"reference", "avx2", "avx512", "avx512_bf16", "amx", "best"};
@@ -103,5 +104,7 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa)
     if (isa == CPU_ISA_AMX) {
         k->name = "AMX";
         k->amx = true;
+        k->attend_pairs = true;
+        k->attend_bf16 = amx_attend_bf16;
     }
 }

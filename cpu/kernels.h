@@ -72,10 +72,10 @@ static inline void prefetch_step(const char *prefetch, int64_t bytes, int64_t ro
  *   q8_0: i8 codes of keys [K/4][P][4], of values [P/4][Kp][4]: fours along what the product sums over, in the
  *         order 0 2 1 3; then f32 scales of keys [ceil(K / KV_Q8_BLOCK)][P] and of values [P]
  * q holds 32-bit words [n_rows][q_stride]: f32 values (rounded to bf16 if the cache is bf16), or bf16 pairs when the
- * kernels have bf16_dot and the cache is bf16. For q8_0 a row is i16 codes [K], then their f32 scale.
- * Row r sees keys 0..limit[r]-1 of the block; what lies after them in the pages may be anything, also NaN.
+ * kernels have attend_pairs and the cache is bf16. For q8_0 a row is i16 codes [K], then their f32 scale.
+ * Row r sees keys 0..limit[r]-1 of the block; what lies in the pages after all that any row sees may be anything, also
+ * NaN.
  *   s = scale q.k;  max = the highest s;  p = exp(s - max);  sum = the sum of p;  acc = the sum of p v
- * A row with limit 0 is left alone.
  *
  * In q8_0 both products multiply 8-bit codes of the cache by 16-bit ones: of the query (one scale a row), and of p
  * times the values' scales (one scale a row and block). Integer sums are exact (at most 128 products below
@@ -86,7 +86,7 @@ struct attend_block {
     float scale;
     const void *q;
     int64_t q_stride;
-    const int32_t *limit;                     /* [n_rows] 0..KEY_BLOCK */
+    const int32_t *limit;                     /* [n_rows] 1..KEY_BLOCK */
     const uint8_t *pages[KEY_BLOCK_PAGES];    /* this KV head's part */
     const uint8_t *next[KEY_BLOCK_PAGES];     /* [n_pages] pages that will be wanted next: kernels of few rows, which
                                                  wait for memory, call for them as they go */
@@ -158,6 +158,7 @@ struct cpu_kernels {
     int32_t tile_rows; /* rows of a full tile, at most TILE_ROWS */
     int32_t quant_rows; /* the same of quantized products */
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
+    bool attend_pairs; /* and so does attention over a bf16 cache */
     bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16; those of
                           many rows with q8_0 and q4_0 ones too, with matmul_q8's and matmul_q4's bits */
 

@@ -33,6 +33,7 @@ void cpu_kernels_avx512bf16(struct cpu_kernels *k)
 {
     k->name = "AVX-512 BF16";
     k->bf16_dot = true;
+    k->attend_pairs = true;
     k->matmul_bf16 = matmul_dot;
     k->attend_bf16 = attend_dot;
 }

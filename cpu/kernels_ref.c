@@ -243,6 +243,7 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .name = "plain C",
         .tile_rows = 4,
         .bf16_dot = false,
+        .attend_pairs = false,
         .matmul_f32 = matmul_f32,
         .matmul_bf16 = matmul_bf16,
         .finish = finish,
