@@ -94,8 +94,10 @@ $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512d
 $(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mamx-tile -mamx-bf16 -mamx-int8 -mavx512bf16 -mfma -mf16c
 # Nobody asks errno about a square root: without it loops with one become vectors.
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
-# Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in every step.
-$(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),-fno-sanitize=all)
+# Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in every step. What
+# packs a file's blocks is checked.
+CPU_PACKING := $(BUILD)/cpu/cpu_matrix.o $(BUILD)/cpu/kquant.o
+$(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),$(if $(filter $(CPU_PACKING),$@),,-fno-sanitize=all))
 # Every weight of a file passes through its loops.
 $(BUILD)/model/dtype.o: CFLAGS += $(if $(SAN),-O1,-O3)
 

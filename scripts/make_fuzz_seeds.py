@@ -71,6 +71,23 @@ def llama(arch, kind="f32", width=8, **more):
     return gguf(keys, tensors)
 
 
+def mixed():
+    """Every quantized type, and queries, keys and values of three in one matrix."""
+    keys = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 256,
+            "llama.feed_forward_length": 32, "llama.attention.head_count": 1,
+            "llama.attention.key_length": 32, "llama.attention.value_length": 32,
+            "llama.context_length": 4, "llama.attention.layer_norm_rms_epsilon": 1e-5}
+    tensors = {"token_embd.weight": ("q6_K", (256, 3)), "output.weight": ("q8_0", (256, 3)),
+               "output_norm.weight": ("q8_0", (256,)), "blk.0.attn_norm.weight": ("f32", (256,)),
+               "blk.0.ffn_norm.weight": ("f32", (256,))}
+    for name, kind, shape in [("attn_q", "q4_K", (256, 32)), ("attn_k", "q5_K", (256, 32)),
+                              ("attn_v", "q6_K", (256, 32)), ("attn_output", "q5_0", (32, 256)),
+                              ("ffn_gate", "q4_1", (256, 32)), ("ffn_up", "q4_0", (256, 32)),
+                              ("ffn_down", "q5_1", (32, 256))]:
+        tensors[f"blk.0.{name}.weight"] = (kind, shape)
+    return gguf(keys, tensors)
+
+
 def gpt2():
     keys = {"general.architecture": "gpt2", "gpt2.block_count": 1, "gpt2.embedding_length": 8,
             "gpt2.feed_forward_length": 8, "gpt2.attention.head_count": 1,
@@ -164,6 +181,7 @@ def main():
                                                       "qwen2.rope.scaling.factor": 2.0}),
         "gguf/qwen3": llama("qwen3", "bf16"),
         "gguf/gpt2": gpt2(),
+        "gguf/mixed": mixed(),
         "gguf/types": gguf({"general.alignment": 32, "flag": True, "words": ["a", "", "bc"],
                             "scores": [0.5, -1.0]}, {k: (k, (t[0],)) for k, t in TYPES.items()}, 2),
         "safetensors/mixed": safetensors({"w": ("F32", [2, 3]), "b": ("BF16", [2]),
