@@ -14,7 +14,7 @@
 #include "server/command.h"
 #include "server/device.h"
 
-enum { N_EVAL_OPTIONS = 11, JSON_BYTES = 1 << 16 };
+enum { N_EVAL_OPTIONS = 9 + N_DEVICE_OPTIONS, JSON_BYTES = 1 << 16 };
 
 struct eval_options {
     struct device_options device;
@@ -28,7 +28,7 @@ struct eval_options {
 
 static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTIONS])
 {
-    const struct option entries[N_EVAL_OPTIONS] = {
+    const struct option entries[N_EVAL_OPTIONS - N_DEVICE_OPTIONS] = {
         {"model", OPTION_STRING, &o->model, 0, 0, "PATH",
          "A Hugging Face directory or a .gguf file."},
         {"input", OPTION_LIST, &o->input, 0, 0, "FILE",
@@ -42,14 +42,12 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
         {"kv-dtype", OPTION_STRING, &o->kv_dtype, 0, 0, "auto|f32|bf16|q8_0",
          "Element type of keys and values; auto: as products compute."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
-         "The most memory to take; 0: 80 % of what the machine and the cgroup leave."},
-        {"device", OPTION_STRING, &o->device.name, 0, 0, "cpu|cuda:N", "Where the model runs."},
-        {"threads", OPTION_INT, &o->device.threads, 0, 4096, "N",
-         "CPU threads; 0: one for each core that the process may use."},
+         "The most memory to take; 0: 80 % of what the GPU, or the machine and the cgroup, leave."},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "Print one JSON object."},
         {"verbose", OPTION_FLAG, &o->verbose, 0, 0, NULL, "What serve logs, on stderr."},
     };
     memcpy(table, entries, sizeof entries);
+    device_options_table(&o->device, DEVICE_HELP_RUN, table + N_EVAL_OPTIONS - N_DEVICE_OPTIONS);
 }
 
 static bool check_options(const struct eval_options *o, enum dtype *dtype, enum dtype *kv_dtype,

@@ -57,8 +57,7 @@ void model_options_table(struct model_options *o, struct option *table)
         {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
          "Do not reuse the keys and values of prompts that begin alike."},
     };
-    device_options_table(&o->device, "Where the model runs; auto: on the first GPU if there is a usable one, else on "
-                         "the CPU.", table);
+    device_options_table(&o->device, DEVICE_HELP_RUN, table);
     memcpy(table + N_DEVICE_OPTIONS, entries, sizeof entries);
 }
 

@@ -34,8 +34,8 @@ static void own_options(struct train_options *o)
          "Train as many steps as see the input N times, instead of --max-iters; 0: --max-iters."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most that training may take. What the config leaves open is chosen to be the fastest "
-         "within it; what cannot fit is refused at start. 0: 80 % of what the machine and the "
-         "cgroup leave, and the defaults where they fit."},
+         "within it; what cannot fit is refused at start. 0: 80 % of what the GPU, or the machine and the "
+         "cgroup, leave, and the defaults where they fit."},
         {"explain", OPTION_FLAG, &o->explain, 0, 0, NULL,
          "Print the plan chosen for the memory budget and those next to it, with bytes and time."},
     };
