@@ -1,5 +1,5 @@
-/* What the two ways of computing attention's backward pass share: cpu_attention_backward.c in f32, and
- * cpu_attention_backward_bf16.c. */
+/* What the ways of computing attention's backward pass share: cpu_attention_backward.c in f32,
+ * cpu_attention_backward_bf16.c, and attend_backward_amx.c. */
 #pragma once
 
 #include "cpu/cpu_train.h"
@@ -36,3 +36,14 @@ void backward_add_keys(const struct backward *m, const struct span *s, int64_t k
 int64_t backward_bf16_floats(int64_t T, int64_t K); /* of scratch */
 void backward_bf16_head(const struct backward *m, const struct span *s, int64_t kv_head,
                         int64_t head, float *scratch);
+/* Row i of a span's head in bf16: its query and, rounded, do, both [K]; its log-sum, and D = do . o with do as the
+ * products see it. Zeros past the span. */
+void backward_bf16_query(const struct backward *m, const struct span *s, int64_t head, int64_t i,
+                         uint16_t *q, uint16_t *dout, float *lse, float *delta);
+/* Keys (or values) [key0, key0 + BACKWARD_KEYS) of a KV head to `rows` [BACKWARD_KEYS, K]; absent ones are zero. */
+void backward_bf16_keys(const struct backward *m, const struct span *s, int64_t kv_head,
+                        int64_t key0, bool value, uint16_t *rows);
+/* attend_backward_amx.c */
+int64_t backward_amx_floats(int64_t T, int64_t K); /* of scratch */
+void backward_amx_head(const struct backward *m, const struct span *s, int64_t kv_head, int64_t head,
+                       float *scratch);

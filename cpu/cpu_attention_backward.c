@@ -6,7 +6,7 @@
  *
  * One thread takes one KV head of one span from its first key to its last, so every sum has one order. The five
  * products run on the forward pass's tile kernels: here in f32 throughout. Where activations are bf16 and the processor
- * multiplies pairs of them, cpu_attention_backward_bf16.c does it. */
+ * multiplies pairs of them, cpu_attention_backward_bf16.c does it, or attend_backward_amx.c on AMX tiles. */
 #include <math.h>
 #include <string.h>
 
@@ -58,13 +58,18 @@ static int64_t place_pieces(struct pieces *s, float *base, int64_t T, int64_t K)
     return backward_take(&s->ds, base, used, QUERIES * KEYS);
 }
 
+/* Of a thread, for spans of up to T rows. */
+static int64_t scratch_floats(const struct cpu_kernels *k, int64_t T, int64_t K)
+{
+    struct pieces pieces;
+    int64_t floats = max_i64(place_pieces(&pieces, NULL, T, K), backward_bf16_floats(T, K));
+    return k->amx ? max_i64(floats, backward_amx_floats(T, K)) : floats;
+}
+
 int64_t cpu_attention_backward_workspace(const struct cpu_device *c,
                                          const struct workspace_shape *s)
 {
-    struct pieces pieces;
-    int64_t T = min_i64(s->max_rows, s->block_size);
-    int64_t floats = max_i64(place_pieces(&pieces, NULL, T, s->head_dim),
-                             backward_bf16_floats(T, s->head_dim));
+    int64_t floats = scratch_floats(&c->kernels, min_i64(s->max_rows, s->block_size), s->head_dim);
     return pool_n_threads(c->pool) * floats * (int64_t)sizeof(float);
 }
 
@@ -294,7 +299,9 @@ static void backward_heads(void *ctx, int64_t begin, int64_t end, int32_t thread
         clear_columns(m, s, backward_kv_column(m->a, kv_head, false), K);
         clear_columns(m, s, backward_kv_column(m->a, kv_head, true), K);
         for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
-            if (m->qkv.dtype == DTYPE_BF16 && m->kernels->bf16_dot)
+            if (m->qkv.dtype == DTYPE_BF16 && m->kernels->amx)
+                backward_amx_head(m, s, kv_head, h, scratch);
+            else if (m->qkv.dtype == DTYPE_BF16 && m->kernels->bf16_dot)
                 backward_bf16_head(m, s, kv_head, h, scratch);
             else
                 backward_head(m, s, kv_head, h, &x);
@@ -314,13 +321,11 @@ static int64_t longest_span(const struct batch *b)
 static void run(struct device *d, struct backward *m, pool_body body)
 {
     struct cpu_device *c = cpu_of(d);
-    struct pieces pieces;
     m->kernels = &c->kernels;
     m->max_rows = longest_span(m->batch);
     m->n_dim = round_up(m->a->head_dim, PANEL);
     m->scratch = (float *)c->workspace;
-    m->scratch_floats = max_i64(place_pieces(&pieces, NULL, m->max_rows, m->a->head_dim),
-                                backward_bf16_floats(m->max_rows, m->a->head_dim));
+    m->scratch_floats = scratch_floats(m->kernels, m->max_rows, m->a->head_dim);
     ASSERT(pool_n_threads(c->pool) * m->scratch_floats * (int64_t)sizeof(float) <=
            c->workspace_bytes);
     pool_for(c->pool, (int64_t)m->batch->n_spans * m->a->n_kv_head, 1, body, m);

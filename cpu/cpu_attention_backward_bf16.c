@@ -95,39 +95,29 @@ static void pack_tile(const uint16_t *rows, int64_t i, int64_t T, int64_t K, uin
     }
 }
 
-/* One head's queries, output gradients, log-sums, and D = do . o with do as the products see it. */
-static void load_head(const struct backward *m, const struct span *s, int64_t head,
-                      struct pieces *x)
+void backward_bf16_query(const struct backward *m, const struct span *s, int64_t head, int64_t i,
+                         uint16_t *q, uint16_t *dout, float *lse, float *delta)
 {
-    int64_t K = m->a->head_dim, H = m->a->n_head, T = round_up(s->n_rows, ROWS);
-    _Alignas(4) uint16_t q[ROWS * MAX_HEAD_DIM], dout[ROWS * MAX_HEAD_DIM];
-    for (int64_t i = 0; i < T; i += ROWS) {
-        for (int64_t j = 0; j < ROWS; j++) {
-            uint16_t *q_row = q + j * K, *do_row = dout + j * K;
-            float row[MAX_HEAD_DIM];
-            int64_t r = s->row0 + i + j;
-            if (i + j >= s->n_rows) {
-                memset(q_row, 0, (size_t)K * sizeof *q_row);
-                memset(do_row, 0, (size_t)K * sizeof *do_row);
-                continue;
-            }
-            memcpy(q_row, (const uint16_t *)tensor_row(m->qkv, r) + head * K, (size_t)K * 2);
-            backward_read_row(m->dout, r, head * K, K, row);
-            m->kernels->to_bf16(do_row, row, K);
-            backward_read_row(m->out, r, head * K, K, row);
-            double dot[4] = {0};
-            for (int64_t k = 0; k < K; k++) dot[k % 4] += (double)bf16_to_f32(do_row[k]) * row[k];
-            x->delta[i + j] = (float)(dot[0] + dot[1] + dot[2] + dot[3]);
-            x->lse[i + j] = m->lse[r * H + head];
-        }
-        pack_tile(q, i / ROWS, T, K, x->q, x->q_turned);
-        pack_tile(dout, i / ROWS, T, K, x->dout, x->do_turned);
+    int64_t K = m->a->head_dim, r = s->row0 + i;
+    float row[MAX_HEAD_DIM];
+    double dot[4] = {0};
+    *lse = *delta = 0;
+    if (i >= s->n_rows) {
+        memset(q, 0, (size_t)K * sizeof *q);
+        memset(dout, 0, (size_t)K * sizeof *dout);
+        return;
     }
+    memcpy(q, (const uint16_t *)tensor_row(m->qkv, r) + head * K, (size_t)K * 2);
+    backward_read_row(m->dout, r, head * K, K, row);
+    m->kernels->to_bf16(dout, row, K);
+    backward_read_row(m->out, r, head * K, K, row);
+    for (int64_t k = 0; k < K; k++) dot[k % 4] += (double)bf16_to_f32(dout[k]) * row[k];
+    *delta = (float)(dot[0] + dot[1] + dot[2] + dot[3]);
+    *lse = m->lse[r * m->a->n_head + head];
 }
 
-/* Keys (or values) [key0, key0 + KEYS) of a KV head to `rows` [KEYS, K]; absent ones are zero. */
-static void load_rows(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
-                      bool value, uint16_t *rows)
+void backward_bf16_keys(const struct backward *m, const struct span *s, int64_t kv_head,
+                        int64_t key0, bool value, uint16_t *rows)
 {
     int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
     int64_t column = backward_kv_column(m->a, kv_head, value);
@@ -137,15 +127,30 @@ static void load_rows(const struct backward *m, const struct span *s, int64_t kv
     memset(rows + n_keys * K, 0, (size_t)((KEYS - n_keys) * K) * sizeof *rows);
 }
 
+/* One head's queries, output gradients, log-sums, and D. */
+static void load_head(const struct backward *m, const struct span *s, int64_t head,
+                      struct pieces *x)
+{
+    int64_t K = m->a->head_dim, T = round_up(s->n_rows, ROWS);
+    _Alignas(4) uint16_t q[ROWS * MAX_HEAD_DIM], dout[ROWS * MAX_HEAD_DIM];
+    for (int64_t i = 0; i < T; i += ROWS) {
+        for (int64_t j = 0; j < ROWS; j++)
+            backward_bf16_query(m, s, head, i + j, q + j * K, dout + j * K, &x->lse[i + j],
+                                &x->delta[i + j]);
+        pack_tile(q, i / ROWS, T, K, x->q, x->q_turned);
+        pack_tile(dout, i / ROWS, T, K, x->dout, x->do_turned);
+    }
+}
+
 /* A block of a KV head: keys in both orders, values; their gradients begin at zero. */
 static void load_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
                       struct pieces *x)
 {
     int64_t K = m->a->head_dim;
     uint16_t *rows = (uint16_t *)x->words;
-    load_rows(m, s, kv_head, key0, true, rows);
+    backward_bf16_keys(m, s, kv_head, key0, true, rows);
     transpose_words(x->v_panel, x->words, K / 2, KEYS, K / 2);
-    load_rows(m, s, kv_head, key0, false, rows);
+    backward_bf16_keys(m, s, kv_head, key0, false, rows);
     transpose_words(x->k_panel, x->words, K / 2, KEYS, K / 2);
     memset(x->k_turned, 0, (size_t)(m->n_dim * KEYS / 2) * sizeof *x->k_turned);
     for (int64_t k = 0; k < K; k += PANEL)
@@ -229,7 +234,6 @@ void backward_bf16_head(const struct backward *m, const struct span *s, int64_t 
     place(&x, scratch, m->max_rows, m->a->head_dim);
     load_head(m, s, head, &x);
     memset(x.dq, 0, (size_t)(T * m->n_dim) * sizeof *x.dq);
-    for (int64_t i = s->n_rows; i < T; i++) x.lse[i] = x.delta[i] = 0;
     for (int64_t key0 = 0; key0 < s->n_rows; key0 += KEYS) {
         load_keys(m, s, kv_head, key0, &x);
         for (int64_t q0 = key0; q0 < T; q0 += QUERIES) /* earlier queries do not see these keys */

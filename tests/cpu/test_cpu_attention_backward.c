@@ -11,15 +11,16 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
+#include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 
-enum { MAX_T = 210, N_SPANS = 3 };
+enum { MAX_T = 550, N_SPANS = 3 };
 
 struct shape { int32_t h, g, k, lengths[N_SPANS]; };
 
 static const struct shape shapes[] = {
     {4, 4, 8, {1, 7, 8}}, {6, 2, 16, {9, 31, 33}}, {3, 1, 48, {97, 32, 1}}, {9, 3, 64, {100, 5, 130}},
-    {2, 1, 80, {64, 96, 15}}, {1, 1, 128, {MAX_T, 3, 47}},
+    {2, 1, 80, {64, 96, 15}}, {1, 1, 128, {210, 3, 47}}, {2, 1, 16, {MAX_T, 17, 2}},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -208,6 +209,7 @@ static void threads_and_company_change_no_bit(void **state)
 
 int main(void)
 {
+    amx_emulator_use();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_right),
         cmocka_unit_test(dropout_is_the_same_for_all),
