@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "model/checkpoint_internal.h"
+#include "model/tokenizer.h"
 
 /* ---- Opening ---- */
 
@@ -96,6 +97,12 @@ void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint
              t->name.data);
     snprintf(out->type, sizeof out->type, "%s", t->type);
     memcpy(out->dims, t->dims, sizeof out->dims);
+}
+
+bool checkpoint_open_tokenizer(const struct checkpoint *ck, struct tokenizer **out,
+                               struct error *err)
+{
+    return ck->gguf ? tokenizer_open_gguf(ck->gguf, out, err) : tokenizer_open_dir(ck->path, out, err);
 }
 
 bool checkpoint_unchanged(const struct checkpoint *ck, struct error *err)

@@ -91,6 +91,7 @@ enum dtype weight_formats_main(const struct weight_formats *f, const struct gpt_
 enum checkpoint_format { CHECKPOINT_HF, CHECKPOINT_GGUF };
 
 struct checkpoint;
+struct tokenizer;
 
 bool checkpoint_open(const char *path, struct checkpoint **out, struct error *err) MUST_CHECK;
 void checkpoint_close(struct checkpoint *ck); /* NULL-safe */
@@ -104,6 +105,9 @@ enum dtype checkpoint_dtype(const struct checkpoint *ck);
 int64_t checkpoint_file_bytes(const struct checkpoint *ck); /* of the weight files together */
 int64_t checkpoint_n_tensors(const struct checkpoint *ck);
 void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint_tensor *out);
+/* The tokenizer that came with it; *out is NULL when none did. */
+bool checkpoint_open_tokenizer(const struct checkpoint *ck, struct tokenizer **out,
+                               struct error *err) MUST_CHECK;
 /* SHA-256 of the weight files' headers, sizes and a sample of their bytes, 16 hex digits + NUL:
  * names a weight version (system_fingerprint). */
 bool checkpoint_fingerprint(const struct checkpoint *ck, char out[17], struct error *err)

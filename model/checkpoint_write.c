@@ -83,11 +83,8 @@ static bool write_export(const struct tokenizer *t, const char *dir, const char 
 /* The tokenizer of a GGUF file, in Hugging Face's words. *t is NULL when the file has none. */
 static bool export_gguf(const char *path, const char *dir, struct tokenizer **t, struct error *err)
 {
-    struct gguf *g;
-    if (!gguf_open(path, &g, err)) return false;
-    bool ok = tokenizer_open_gguf(g, t, err);
-    gguf_close(g);
-    if (!ok || !*t) return ok;
+    if (!tokenizer_open_path(path, t, err)) return false;
+    if (!*t) return true;
     return write_export(*t, dir, "tokenizer.json", tokenizer_export_json, err) &&
            write_export(*t, dir, "tokenizer_config.json", tokenizer_export_config, err) &&
            checkpoint_write_generation(dir, *t, err);

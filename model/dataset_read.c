@@ -135,8 +135,8 @@ static bool read_file(struct dataset_reader *r, const char *path, struct error *
 static bool check_options(const struct dataset_options *o, struct error *err)
 {
     if (!o->tokenizer)
-        return error_set(err, ERR_INVALID, NULL, "text needs a tokenizer; only token shards do "
-                         "without");
+        return error_set(err, ERR_INVALID, NULL, "text needs a tokenizer, and the model has "
+                         "none: only token shards do without");
     if (!(o->val_fraction >= 0 && o->val_fraction <= 1))
         return error_set(err, ERR_INVALID, "val_fraction", "val_fraction is %g; it must be from 0 "
                          "to 1", o->val_fraction);

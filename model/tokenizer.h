@@ -20,6 +20,8 @@ enum tokenizer_kind { TOKENIZER_BYTE_BPE, TOKENIZER_SENTENCEPIECE, TOKENIZER_CHA
 bool tokenizer_open_dir(const char *dir, struct tokenizer **out, struct error *err) MUST_CHECK;
 /* From GGUF metadata (tokenizer.ggml.*). The gguf may be closed afterwards. */
 bool tokenizer_open_gguf(const struct gguf *g, struct tokenizer **out, struct error *err) MUST_CHECK;
+/* From what a model's path names: its directory, or its .gguf file. NULL as above. */
+bool tokenizer_open_path(const char *path, struct tokenizer **out, struct error *err) MUST_CHECK;
 /* From the bytes of a tokenizer.json (fuzzing, tests); `where` is for messages. */
 bool tokenizer_open_json(const char *json, size_t n, const char *where, struct tokenizer **out,
                          struct error *err) MUST_CHECK;

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "model/gguf.h"
 #include "model/tokenizer_internal.h"
 
@@ -244,5 +245,16 @@ bool tokenizer_open_gguf(const struct gguf *g, struct tokenizer **out, struct er
                          where, (int)(model.len < 40 ? model.len : 40), model.data);
     bool ok = read_all(&r, out);
     builder_free(&r.b);
+    return ok;
+}
+
+bool tokenizer_open_path(const char *path, struct tokenizer **out, struct error *err)
+{
+    struct gguf *g;
+    *out = NULL;
+    if (file_is_dir(path)) return tokenizer_open_dir(path, out, err);
+    if (!gguf_open(path, &g, err)) return false;
+    bool ok = tokenizer_open_gguf(g, out, err);
+    gguf_close(g);
     return ok;
 }

@@ -74,7 +74,7 @@ struct trainer_options {
     struct trainer_set sets[TRAINER_MAX_SETS]; /* the first decides which checkpoint is best */
     int32_t n_sets;
     const struct tokenizer *tokenizer; /* for samples; may be NULL */
-    const char *tokenizer_dir;         /* whose tokenizer files go into checkpoints */
+    const char *tokenizer_dir;         /* or .gguf file, whose tokenizer goes into checkpoints */
     const char *dir;            /* of the run, there already, and locked: train_state_lock */
     const char *init_from;      /* the first weights' checkpoint; NULL: random ones */
     int64_t memory_budget;      /* 0: none */

@@ -117,10 +117,8 @@ static bool write_hf(const struct conversion *c, const struct weight_source *sou
 
 static bool convert(const struct convert_options *o, struct conversion *c, struct error *err)
 {
-    if (!checkpoint_open(o->model, &c->ck, err)) return false;
-    const struct gguf *gguf = checkpoint_gguf(c->ck);
-    if (!(gguf ? tokenizer_open_gguf(gguf, &c->tokenizer, err)
-               : tokenizer_open_dir(o->model, &c->tokenizer, err)))
+    if (!checkpoint_open(o->model, &c->ck, err)
+        || !checkpoint_open_tokenizer(c->ck, &c->tokenizer, err))
         return false;
     c->gguf = o->format ? strcmp(o->format, "gguf") == 0 : is_gguf_name(o->output);
     c->output = o->output;

@@ -7,12 +7,11 @@
 #include "base/file.h"
 #include "model/checkpoint_write.h"
 #include "model/file_write.h"
-#include "model/gguf.h"
 #include "model/token_shards.h"
 #include "server/chat_data.h"
 #include "server/command.h"
 
-enum { N_DATA_OPTIONS = 8, REPORT_LIMIT = 1 << 20, PATH_BYTES = 4096 };
+enum { N_DATA_OPTIONS = 8, REPORT_LIMIT = 1 << 20 };
 
 struct data_options {
     struct option_list input;
@@ -106,41 +105,11 @@ static bool print_report(const struct token_shards_report *r, const char *dir, b
 
 /* ---- the work ---- */
 
-/* The directory or .gguf file that --tokenizer means: DIR/tokenizer.json is DIR. */
-static bool tokenizer_source(const char *given, char path[PATH_BYTES], struct error *err)
-{
-    static const char file[] = "tokenizer.json";
-    size_t n = strlen(given), n_file = sizeof file - 1;
-    if (n >= PATH_BYTES)
-        return error_set(err, ERR_TOO_LARGE, "tokenizer", "--tokenizer: the path is over %d bytes",
-                         PATH_BYTES - 1);
-    memcpy(path, given, n + 1);
-    if (strcmp(path, file) == 0) strcpy(path, ".");
-    else if (n > n_file && path[n - n_file - 1] == '/' && strcmp(path + n - n_file, file) == 0)
-        path[n - n_file] = 0;
-    return true;
-}
-
-static bool open_tokenizer(const char *path, struct tokenizer **out, struct error *err)
-{
-    struct gguf *g;
-    *out = NULL;
-    if (file_is_dir(path)) {
-        if (!tokenizer_open_dir(path, out, err)) return false;
-    } else {
-        if (!gguf_open(path, &g, err)) return false;
-        bool ok = tokenizer_open_gguf(g, out, err);
-        gguf_close(g);
-        if (!ok) return false;
-    }
-    return *out || error_set(err, ERR_NOT_FOUND, NULL, "%s has no tokenizer", path);
-}
-
 /* The tokenizer goes with the shards, so that training needs nothing else; the manifest makes them
  * whole and comes last. */
 static bool write_shards(const struct data_options *o, struct error *err)
 {
-    char source[PATH_BYTES];
+    char source[TOKENIZER_PATH_BYTES];
     struct tokenizer *t = NULL;
     struct token_shards_report report;
     struct chat_data chat_data;
@@ -148,8 +117,9 @@ static bool write_shards(const struct data_options *o, struct error *err)
     if (token_shards_is_dir(o->output))
         return error_set(err, ERR_INVALID, NULL, "%s holds token shards already; choose another "
                          "--output", o->output);
-    if (!tokenizer_source(o->tokenizer, source, err) || !open_tokenizer(source, &t, err))
+    if (!command_tokenizer_path(o->tokenizer, source, err) || !tokenizer_open_path(source, &t, err))
         return false;
+    if (!t) return error_set(err, ERR_NOT_FOUND, NULL, "%s has no tokenizer", source);
     chat_data_init(&chat_data, t, &chat);
     const struct dataset_options data = {.inputs = o->inputs, .n_inputs = o->n_inputs,
                                          .tokenizer = t, .chat = &chat,

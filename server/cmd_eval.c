@@ -33,8 +33,8 @@ static void fill_table(struct eval_options *o, struct option table[N_EVAL_OPTION
          "A Hugging Face directory or a .gguf file."},
         {"input", OPTION_LIST, &o->input, 0, 0, "FILE",
          "Text or JSON lines: a file, a glob, or a directory of token shards; more may follow."},
-        {"tokenizer", OPTION_STRING, &o->tokenizer, 0, 0, "DIR",
-         "Where tokenizer.json lies, if not with the model."},
+        {"tokenizer", OPTION_STRING, &o->tokenizer, 0, 0, "PATH",
+         "A directory with tokenizer.json, or a .gguf file, instead of the model's own."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens of a sequence; 0: as many as the model was trained for."},
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
@@ -81,13 +81,16 @@ struct evaluating {
     int64_t context;
 };
 
+/* The model's own, or --tokenizer; none will do for token shards alone. */
 static bool open_tokenizer(struct evaluating *e, struct error *err)
 {
-    const struct eval_options *o = e->options;
-    if (o->tokenizer) return tokenizer_open_dir(o->tokenizer, &e->tokenizer, err);
-    if (checkpoint_format(e->checkpoint) == CHECKPOINT_GGUF)
-        return tokenizer_open_gguf(checkpoint_gguf(e->checkpoint), &e->tokenizer, err);
-    return tokenizer_open_dir(o->model, &e->tokenizer, err);
+    char path[TOKENIZER_PATH_BYTES];
+    const char *given = e->options->tokenizer;
+    if (!given) return checkpoint_open_tokenizer(e->checkpoint, &e->tokenizer, err);
+    if (!command_tokenizer_path(given, path, err) || !tokenizer_open_path(path, &e->tokenizer, err))
+        return false;
+    return e->tokenizer || error_set(err, ERR_NOT_FOUND, "tokenizer",
+                                     "--tokenizer %s: has no tokenizer.json", given);
 }
 
 static bool open_all(struct evaluating *e, struct error *err)

@@ -274,12 +274,6 @@ static void print_json(struct buf *out, const struct report *r)
 
 /* ---- The command ---- */
 
-static bool open_tokenizer(const struct checkpoint *ck, struct tokenizer **out, struct error *err)
-{
-    if (checkpoint_gguf(ck)) return tokenizer_open_gguf(checkpoint_gguf(ck), out, err);
-    return tokenizer_open_dir(checkpoint_path(ck), out, err);
-}
-
 static bool print_report(const struct checkpoint *ck, const struct tokenizer *tokenizer, bool json,
                          struct error *err)
 {
@@ -304,7 +298,7 @@ static bool inspect(const char *path, bool json, struct error *err)
 {
     struct checkpoint *ck = NULL;
     struct tokenizer *tokenizer = NULL;
-    bool ok = checkpoint_open(path, &ck, err) && open_tokenizer(ck, &tokenizer, err) &&
+    bool ok = checkpoint_open(path, &ck, err) && checkpoint_open_tokenizer(ck, &tokenizer, err) &&
               print_report(ck, tokenizer, json, err);
     tokenizer_free(tokenizer);
     checkpoint_close(ck);

@@ -42,7 +42,7 @@ static void trainer_options_from(const struct training *t, struct trainer_option
         .data = s->data,
         .n_sets = s->n_sets,
         .tokenizer = s->tokenizer,
-        .tokenizer_dir = *s->tokenizer_dir ? s->tokenizer_dir : NULL,
+        .tokenizer_dir = *s->tokenizer_path ? s->tokenizer_path : NULL,
         .dir = s->dir,
         .init_from = t->options.init_from,
         .listener = {train_progress_stepped, train_progress_evaluated, train_progress_saved,

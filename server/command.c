@@ -22,3 +22,17 @@ int32_t command_inputs(const struct option_list *named, const char **all, int n_
     memcpy(all, named->at, (size_t)named->n * sizeof *all);
     return named->n + n_positional;
 }
+
+bool command_tokenizer_path(const char *given, char path[TOKENIZER_PATH_BYTES], struct error *err)
+{
+    static const char file[] = "tokenizer.json";
+    size_t n = strlen(given), n_file = sizeof file - 1;
+    if (n >= TOKENIZER_PATH_BYTES)
+        return error_set(err, ERR_TOO_LARGE, "tokenizer", "--tokenizer: the path is over %d bytes",
+                         TOKENIZER_PATH_BYTES - 1);
+    memcpy(path, given, n + 1);
+    if (strcmp(path, file) == 0) strcpy(path, ".");
+    else if (n > n_file && path[n - n_file - 1] == '/' && strcmp(path + n - n_file, file) == 0)
+        path[n - n_file] = 0;
+    return true;
+}

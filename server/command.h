@@ -30,6 +30,11 @@ int command_fail(const char *command, const struct error *err);
 /* The same for a command line that makes no sense: EXIT_USAGE. */
 int command_usage(const char *command, const struct error *err);
 
+/* The directory or .gguf file that --tokenizer means: DIR/tokenizer.json is DIR. */
+enum { TOKENIZER_PATH_BYTES = 4096 };
+bool command_tokenizer_path(const char *given, char path[TOKENIZER_PATH_BYTES], struct error *err)
+    MUST_CHECK;
+
 /* Input files: those of --input, then what stands on the command line without an option, as a
  * shell leaves it of `--input *.txt`. all[] begins with n_positional of the latter and has room
  * for OPTION_LIST_MAX more; returns how many it holds in the end. */

@@ -129,13 +129,6 @@ bool model_name(const char *spec, char *id, size_t id_size, const char **path, s
     return true;
 }
 
-static bool open_tokenizer(const struct checkpoint *ck, struct tokenizer **out, struct error *err)
-{
-    if (checkpoint_format(ck) == CHECKPOINT_GGUF)
-        return tokenizer_open_gguf(checkpoint_gguf(ck), out, err);
-    return tokenizer_open_dir(checkpoint_path(ck), out, err);
-}
-
 static bool open_engine(const struct model_options *o, const struct checkpoint *ck, struct model *m,
                         struct error *err)
 {
@@ -169,7 +162,7 @@ bool model_open(const char *spec, const struct model_options *o, struct model *o
     if (!model_name(spec, m.id, sizeof m.id, &m.path, err)) return false;
     file_guard_begin(&guard);
     bool ok = checkpoint_open(m.path, &ck, err)
-              && open_tokenizer(ck, &m.tokenizer, err)
+              && checkpoint_open_tokenizer(ck, &m.tokenizer, err)
               && device_open(&o->device, &m.device, err)
               && open_engine(o, ck, &m, err)
               && checkpoint_unchanged(ck, err);

@@ -21,7 +21,7 @@ static void own_options(struct train_options *o)
         {"val-input", OPTION_LIST, &o->val_input, 0, 0, "FILE",
          "Text to evaluate on, instead of a part of the input; each is a set of its own."},
         {"tokenizer", OPTION_STRING, &o->tokenizer, 0, 0, "PATH",
-         "A directory with tokenizer.json. Without it one is made from the input: characters where "
+         "A directory with tokenizer.json, or a .gguf file. Without it one is made from the input: characters where "
          "the config has no vocab_size, else a byte-level BPE."},
         {"out-dir", OPTION_STRING, &o->out_dir, 0, 0, "DIR", "Where models lie."},
         {"init-from", OPTION_STRING, &o->init_from, 0, 0, "PATH",

@@ -156,7 +156,6 @@ static bool make_tokenizer(const struct train_options *o, struct train_setup *s,
 /* "" when there is none and none can be made. */
 static bool find_tokenizer(const struct train_options *o, struct train_setup *s, struct error *err)
 {
-    char path[RUN_PATH_MAX];
     const char *from = *s->resume_from ? s->resume_from : o->init_from ? o->init_from
                                                                        : o->tokenizer;
     /* Token shards carry the tokenizer that they were made with. */
@@ -165,25 +164,18 @@ static bool find_tokenizer(const struct train_options *o, struct train_setup *s,
         if (!make_tokenizer(o, s, err)) return false;
         from = s->dir;
     }
-    size_t n = strlen(from);
-    if (n >= sizeof path) return error_set(err, ERR_TOO_LARGE, NULL, "%s: too long a path", from);
-    memcpy(path, from, n + 1);
-    /* DIR/tokenizer.json means DIR. */
-    char *slash = strrchr(path, '/');
-    if (n > 15 && slash && strcmp(slash, "/tokenizer.json") == 0) *slash = 0;
-    memcpy(s->tokenizer_dir, path, sizeof path);
-    return true;
+    return command_tokenizer_path(from, s->tokenizer_path, err);
 }
 
 static bool open_tokenizer(const struct train_options *o, struct train_setup *s, struct error *err)
 {
-    if (!find_tokenizer(o, s, err) || !tokenizer_open_dir(s->tokenizer_dir, &s->tokenizer, err))
+    if (!find_tokenizer(o, s, err) || !tokenizer_open_path(s->tokenizer_path, &s->tokenizer, err))
         return false;
     if (!s->tokenizer && o->tokenizer)
         return error_set(err, ERR_NOT_FOUND, "tokenizer", "--tokenizer %s: has no tokenizer.json",
                          o->tokenizer);
     if (!s->tokenizer) {
-        *s->tokenizer_dir = 0;
+        *s->tokenizer_path = 0;
         if (s->model.vocab_size == 0)
             return error_set(err, ERR_INVALID, "vocab_size", "the config has no vocab_size and "
                              "%s no tokenizer: say --tokenizer PATH", o->inputs[0]);
@@ -194,7 +186,7 @@ static bool open_tokenizer(const struct train_options *o, struct train_setup *s,
     if (s->model.vocab_size == 0) s->model.vocab_size = n;
     if (n <= s->model.vocab_size) return true;
     return error_set(err, ERR_INVALID, "vocab_size", "%s has %lld tokens; the config's vocab_size "
-                     "is %lld: it must be at least as large", s->tokenizer_dir, (long long)n,
+                     "is %lld: it must be at least as large", s->tokenizer_path, (long long)n,
                      (long long)s->model.vocab_size);
 }
 

@@ -5,6 +5,7 @@
 #include "model/train_state.h"
 #include "model/trainer.h"
 #include "server/chat_data.h"
+#include "server/command.h"
 #include "server/train_options.h"
 
 struct train_setup {
@@ -14,7 +15,7 @@ struct train_setup {
     unsigned freedom;               /* what the config leaves open: train_search_freedom */
     struct gpt_config model;
     struct tokenizer *tokenizer;    /* NULL: token shards without one */
-    char tokenizer_dir[RUN_PATH_MAX]; /* "" without one */
+    char tokenizer_path[TOKENIZER_PATH_BYTES]; /* its directory or .gguf file; "" without one */
     struct chat_data chat_data;     /* conversations in its template */
     struct dataset_chat chat;
     struct dataset *data;

@@ -173,6 +173,25 @@ def test_init_from(tmp_path, config, text):
     assert reply.returncode == 2 and "n_layer" in reply.stderr
 
 
+def test_init_from_a_gguf_file(tmp_path, config, text):
+    """Quantized weights are widened; the tokenizer in the file goes with the model."""
+    assert run(*arguments(tmp_path, config(bias=True, norm_type="layernorm", vocab_size=300), text,
+                          "--max-iters", 3)).returncode == 0
+    base, gguf = tmp_path / "models" / "m", tmp_path / "m.gguf"
+    reply = run("convert", "--model", base, "--output", gguf, "--dtype", "q8_0")
+    assert reply.returncode == 0, reply.stderr
+    reply = run("train", "--init-from", gguf, "--model-name", "tuned", "--input", text, "--out-dir",
+                tmp_path / "models", "--max-iters", 2, "--batch-size", 4)
+    assert reply.returncode == 0, reply.stderr
+    tuned = tmp_path / "models" / "tuned"
+    assert json.loads((tuned / "config.json").read_text())["vocab_size"] == 300
+    reply = run("generate", "--model", tuned, "--prompt", "the cat", "--max-new-tokens", 3)
+    assert reply.returncode == 0 and reply.stdout, reply.stderr
+    losses = [json.loads(run("eval", "--model", model, "--input", text, "--json").stdout)["loss"]
+              for model in (base, gguf)]
+    assert losses[1] == pytest.approx(losses[0], abs=0.01)
+
+
 def test_several_evaluation_sets(tmp_path, config, text):
     other = tmp_path / "other.txt"
     other.write_text("the old cat sees my bird again.\n" * 20)
