@@ -17,6 +17,7 @@
 
 #include "base/checked.h"
 #include "cpu/amx.h"
+#include "cpu/exp2_simd.h"
 #include "cpu/kernels.h"
 
 enum {
@@ -164,35 +165,20 @@ static inline __attribute__((always_inline)) void score(struct work *w, const bo
     }
 }
 
-/* 2^x for x <= 0, to 3e-6 (what it is for has 8 bits); 1 for 0; NaN for NaN. Below 2^-125 it is that. */
-static inline vf exp2_negative(vf x)
-{
-    const vf magic = vf_set(0x1.8p23f); /* added, it leaves whole numbers in the lowest bits */
-    x = vf_max(vf_set(-125), x);
-    vf whole = vf_add(x, magic), r = vf_sub(x, vf_sub(whole, magic));
-    vf y = vf_set(0x1.3a02ccp-7f);
-    y = vf_fma(y, r, vf_set(0x1.c9fc46p-5f));
-    y = vf_fma(y, r, vf_set(0x1.ec0378p-3f));
-    y = vf_fma(y, r, vf_set(0x1.62e12cp-1f));
-    y = vf_fma(y, r, vf_set(1));
-    __m512i power = _mm512_slli_epi32(_mm512_castps_si512(whole), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), power));
-}
-
 /* A row's weights, in bf16: zeros from its limit to the end of the pages. Fills max and sum. */
 static void softmax_row(struct work *w, int64_t row)
 {
     const struct attend_block *b = w->b;
     const float *scores = w->scores[row];
     int64_t n = b->limit[row], whole = n / LANES * LANES, end = (int64_t)b->n_pages * P;
-    vf highest = vf_set(-INFINITY), sum = vf_set(0), scale = vf_set(b->scale * 0x1.715476p0f); /* / ln 2 */
+    vf highest = vf_set(-INFINITY), sum = vf_set(0), scale = vf_set(b->scale * PER_LN2);
     for (int64_t i = 0; i < whole; i += LANES) highest = vf_max(highest, vf_load(scores + i));
     if (whole < n) highest = vf_max(highest, vf_first(vf_load(scores + whole), highest, n - whole));
     float max = vf_highest(highest);
     vf shift = vf_mul(vf_set(max), scale);
     for (int64_t i = 0; i < end; i += LANES) {
         vf p = vf_set(0);
-        if (i < n) p = exp2_negative(vf_sub(vf_mul(vf_load(scores + i), scale), shift));
+        if (i < n) p = vf_exp2_weight(vf_sub(vf_mul(vf_load(scores + i), scale), shift));
         if (i == whole) p = vf_first(p, vf_set(0), n - whole);
         sum = vf_add(sum, p);
         _mm256_store_si256((__m256i *)(w->weights[row] + i), (__m256i)_mm512_cvtneps_pbh(p));

@@ -11,13 +11,16 @@
  *   dq = ds k    ds, as they lie        32 dimensions each     keys
  *
  * Cycles of 32 queries x 32 keys x 64 dimensions (0.66 MFLOP), from the published figures: 40 tdpbf16ps at 16, 640;
- * some 90 vector instructions a query on two ports, 1,440: p is the limit. All that it needs stays in a core's
+ * some 60 vector instructions a query on two ports, 960: p is the limit. All that it needs stays in a core's
  * second-level cache. */
+#include "cpu/simd_avx512.h"
+
 #include <string.h>
 
 #include "base/checked.h"
 #include "cpu/amx.h"
 #include "cpu/attention_backward.h"
+#include "cpu/exp2_simd.h"
 #include "cpu/transpose.h"
 
 enum {
@@ -25,6 +28,7 @@ enum {
     QUERIES = AMX_GROUP_ROWS, /* of a go */
 };
 _Static_assert((int)KEYS == (int)AMX_STEP && (int)AMX_ROWS == (int)AMX_STEP, "a block of keys is a step and a panel");
+_Static_assert((int)KEYS == 2 * (int)LANES, "and two vectors");
 
 /* One thread's pieces, for a span of T rows, padded to a multiple of 32 with zeros, as are dimensions (n_dim). Halves are
  * bf16. */
@@ -139,7 +143,18 @@ struct go {
 static void write_dp(const void *ctx, int64_t panel, int64_t row, int64_t n_rows, const float *tile)
 {
     const struct go *g = ctx;
-    memcpy(g->x->dp + row * KEYS, tile, (size_t)(n_rows * KEYS) * sizeof *tile);
+    float *dp = g->x->dp + row * KEYS;
+    for (int64_t i = 0; i < n_rows * KEYS; i += LANES) vf_store(dp + i, vf_load(tile + i));
+}
+
+/* Of LANES scores s and of dp, what of p and ds the query sees; z are dropout's factors. */
+static inline void weigh(const struct backward *m, vf s, vf dp, vf z, vf shift, vf delta, __mmask16 seen,
+                         vf *p, vf *ds)
+{
+    vf e = vf_exp2_weight(_mm512_fmsub_ps(s, vf_set(m->a->scale * PER_LN2), shift));
+    vf d = _mm512_fmsub_ps(z, dp, delta);
+    *p = _mm512_maskz_mul_ps(seen, e, z);
+    *ds = _mm512_maskz_mul_ps(seen, vf_mul(e, vf_set(m->a->scale)), d);
 }
 
 /* From scores, and dp of all rows, p and ds. */
@@ -147,21 +162,26 @@ static void write_p(const void *ctx, int64_t panel, int64_t row, int64_t n_rows,
 {
     const struct go *g = ctx;
     const struct pieces *x = g->x;
-    _Alignas(64) float p[AMX_ROWS * KEYS];
-    float *ds = x->dp + row * KEYS;
-    int64_t n = n_rows * KEYS;
-    memcpy(p, tile, (size_t)n * sizeof *tile);
-    backward_finish_block(g->m, p, ds, x->lse, x->delta, g->head, g->row0, g->query0 + row, n_rows,
-                          g->key0);
-    g->m->kernels->to_bf16(x->p + row * KEYS, p, n);
-    g->m->kernels->to_bf16(x->ds + row * KEYS, ds, n);
+    _Alignas(64) float z[KEYS];
+    for (int64_t k = 0; k < KEYS; k++) z[k] = 1;
+    for (int64_t end = row + n_rows; row < end; row++, tile += KEYS) {
+        int64_t query = g->query0 + row, seen = max_i64(0, min_i64(KEYS, query - g->key0 + 1));
+        uint32_t mask = (uint32_t)(((uint64_t)1 << seen) - 1);
+        vf shift = vf_set(x->lse[query] * PER_LN2), delta = vf_set(x->delta[query]), p[2], ds[2];
+        if (g->m->a->dropout > 0) backward_dropout_factors(g->m, g->head, g->row0 + query, g->key0, z);
+        for (int v = 0; v < 2; v++)
+            weigh(g->m, vf_load(tile + v * LANES), vf_load(x->dp + row * KEYS + v * LANES),
+                  vf_load(z + v * LANES), shift, delta, (__mmask16)(mask >> v * LANES), &p[v], &ds[v]);
+        _mm512_storeu_si512(x->p + row * KEYS, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
+        _mm512_storeu_si512(x->ds + row * KEYS, (__m512i)_mm512_cvtne2ps_pbh(ds[1], ds[0]));
+    }
 }
 
 static void add_rows(const void *ctx, int64_t panel, int64_t row, int64_t n_rows, const float *tile)
 {
     const struct go *g = ctx;
     float *to = g->sums + (panel * g->panel_rows + row) * PANEL;
-    g->m->kernels->finish(to, DTYPE_F32, tile, NULL, EPILOGUE_ADD, n_rows * PANEL);
+    for (int64_t i = 0; i < n_rows * PANEL; i += LANES) vf_store(to + i, vf_add(vf_load(to + i), vf_load(tile + i)));
 }
 
 /* Rows of the go, summed over dimensions. */

@@ -24,6 +24,9 @@ void backward_read_row(struct tensor t, int64_t r, int64_t at, int64_t n, float 
 int64_t backward_kv_column(const struct attention *a, int64_t kv_head, bool value);
 /* Where floats of scratch begin that come after `used`; returns what is used then. */
 int64_t backward_take(float **at, float *base, int64_t used, int64_t n);
+/* Dropout's factors of a head at (query row, keys key0 ..): 0 or 1 / (1 - p). */
+void backward_dropout_factors(const struct backward *m, int64_t head, int64_t row, int64_t key0,
+                              float z[BACKWARD_KEYS]);
 /* Scores p [n, KEYS] of queries query0 .. of a head become probabilities, with dropout's factor, and dp in ds becomes
  * the scores' gradient (scale included); zero where a query does not see a key. lse and delta: of all queries. */
 void backward_finish_block(const struct backward *m, float *p, float *ds, const float *lse,

@@ -99,10 +99,9 @@ static void multiply(const struct backward *m, float *out, const float *x, const
 
 /* ---- dropout's factor ---- */
 
-/* z of a head at (query row, keys key0 ..), 0 or 1 / (1 - p): four keys to a counter, which names head, row and
- * keys. */
-static void dropout_factors(const struct backward *m, int64_t head, int64_t row, int64_t key0,
-                            float z[KEYS])
+/* Four keys to a counter, which names head, row and keys. */
+void backward_dropout_factors(const struct backward *m, int64_t head, int64_t row, int64_t key0,
+                              float z[KEYS])
 {
     const struct attention *a = m->a;
     struct dropout_row factors = {a->dropout, {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
@@ -220,7 +219,7 @@ void backward_finish_block(const struct backward *m, float *p, float *ds, const 
     bool drops = m->a->dropout > 0;
     for (int64_t i = 0; i < n; i++, p += KEYS, ds += KEYS) {
         int64_t query = query0 + i, seen = max_i64(0, min_i64(KEYS, query - key0 + 1));
-        if (drops) dropout_factors(m, head, row0 + query, key0, z);
+        if (drops) backward_dropout_factors(m, head, row0 + query, key0, z);
         m->kernels->softmax_backward_row(p, ds, drops ? z : NULL, seen, lse[query] / scale, scale,
                                          delta[query]);
         for (int64_t j = seen; j < KEYS; j++) p[j] = ds[j] = 0;
@@ -379,7 +378,7 @@ static void forward_head(const struct backward *m, const struct span *s, int64_t
                 sum[q] = sum[q] * before + m->kernels->row_exp(ds, p, seen, high / scale, scale);
                 max[q] = high;
                 for (int64_t k = 0; k < K; k++) out[k] *= before;
-                dropout_factors(m, head, s->row0 + q, key0, z);
+                backward_dropout_factors(m, head, s->row0 + q, key0, z);
                 for (int64_t j = 0; j < seen; j++) ds[j] *= z[j];
             }
             add_queries(m, x, n, x->dq + q0 * m->n_dim);
