@@ -47,6 +47,23 @@ static void device_free(struct device *d, void *p, size_t bytes)
     if (p) cudaFree(p);
 }
 
+static void *device_alloc_host(struct device *d, size_t bytes, struct error *err)
+{
+    void *p = NULL;
+    char what[80];
+    snprintf(what, sizeof what, "%s: page-locking %zu bytes of host memory", d->name, bytes);
+    cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
+    if (e == cudaSuccess) return p;
+    cudaGetLastError();
+    failed(what, e, err);
+    return NULL;
+}
+
+static void device_free_host(struct device *d, void *p)
+{
+    if (p) cudaFreeHost(p);
+}
+
 static void device_upload(struct device *d, void *dst, const void *src, size_t bytes)
 {
     struct cuda_device *c = cuda_of(d);
@@ -97,6 +114,8 @@ static void fill_ops(struct device_ops *ops, const struct device_ops *sizes)
     ops->description = device_description;
     ops->alloc = device_alloc;
     ops->free = device_free;
+    ops->alloc_host = device_alloc_host;
+    ops->free_host = device_free_host;
     ops->upload = device_upload;
     ops->download = device_download;
     ops->sync = device_sync;

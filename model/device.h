@@ -143,6 +143,11 @@ struct device_ops {
     /* Memory. alloc is called once per arena at start: zeroed, DEVICE_ALIGN-aligned. */
     void *(*alloc)(struct device *d, size_t bytes, struct error *err);
     void (*free)(struct device *d, void *p, size_t bytes);
+    /* Optional: host memory that copies go to and from without a detour, page-locked; aligned like device memory,
+     * contents undefined. NULL: the host's own will do. */
+    void *(*alloc_host)(struct device *d, size_t bytes, struct error *err);
+    void (*free_host)(struct device *d, void *p);
+    /* Between device memory and the host's, which stays as it is until the next sync. */
     void (*upload)(struct device *d, void *dst, const void *src, size_t bytes);
     void (*download)(struct device *d, void *dst, const void *src, size_t bytes);
     bool (*sync)(struct device *d, struct error *err);

@@ -220,8 +220,7 @@ static struct engine *allocate(struct engine *e, struct error *err)
               "on the device and %lld on the host, took %lld and %lld; this is a bug of gptd on %s",
               (long long)e->device_plan.planned, (long long)e->host_plan.planned,
               (long long)e->device_plan.total, (long long)e->host_plan.total, e->device->name);
-    e->device->ops->free(e->device, e->device_arena, (size_t)e->device_plan.planned);
-    free(e->host_arena);
+    plan_release(e->device, e->host_arena, e->device_arena, e->device_plan.planned);
     return NULL;
 }
 
@@ -299,6 +298,5 @@ void engine_arenas(const struct engine *e, struct engine_arena out[2])
 
 void engine_release(struct engine *e)
 {
-    e->device->ops->free(e->device, e->device_arena, (size_t)e->device_plan.total);
-    free(e->host_arena); /* with *e */
+    plan_release(e->device, e->host_arena, e->device_arena, e->device_plan.total); /* with *e */
 }

@@ -150,9 +150,7 @@ bool evaluator_open(struct device *d, const struct evaluator_options *o, struct 
 void evaluator_close(struct evaluator *e)
 {
     if (!e) return;
-    void *host = e->host_arena; /* with *e */
-    e->device->ops->free(e->device, e->device_arena, (size_t)e->device_plan.total);
-    free(host);
+    plan_release(e->device, e->host_arena, e->device_arena, e->device_plan.total); /* with *e */
 }
 
 int64_t evaluator_memory(const struct evaluator *e)

@@ -267,6 +267,13 @@ static void load_part(const struct load *load, struct matrix *m, enum weight_rol
     }
 }
 
+void gpt_upload(struct device *d, float *to, const float *staging, int64_t n)
+{
+    struct error sticks;
+    d->ops->upload(d, to, staging, (size_t)n * sizeof *to);
+    (void)!d->ops->sync(d, &sticks);
+}
+
 static void load_matrix(const struct load *load, struct matrix *m, enum weight_role role,
                         int64_t layer)
 {
@@ -288,8 +295,7 @@ static void load_vector(const struct load *load, const float *at, enum weight_ro
     for (int64_t row = 0; row < n_out; row += step) {
         int64_t n = min_i64(step, n_out - row);
         checkpoint_read_rows(load->ck, role, layer, row, n, load->staging);
-        load->d->ops->upload(load->d, (float *)at + row * n_in, load->staging,
-                             (size_t)(n * n_in) * sizeof(float));
+        gpt_upload(load->d, (float *)at + row * n_in, load->staging, n * n_in);
     }
 }
 
@@ -347,7 +353,7 @@ void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
     for (int64_t pos = 0; pos < g->max_context; pos += step) {
         int64_t n = min_i64(step, g->max_context - pos);
         rope_rows(&g->config, pos, n, staging);
-        d->ops->upload(d, g->rope + pos * width, staging, (size_t)(n * width) * sizeof(float));
+        gpt_upload(d, g->rope + pos * width, staging, n * width);
     }
 }
 
@@ -364,7 +370,7 @@ bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, floa
     if (!g->config.tie_weights) load_matrix(&load, &g->lm_head, WEIGHT_LM_HEAD, 0);
     load_vector(&load, g->lm_head_bias, WEIGHT_LM_HEAD_BIAS, 0);
     checkpoint_forget(ck);
-    return d->ops->sync(d, err); /* before the staging goes: uploads may still read it */
+    return d->ops->sync(d, err);
 }
 
 /* ---- the forward pass ---- */

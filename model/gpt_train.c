@@ -188,20 +188,14 @@ bool gpt_rows_add(struct gpt_rows *r, const struct gpt_train_options *o, const i
     return true;
 }
 
-static void upload(struct device *d, int32_t *dst, const int32_t *src, int32_t n)
-{
-    d->ops->upload(d, dst, src, (size_t)n * sizeof *src);
-}
-
 struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *h, const struct gpt_rows *to,
                                        struct device *d)
 {
-    upload(d, to->tokens, h->tokens, h->n_rows);
-    upload(d, to->positions, h->positions, h->n_rows);
-    upload(d, to->slots, h->slots, h->n_rows);
-    upload(d, to->targets, h->targets, h->n_rows);
-    upload(d, to->pages, h->pages, h->n_pages);
-    d->ops->upload(d, to->spans, h->spans, (size_t)h->n_spans * sizeof *h->spans);
+    /* All at once: both sides are laid out alike, pages last. */
+    size_t bytes = (size_t)((const char *)(h->pages + h->n_pages) - (const char *)h->tokens);
+    ASSERT((const char *)h->pages - (const char *)h->tokens
+           == (const char *)to->pages - (const char *)to->tokens);
+    d->ops->upload(d, to->tokens, h->tokens, bytes);
     return (struct gpt_micro_batch){
         .batch = {.n_rows = h->n_rows, .n_spans = h->n_spans, .tokens = to->tokens,
                   .positions = to->positions, .slots = to->slots, .spans = to->spans,

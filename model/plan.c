@@ -114,17 +114,30 @@ bool plan_sum(const struct plan *host, const struct plan *device, int64_t data_b
     return true;
 }
 
+static void *alloc_host(struct device *d, int64_t bytes, struct error *err)
+{
+    if (d->ops->alloc_host) return d->ops->alloc_host(d, (size_t)bytes, err);
+    void *p = aligned_alloc(DEVICE_ALIGN, (size_t)bytes);
+    if (!p)
+        error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory", (long long)bytes);
+    return p;
+}
+
+static void free_host(struct device *d, void *p)
+{
+    if (d->ops->free_host) d->ops->free_host(d, p);
+    else free(p);
+}
+
 bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
                 void **device_arena, struct error *err)
 {
-    void *h = aligned_alloc(DEVICE_ALIGN, (size_t)host->total);
-    if (!h)
-        return error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
-                         (long long)host->total);
+    void *h = alloc_host(d, host->total, err);
+    if (!h) return false;
     memset(h, 0, (size_t)host->total);
     void *at = d->ops->alloc(d, (size_t)device->total, err);
     if (!at) {
-        free(h);
+        free_host(d, h);
         return false;
     }
     plan_restart(host, h);
@@ -132,6 +145,12 @@ bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void *
     *host_arena = h;
     *device_arena = at;
     return true;
+}
+
+void plan_release(struct device *d, void *host_arena, void *device_arena, int64_t device_bytes)
+{
+    d->ops->free(d, device_arena, (size_t)device_bytes);
+    free_host(d, host_arena);
 }
 
 bool plan_matches(const struct plan *p) { return !p->overflow && p->total == p->planned; }

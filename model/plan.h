@@ -109,8 +109,10 @@ bool plan_sum(const struct plan *host, const struct plan *device, int64_t data_b
               struct memory_plan *out) MUST_CHECK;
 
 /* The two arenas of a run, zeroed, for plans whose first pass is done; begins the second pass over them. The
- * host's goes back with free, the device's with its ops->free. On failure nothing is held. */
+ * host's is page-locked where the device tells the difference, since it holds what is copied in every step. On failure
+ * nothing is held. */
 struct device;
 bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
                 void **device_arena, struct error *err) MUST_CHECK;
+void plan_release(struct device *d, void *host_arena, void *device_arena, int64_t device_bytes);
 bool plan_matches(const struct plan *p); /* second pass took exactly what the first planned */

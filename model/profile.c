@@ -153,6 +153,13 @@ static void device_free(struct device *d, void *p, size_t bytes)
     inner_of(d)->ops->free(inner_of(d), p, bytes);
 }
 
+static void *alloc_host(struct device *d, size_t bytes, struct error *err)
+{
+    return inner_of(d)->ops->alloc_host(inner_of(d), bytes, err);
+}
+
+static void free_host(struct device *d, void *p) { inner_of(d)->ops->free_host(inner_of(d), p); }
+
 static void upload(struct device *d, void *dst, const void *src, size_t bytes)
 {
     struct moment t = begin(d);
@@ -541,6 +548,8 @@ static const struct device_ops ops = {
     .description = description,
     .alloc = device_alloc,
     .free = device_free,
+    .alloc_host = alloc_host,
+    .free_host = free_host,
     .upload = upload,
     .download = download,
     .sync = sync_device,
@@ -607,6 +616,7 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     p->ops = ops;
     if (!inner->ops->matrix_write_blocks) p->ops.matrix_write_blocks = NULL;
     if (!inner->ops->memory) p->ops.memory = NULL;
+    if (!inner->ops->alloc_host) p->ops.alloc_host = NULL, p->ops.free_host = NULL;
     p->base.ops = &p->ops;
     p->base.train = inner->train ? &train_ops : NULL;
     *out = &p->base;

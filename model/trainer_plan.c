@@ -228,9 +228,7 @@ struct trainer *trainer_allocate(struct trainer *t, struct error *err)
 
 void trainer_release(struct trainer *t)
 {
-    void *host = t->host_arena; /* with *t */
-    t->device->ops->free(t->device, t->device_arena, (size_t)t->device_plan.total);
-    free(host);
+    plan_release(t->device, t->host_arena, t->device_arena, t->device_plan.total); /* with *t */
 }
 
 struct memory_plan trainer_memory(const struct trainer *t)

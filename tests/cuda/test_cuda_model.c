@@ -19,7 +19,8 @@
 
 #pragma weak ptxsim_set_cublas
 #pragma weak ptxsim_cublas_products
-#pragma weak ptxsim_graph_launches
+#pragma weak ptxsim_calls
+#pragma weak ptxsim_set_host_limit
 #pragma weak ptxsim_set_compute_capability
 #pragma weak ptxsim_set_gpus
 
@@ -96,11 +97,11 @@ static void check_model(const char *path, enum dtype dtype, double tolerance)
     must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
     const cJSON *prompts = cJSON_GetObjectItem(golden, "prompts"), *prompt;
     assert_true(cJSON_GetArraySize(prompts) > 0);
-    int64_t recorded = on_interpreter() ? ptxsim_graph_launches() : 0;
+    int64_t recorded = on_interpreter() ? ptxsim_calls().graph_launches : 0;
     cJSON_ArrayForEach(prompt, prompts) check_prompt(engine, prompt, tolerance);
     /* Every token after a prompt's first comes of a recorded step. */
     if (on_interpreter())
-        assert_true(ptxsim_graph_launches() - recorded >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
+        assert_true(ptxsim_calls().graph_launches - recorded >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
     engine_close(engine);
     checkpoint_close(checkpoint);
     d->ops->close(d);
@@ -117,6 +118,28 @@ static void test_llama_is_served_in_narrow_types(void **state)
     if (on_interpreter()) ptxsim_set_compute_capability(90); /* kernels are launched early */
     check_model("tests/golden/llama", DTYPE_Q8_0, 0.3);
     if (on_interpreter()) ptxsim_set_compute_capability(80);
+}
+
+/* Without page-locked memory there is no engine, and the message says what was missing. */
+static void test_refused_page_locked_memory(void **state)
+{
+    if (!on_interpreter()) skip();
+    struct device *d = cuda_or_skip();
+    struct engine_options o = fixture_options();
+    struct checkpoint *checkpoint;
+    struct engine *engine = NULL;
+    struct error err;
+    o.dtype = DTYPE_F32;
+    must(checkpoint_open("tests/golden/gpt2", &checkpoint, &err), &err);
+    ptxsim_set_host_limit(4096);
+    assert_false(engine_open(d, checkpoint, NULL, &o, &engine, &err));
+    ptxsim_set_host_limit(SIZE_MAX);
+    assert_int_equal(err.code, ERR_MEMORY);
+    assert_non_null(strstr(err.text, "page-locking"));
+    assert_non_null(strstr(err.text, "cudaErrorMemoryAllocation"));
+    must(d->ops->sync(d, &err), &err); /* the device has not failed */
+    checkpoint_close(checkpoint);
+    d->ops->close(d);
 }
 
 /* ---- training ---- */
@@ -155,6 +178,32 @@ static void check_training(enum dtype dtype, double tolerance)
     d->ops->close(d);
 }
 
+/* A step of one micro-batch: its rows go up at once; its losses come down, and the gradients' norm, which is waited
+ * for where it is computed. */
+static void test_calls_of_a_training_step(void **state)
+{
+    if (!on_interpreter()) skip();
+    struct device *d = cuda_or_skip();
+    struct train_fixture f;
+    train_fixture_open(&f, 1500);
+    struct device *own = f.device;
+    f.device = d;
+    f.options.config.dtype = DTYPE_F32;
+    train_fixture_begin(&f);
+    train_fixture_steps(&f, 1);
+    struct ptxsim_calls before = ptxsim_calls();
+    train_fixture_steps(&f, 1);
+    struct ptxsim_calls after = ptxsim_calls();
+    assert_int_equal(after.uploads - before.uploads, 1);
+    assert_int_equal(after.downloads - before.downloads, 2);
+    assert_int_equal(after.waits - before.waits, 2);
+    assert_true(after.pageable - before.pageable <= 1); /* the norm: eight bytes */
+    train_fixture_end(&f);
+    f.device = own;
+    train_fixture_close(&f);
+    d->ops->close(d);
+}
+
 static void test_f32_training_has_the_same_losses(void **state) { check_training(DTYPE_F32, 2e-5); }
 static void test_bf16_training_has_near_losses(void **state) { check_training(DTYPE_BF16, 5e-3); }
 
@@ -175,6 +224,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_gpt2_is_served),
         cmocka_unit_test(test_qwen3_is_served),
         cmocka_unit_test(test_llama_is_served_in_narrow_types),
+        cmocka_unit_test(test_refused_page_locked_memory),
+        cmocka_unit_test(test_calls_of_a_training_step),
         cmocka_unit_test(test_f32_training_has_the_same_losses),
         cmocka_unit_test(test_bf16_training_has_near_losses),
         cmocka_unit_test(test_training_with_cublas_has_near_losses),

@@ -53,8 +53,15 @@ struct ptxsim_traffic ptxsim_traffic(const char *kernel);
  * path of what ptxas -v said of them, registers and spills. What is over, or has no row, is printed. `renew`: writes the table instead. */
 bool ptxsim_budgets_hold(const char *table, const char *ptxas, bool renew);
 
-/* Graphs launched so far. */
-int64_t ptxsim_graph_launches(void);
+/* What the host has asked for so far. */
+struct ptxsim_calls {
+    int64_t launches, graph_launches; /* of kernels outside graphs; of graphs */
+    int64_t uploads, downloads, waits;
+    int64_t pageable;                 /* of the copies: those whose host side is not page-locked */
+};
+struct ptxsim_calls ptxsim_calls(void);
+/* No more than so many bytes of host memory can be page-locked from now on. */
+void ptxsim_set_host_limit(size_t bytes);
 
 /* Instructions times lanes so far, and seconds that they took. */
 void ptxsim_speed(uint64_t *lane_instructions, double *seconds);

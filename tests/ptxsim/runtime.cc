@@ -15,6 +15,8 @@
 using namespace ptxsim;
 
 struct pending_download { void *to; std::vector<uint8_t> bytes; };
+// What comes from page-locked memory is read some time before the stream is synchronized.
+struct pending_upload { const void *from; std::vector<uint8_t> bytes; };
 
 // A launch of a graph: what was recorded, its arguments copied.
 struct recorded_launch {
@@ -33,11 +35,14 @@ struct runtime {
     std::map<const void *, kernel *> kernels;        // by their stub on the host
     std::map<const kernel *, size_t> shared_limits;  // where more than 48 KiB were asked for
     std::vector<pending_download> downloads;
+    std::vector<pending_upload> uploads;
+    std::map<const uint8_t *, size_t> page_locked;   // blocks of the host's memory, their bytes
+    size_t host_limit = SIZE_MAX;                    // of page_locked
     dim3 grid, block;                                // of the launch being written down
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
     recorded_launches *recording = nullptr;          // between cudaStreamBeginCapture and EndCapture
-    int64_t graph_launches = 0;
+    struct ptxsim_calls calls = {};
     cudaError_t last = cudaSuccess;
     int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
     int64_t waits_left = 0;                          // counting the one that fails; 0: none does
@@ -66,7 +71,9 @@ void ptxsim_set_multiprocessors(int32_t n) { the_runtime().n_multiprocessors = n
 
 void ptxsim_fail_after(int64_t n_waits) { the_runtime().waits_left = n_waits; }
 
-int64_t ptxsim_graph_launches() { return the_runtime().graph_launches; }
+struct ptxsim_calls ptxsim_calls() { return the_runtime().calls; }
+
+void ptxsim_set_host_limit(size_t bytes) { the_runtime().host_limit = bytes; }
 
 void ptxsim_set_compute_capability(int32_t sm) { the_runtime().compute_capability = sm; }
 
@@ -98,6 +105,7 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
         r.recording->push_back(l);
         return cudaSuccess;
     }
+    r.calls.launches++;
     bool fits = launch(*k->second, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes,
                        arguments);
     return note(fits ? cudaSuccess : cudaErrorInvalidConfiguration);
@@ -254,20 +262,55 @@ cudaError_t cudaFree(void *p)
     return note(!p || memory_free(p) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
+{
+    enum { PAGE = 4096 };
+    runtime &r = the_runtime();
+    size_t locked = 0;
+    for (const auto &block : r.page_locked) locked += block.second;
+    bool fits = bytes <= r.host_limit && locked <= r.host_limit - bytes;
+    *p = fits ? aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE) : nullptr;
+    if (*p) r.page_locked[(uint8_t *)*p] = bytes;
+    return note(*p ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    if (p && the_runtime().page_locked.erase((uint8_t *)p) == 0) return note(cudaErrorInvalidValue);
+    free(p);
+    return cudaSuccess;
+}
+
+static bool is_page_locked(const void *p, size_t bytes)
+{
+    const auto &blocks = the_runtime().page_locked;
+    auto after = blocks.upper_bound((const uint8_t *)p);
+    if (after == blocks.begin()) return false;
+    --after;
+    return (const uint8_t *)p + bytes <= after->first + after->second;
+}
+
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
 {
-    if (the_runtime().recording) return note(cudaErrorStreamCaptureUnsupported);
-    if (kind == cudaMemcpyDeviceToHost) {
+    runtime &rt = the_runtime();
+    if (rt.recording) return note(cudaErrorStreamCaptureUnsupported);
+    bool down = kind == cudaMemcpyDeviceToHost, locked = is_page_locked(down ? to : from, bytes);
+    rt.calls.pageable += !locked;
+    if (down) {
+        rt.calls.downloads++;
         region *r = memory_range(from, bytes, "copying to the host");
         size_t offset = (size_t)((const uint8_t *)from - r->data);
         if (!r->all_written(offset, bytes))
             fail("copying to the host: bytes %zu to %zu of %zu have parts that nobody wrote", offset,
                  offset + bytes, r->bytes);
         const uint8_t *p = (const uint8_t *)from;
-        the_runtime().downloads.push_back({to, std::vector<uint8_t>(p, p + bytes)});
+        rt.downloads.push_back({to, std::vector<uint8_t>(p, p + bytes)});
         return cudaSuccess;
     }
     if (kind != cudaMemcpyHostToDevice) return note(cudaErrorInvalidMemcpyDirection);
+    rt.calls.uploads++;
+    const uint8_t *p = (const uint8_t *)from;
+    if (locked) rt.uploads.push_back({from, std::vector<uint8_t>(p, p + bytes)});
     ptxsim_fill(to, from, bytes);
     return cudaSuccess;
 }
@@ -296,11 +339,17 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
     runtime &r = the_runtime();
+    r.calls.waits++;
     if (r.waits_left == 1) return note(cudaErrorIllegalAddress); // it sticks
     if (r.waits_left > 1) r.waits_left--;
     if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
     for (const pending_download &d : r.downloads) memcpy(d.to, d.bytes.data(), d.bytes.size());
     r.downloads.clear();
+    for (const pending_upload &u : r.uploads)
+        if (memcmp(u.from, u.bytes.data(), u.bytes.size()) != 0)
+            fail("copying to the device: %zu bytes of page-locked memory were written again before the "
+                 "stream was synchronized", u.bytes.size());
+    r.uploads.clear();
     return cudaSuccess;
 }
 
@@ -348,7 +397,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
-    the_runtime().graph_launches++;
+    the_runtime().calls.graph_launches++;
     for (recorded_launch &l : *(recorded_launches *)graph) {
         std::vector<void *> arguments;
         for (std::vector<uint8_t> &a : l.arguments) arguments.push_back(a.data());
