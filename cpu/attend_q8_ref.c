@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/kernels.h"
+#include "cpu/softmax_ref.h"
 
 enum { P = KV_PAGE_TOKENS };
 
@@ -52,17 +52,10 @@ static void attend_q8(const struct attend_block *b)
 {
     int64_t n = b->head_dim, padded = b->acc_stride;
     for (int32_t r = 0; r < b->n_rows; r++) {
-        float scores[KEY_BLOCK], max = -INFINITY, sum = 0, *acc = b->acc + r * b->acc_stride;
+        float scores[KEY_BLOCK], *acc = b->acc + r * b->acc_stride;
         int16_t codes[KEY_BLOCK];
         score_row(b, r, scores);
-        for (int32_t j = 0; j < b->limit[r]; j++) {
-            scores[j] *= b->scale;
-            if (scores[j] > max) max = scores[j];
-        }
-        for (int32_t j = 0; j < b->limit[r]; j++) sum += scores[j] = expf(scores[j] - max);
-        b->max[r] = max;
-        b->sum[r] = sum;
-        memset(acc, 0, (size_t)padded * 4);
+        softmax_row(b, r, scores);
         float scale = weigh_row(b, r, scores, codes);
         for (int64_t k = 0; k < n; k++) {
             int32_t total = 0;

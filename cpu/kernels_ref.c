@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/kernels.h"
+#include "cpu/softmax_ref.h"
 
 enum { P = KV_PAGE_TOKENS };
 
@@ -71,20 +71,6 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
         if (epilogue == EPILOGUE_ADD) v += ((float *)out)[i];
         store(out, dtype, i, v);
     }
-}
-
-/* One row of a block: scores are there; out come max, sum and acc. value(ctx, key, i). */
-static void softmax_row(const struct attend_block *b, int32_t r, float *scores)
-{
-    float max = -INFINITY, sum = 0;
-    for (int32_t j = 0; j < b->limit[r]; j++) {
-        scores[j] *= b->scale;
-        if (scores[j] > max) max = scores[j];
-    }
-    for (int32_t j = 0; j < b->limit[r]; j++) sum += scores[j] = expf(scores[j] - max);
-    b->max[r] = max;
-    b->sum[r] = sum;
-    memset(b->acc + r * b->acc_stride, 0, (size_t)b->acc_stride * 4);
 }
 
 static void attend_f32(const struct attend_block *b)

@@ -171,56 +171,25 @@ static void run_kv_write_f32(struct rows_bench *b)
     b->d->ops->kv_write(b->d, f32(b->a, R, (H + 2 * G) * K), &b->batch, &b->attention, &kv, 0);
 }
 
-static void sample(struct rows_bench *b, const struct sample_params *p, int32_t n_top)
+static void sample(struct rows_bench *b, float temperature, int32_t top_k, float top_p, int32_t n_top)
 {
     struct sample_row rows[LOGIT_ROWS];
     struct sample_out out[LOGIT_ROWS];
+    struct sample_params p;
+    sample_params_init(&p);
+    p.temperature = temperature;
+    p.top_k = top_k;
+    p.top_p = top_p;
     for (int i = 0; i < LOGIT_ROWS; i++)
-        rows[i] = (struct sample_row){.params = p, .choice = i, .forced = -1, .n_top = n_top};
+        rows[i] = (struct sample_row){.params = &p, .choice = i, .forced = -1, .n_top = n_top};
     b->d->ops->sample(b->d, f32(b->logits, LOGIT_ROWS, V), rows, out);
 }
 
-static void run_greedy(struct rows_bench *b)
-{
-    struct sample_params p;
-    sample_params_init(&p);
-    p.temperature = 0;
-    sample(b, &p, 0);
-}
-
-static void run_temperature(struct rows_bench *b)
-{
-    struct sample_params p;
-    sample_params_init(&p);
-    sample(b, &p, 0);
-}
-
-static void run_top_p(struct rows_bench *b)
-{
-    struct sample_params p;
-    sample_params_init(&p);
-    p.temperature = 0.8f;
-    p.top_p = 0.95f;
-    sample(b, &p, 0);
-}
-
-static void run_top_k(struct rows_bench *b)
-{
-    struct sample_params p;
-    sample_params_init(&p);
-    p.temperature = 0.8f;
-    p.top_k = 50;
-    p.top_p = 0.95f;
-    sample(b, &p, 0);
-}
-
-static void run_top_logprobs(struct rows_bench *b)
-{
-    struct sample_params p;
-    sample_params_init(&p);
-    p.temperature = 0;
-    sample(b, &p, 5);
-}
+static void run_greedy(struct rows_bench *b) { sample(b, 0, 0, 1, 0); }
+static void run_temperature(struct rows_bench *b) { sample(b, 1, 0, 1, 0); }
+static void run_top_p(struct rows_bench *b) { sample(b, 0.8f, 0, 0.95f, 0); }
+static void run_top_k(struct rows_bench *b) { sample(b, 0.8f, 50, 0.95f, 0); }
+static void run_top_logprobs(struct rows_bench *b) { sample(b, 0, 0, 1, 5); }
 
 static void bench_serving(struct rows_bench *b)
 {

@@ -133,7 +133,7 @@ link() {
 build() {
     local common sources tests machine wrap=()
     tests=(tests/cuda/cases_*.c tests/cuda/cuda_side.c tests/cuda/test_cuda_ops.c tests/cuda/test_cuda_model.c
-           tests/cpu/cpu_util.c tests/model/engine_fixture.c tests/model/train_fixture.c)
+           tests/cpu/cpu_util.c tests/model/engine_fixture.c tests/model/golden.c tests/model/train_fixture.c)
     common=(base/*.c model/*.c cpu/*.c scripts/bare/*.c $(ls cuda/*.c | grep -v cuda_none))
     local bench=(scripts/gpu/bench.c scripts/gpu/bench_*.c) cu=() libs="" extra=()
     bench=($(printf '%s\n' "${bench[@]}" | sort -u | grep -v bench_machine))

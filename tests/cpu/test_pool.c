@@ -111,21 +111,28 @@ static void workers_take_part(void **state)
     pool_close(p);
 }
 
+struct helped {
+    _Atomic int64_t done;
+    _Atomic bool left_alone; /* nobody came for the rest of a share */
+};
+
 static void hold_up(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
-    _Atomic int64_t *done = ctx;
+    struct helped *h = ctx;
     /* Who begins the second share stays in its first range until most of that share is done too. */
-    for (int i = 0; begin == 32 && *done < 48 && i < 5000; i++) usleep(1000);
-    *done += end - begin;
+    for (int i = 0; begin == 32 && h->done < 48 && i < 5000; i++) usleep(1000);
+    if (begin == 32 && h->done < 48) h->left_alone = true;
+    h->done += end - begin;
 }
 
 static void the_slow_are_helped(void **state)
 {
     struct pool *p = open_pool(2);
     for (int i = 0; i < 20; i++) {
-        _Atomic int64_t done = 0;
-        pool_for(p, 64, 1, hold_up, (void *)&done);
-        assert_int_equal(done, 64);
+        struct helped h = {0};
+        pool_for(p, 64, 1, hold_up, &h);
+        assert_int_equal(h.done, 64);
+        assert_false(h.left_alone);
     }
     pool_close(p);
 }

@@ -7,13 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <cjson/cJSON.h>
 #include <cmocka.h>
 
-#include "base/file.h"
 #include "cuda/cuda.h"
 #include "tests/cuda/cuda_side.h"
-#include "tests/model/engine_fixture.h"
+#include "tests/model/golden.h"
 #include "tests/model/train_fixture.h"
 #include "tests/ptxsim/ptxsim.h"
 
@@ -42,51 +40,26 @@ static struct device *cuda_or_skip(void)
     return d;
 }
 
-static cJSON *read_golden(const char *model)
-{
-    char path[128];
-    struct buf text;
-    struct error err;
-    snprintf(path, sizeof path, "%s/golden.json", model);
-    buf_init(&text, 1 << 20);
-    must(file_read(path, &text, &err), &err);
-    cJSON *json = cJSON_ParseWithLength(text.data, text.len);
-    assert_non_null(json);
-    buf_free(&text);
-    return json;
-}
-
-static int32_t int_at(const cJSON *array, int32_t i) { return cJSON_GetArrayItem(array, i)->valueint; }
-
 /* Log-probabilities within `tolerance`; where that is the rounding of f32, the greedy text too. */
 static void check_prompt(struct engine *e, const cJSON *prompt, double tolerance)
 {
-    const cJSON *tokens = cJSON_GetObjectItem(prompt, "tokens");
     const cJSON *logprobs = cJSON_GetObjectItem(prompt, "logprobs");
     const cJSON *greedy = cJSON_GetObjectItem(prompt, "greedy");
-    int32_t n = cJSON_GetArraySize(tokens), n_greedy = cJSON_GetArraySize(greedy);
     struct job j;
-    if (n_greedy > MAX_GREEDY) n_greedy = MAX_GREEDY;
-    job_init_plain(&j, n, n_greedy);
-    for (int32_t i = 0; i < n; i++) j.prompt[i] = int_at(tokens, i);
-    j.params.prompt_logprobs = true;
-    assert_true(job_new(&j, e));
-    job_submit(&j, e);
-    engine_wait(e, j.request);
-    for (int32_t i = 1; i < n; i++) {
+    int32_t n_greedy = golden_run(&j, e, prompt, MAX_GREEDY);
+    for (int32_t i = 1; i < cJSON_GetArraySize(logprobs); i++) {
         double want = cJSON_GetArrayItem(logprobs, i)->valuedouble;
         assert_near(j.request->prompt_scores[i].logprob, want, tolerance, "logprob of a prompt", i, 0);
     }
-    assert_int_equal(atomic_load(&j.request->choices[0].n_tokens), n_greedy);
     for (int32_t i = 0; i < n_greedy && tolerance <= 1e-4; i++)
-        assert_int_equal(j.request->choices[0].tokens[i].id, int_at(greedy, i));
+        assert_int_equal(j.request->choices[0].tokens[i].id, golden_int(greedy, i));
     job_free(&j);
 }
 
 static void check_model(const char *path, enum dtype dtype, double tolerance)
 {
     struct device *d = cuda_or_skip();
-    cJSON *golden = read_golden(path);
+    cJSON *golden = golden_read(path);
     struct engine_options o = fixture_options();
     struct checkpoint *checkpoint;
     struct engine *engine;

@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +17,7 @@
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "tests/cpu/amx_emulator.h"
+#include "tests/model/golden.h"
 #include "tests/model/model_runner.h"
 
 #define GOLDEN "tests/golden/"
@@ -51,18 +51,6 @@ static void skip_without(const char *name)
 {
     char path[PATH_BYTES];
     if (!getenv("GPTD_TEST_DATA") || !file_exists(data_path(path, name))) skip();
-}
-
-static cJSON *read_json(const char *path)
-{
-    struct error err;
-    struct buf b;
-    buf_init(&b, 1 << 24);
-    if (!file_read(path, &b, &err)) fail_msg("%s", err.text);
-    cJSON *json = cJSON_ParseWithLength(b.data, b.len);
-    assert_non_null(json);
-    buf_free(&b);
-    return json;
 }
 
 static int32_t read_ids(const cJSON *array, int32_t *ids, int32_t max)
@@ -128,8 +116,7 @@ static void check_golden(const char *name, enum cpu_isa isa)
 {
     char dir[128], path[192];
     snprintf(dir, sizeof dir, GOLDEN "%s", name);
-    snprintf(path, sizeof path, "%s/golden.json", dir);
-    cJSON *golden = read_json(path);
+    cJSON *golden = golden_read(dir);
     struct error err;
     struct file_map expected;
     snprintf(path, sizeof path, "%s/logits.f32", dir);

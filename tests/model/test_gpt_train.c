@@ -6,7 +6,6 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +16,7 @@
 #include "model/gpt_train.h"
 #include "model/sampler.h"
 #include "tests/cpu/amx_emulator.h"
+#include "tests/model/golden.h"
 #include "tests/model/model_runner.h"
 
 enum { MAX_ROWS = 64, MAX_SPANS = 8 };
@@ -185,13 +185,9 @@ static double relative_error(const float *got, const float *want, int64_t n)
 
 static void read_tokens(const char *name, int32_t *tokens, int32_t *n)
 {
-    char path[192];
-    struct error err;
-    struct buf b;
-    snprintf(path, sizeof path, "tests/golden/%s/golden.json", name);
-    buf_init(&b, 1 << 24);
-    must(file_read(path, &b, &err), &err);
-    cJSON *json = cJSON_ParseWithLength(b.data, b.len);
+    char dir[128];
+    snprintf(dir, sizeof dir, "tests/golden/%s", name);
+    cJSON *json = golden_read(dir);
     const cJSON *prompt;
     *n = 0;
     cJSON_ArrayForEach(prompt, cJSON_GetObjectItem(json, "prompts"))
@@ -203,7 +199,6 @@ static void read_tokens(const char *name, int32_t *tokens, int32_t *n)
     }
     assert_true(*n > 16 && *n <= MAX_ROWS);
     cJSON_Delete(json);
-    buf_free(&b);
 }
 
 /* The biases that a family always stores are there in the golden; those it lacks have no gradient to check. */
