@@ -33,16 +33,20 @@ endif
 CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
-# The CUDA device: CUDA=1 builds it with the toolkit in CUDA_HOME, which is where nvcc is found. Not under
+# The CUDA device is built where nvcc is found, with the toolkit in CUDA_HOME; CUDA=0 leaves it out, and so do
 # sanitizers. CUDA_ARCHS: GPUs to have machine code for; those of a later minor number run it too (86 and 89 that of
 # 80), and the last one's PTX is there for all that come after. CUDA 13 has left 61 and 70 behind.
 CUDA_HOME  ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),$(firstword $(wildcard /usr/local/cuda)))
-CUDA       ?= 0
 NVCC       := $(CUDA_HOME)/bin/nvcc
+CUDA       ?= $(if $(SAN),0,$(if $(wildcard $(NVCC)),1,0))
 CUDA_ARCHS ?= $(if $(shell $(NVCC) --list-gpu-arch 2>/dev/null | grep -x compute_61),61 70) 75 80 90
 GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
               $(foreach sm,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(sm),code=compute_$(sm))
-NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
+CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt
+# A kernel whose registers spill is an error; but for GPUs without tensor cores, where those kernels are never run that
+# have the most.
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 \
+             -Xptxas -warn-spills $(if $(filter 61 70,$(CUDA_ARCHS)),,-Xptxas -Werror) \
              -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics"
 
 FOLDERS := base model cpu cuda api server
@@ -50,7 +54,7 @@ SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
 ifeq ($(CUDA),1)
 SRCS    := $(filter-out cuda/cuda_none.c,$(SRCS))
 KERNELS := $(wildcard cuda/*.cu)
-LIBS    += -L$(CUDA_HOME)/lib64 -lcudart_static -lrt
+LIBS    += $(CUDA_LIBS)
 endif
 OBJS    := $(SRCS:%.c=$(BUILD)/%.o) $(KERNELS:%.cu=$(BUILD)/%.cu.o)
 TESTS   := $(wildcard tests/*/test_*.c)
@@ -59,13 +63,16 @@ TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/test_gpt_train \
                       model/test_trainer cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
-# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda).
-SIM       := build/ptxsim
+# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda); SIM_ARCH: 75, 80
+# or 90, whose code. They have machine code as well, for $(SIM)/gptd_gpu, which is gptd as machines with a GPU have it.
+SIM_ARCH  ?= 80
+SIM       := build/ptxsim$(SIM_ARCH:80=)
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
 SIM_TESTS := $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
-SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(filter $(SIM)/cuda/%,$(SIM_CU:%.cu=$(SIM)/%.cu.o))) \
-             $(filter-out %/test_ptxsim.o,$(SIM_CC:%.cc=$(SIM)/%.o))
+SIM_KERNELS := $(patsubst %.cu,$(SIM)/%.cu.o,$(wildcard cuda/*.cu))
+SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) $(filter-out %/test_ptxsim.o,$(SIM_CC:%.cc=$(SIM)/%.o))
+HOST_OBJS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/cuda_none.c,$(SRCS)))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
 # it calls.
@@ -81,10 +88,18 @@ all: $(BUILD)/gptd
 tests: $(TEST_BINS) $(INTERPOSER)
 threaded-tests: $(THREADED_TEST_BINS)
 fuzz-targets: $(FUZZ_BINS)
-sim-tests: $(SIM_TESTS) $(SIM)/gptd
+sim-tests: $(SIM_TESTS) $(SIM)/gptd $(SIM)/gptd_gpu
 
-$(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS) $(BUILD)/objects
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS)
+
+# What the program was last made of, and its kernels for: other choices (CUDA=0, CUDA_ARCHS) make it anew.
+$(BUILD)/objects: NOW := $(OBJS)
+$(BUILD)/gencode: NOW := $(GENCODE)
+$(BUILD)/objects $(BUILD)/gencode: FORCE
+	@mkdir -p $(@D)
+	@echo '$(NOW)' | cmp -s - $@ || echo '$(NOW)' >$@
+FORCE:
 
 # Instruction sets: a file's name says which it may use; cpu/ picks at run time.
 $(BUILD)/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
@@ -101,7 +116,7 @@ $(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),$(if $(filter $(CPU_PAC
 # Every weight of a file passes through its loops.
 $(BUILD)/model/dtype.o: CFLAGS += $(if $(SAN),-O1,-O3)
 
-$(BUILD)/%.cu.o: %.cu
+$(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(GENCODE) -c -o $@ $<
 
@@ -109,15 +124,16 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/gptd.a: $(OBJS)
+$(BUILD)/gptd.a: $(OBJS) $(BUILD)/objects
 $(BUILD)/tests/helpers.a: $(TEST_OBJS)
 $(LIBRARIES):
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(AR) rcs $@ $(filter %.o,$^)
 
 $(SIM)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_80,code=compute_80 --compress-mode=none -c -o $@ $<
+	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_$(SIM_ARCH),code=[compute_$(SIM_ARCH),sm_$(SIM_ARCH)] \
+	    --compress-mode=none -c -o $@ $<
 
 $(SIM)/%.o: %.cc
 	@mkdir -p $(@D)
@@ -127,8 +143,11 @@ $(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded
 $(SIM)/test_cuda_ops $(SIM)/test_cuda_model: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
 # All of gptd on the interpreter, for black-box tests.
 $(SIM)/gptd: $(BUILD)/server/main.o
-$(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(LIBRARIES)
-	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARIES) $(filter-out -lcudart_static,$(LIBS)) -lcmocka
+$(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(HOST_OBJS) $(BUILD)/tests/helpers.a
+	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/tests/helpers.a $(filter-out -lcudart_static,$(LIBS)) -lcmocka
+
+$(SIM)/gptd_gpu: $(BUILD)/server/main.o $(SIM_KERNELS) $(HOST_OBJS)
+	$(CC) $(LDFLAGS) -o $@ $^ $(filter-out $(CUDA_LIBS),$(LIBS)) $(CUDA_LIBS)
 
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
@@ -179,8 +198,8 @@ test-cuda: setup-test
 BUDGET_REPORTS := $(patsubst cuda/%.cu,build/budgets/%.txt,$(wildcard cuda/*.cu))
 $(BUDGET_REPORTS): build/budgets/%.txt: cuda/%.cu $(wildcard cuda/*.h cuda/*.cuh)
 	@mkdir -p $(@D)
-	$(NVCC) $(filter-out -MMD -MP --threads 2 -Xptxas -warn-spills%,$(NVCCFLAGS)) -Xptxas -v -fatbin -o $@.fatbin \
-	    $(foreach sm,80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log || { cat $@.log; exit 1; }
+	$(NVCC) $(filter-out -MMD -MP,$(NVCCFLAGS)) -Xptxas -v -fatbin -o $@.fatbin \
+	    $(foreach sm,75 80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log || { cat $@.log; exit 1; }
 	@mv $@.log $@
 
 cuda-budgets: $(SIM)/test_cuda_ops $(BUDGET_REPORTS)

@@ -485,7 +485,7 @@ __device__ __forceinline__ void put_rows(const row_source<T> &own, const tile_of
 /* Grid: tiles of 64 keys (KEYS_OWN; else queries) of all spans, KV heads. D: the head's size rounded up to a
  * multiple of 32. */
 template <class T, int D, bool KEYS_OWN>
-__global__ void __launch_bounds__(ATTENTION_THREADS) flash_kernel(backward_args<T> a)
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) flash_kernel(backward_args<T> a)
 {
     extern __shared__ __align__(16) float memory[];
     flash_rooms<T, D> &s = *(flash_rooms<T, D> *)memory;

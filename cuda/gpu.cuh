@@ -132,23 +132,31 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
 }
 
 /* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix
- * l / 8. */
+ * l / 8. For kernels with mma_16816, which are not launched on GPUs without it. */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row)
 {
+#if __CUDA_ARCH__ >= 750
     uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)
                  : "memory");
+#else
+    __trap();
+#endif
 }
 
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row)
 {
+#if __CUDA_ARCH__ >= 750
     uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)
                  : "memory");
+#else
+    __trap();
+#endif
 }
 
 /* For kernels that cuda_launch_early starts: everything that earlier kernels write or read may be touched from here on, and
@@ -164,21 +172,26 @@ __device__ __forceinline__ void wait_for_previous()
 }
 
 /* 2 to 16 bytes that this kernel reads once and nobody writes meanwhile: they take no room in the first-level
- * cache. */
+ * cache, where the GPU can be told. */
+#if __CUDA_ARCH__ >= 700
+#define LD_ONCE "ld.global.nc.L1::no_allocate."
+#else
+#define LD_ONCE "ld.global.nc."
+#endif
 template <class V> __device__ __forceinline__ V load_once(const V *from)
 {
     static_assert(sizeof(V) == 2 || sizeof(V) == 8 || sizeof(V) == 16);
     union { V value; uint16_t half; uint32_t word[4]; } to;
     if constexpr (sizeof(V) == 16)
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+        asm(LD_ONCE "v4.u32 {%0,%1,%2,%3}, [%4];\n"
             : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
             : "l"(from));
     else if constexpr (sizeof(V) == 8)
-        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];\n"
+        asm(LD_ONCE "v2.u32 {%0,%1}, [%2];\n"
             : "=r"(to.word[0]), "=r"(to.word[1])
             : "l"(from));
     else
-        asm("ld.global.nc.L1::no_allocate.u16 %0, [%1];\n" : "=h"(to.half) : "l"(from));
+        asm(LD_ONCE "u16 %0, [%1];\n" : "=h"(to.half) : "l"(from));
     return to.value;
 }
 

@@ -3,7 +3,8 @@
 #
 #   layers    includes follow the arrows
 #   release   all C tests; the black-box tests against build/gptd, with the official clients
-#   ptxsim    where nvcc is: the CUDA device on an interpreter of its PTX, against the CPU's
+#   ptxsim    where nvcc is: the CUDA device on an interpreter of its PTX, against the CPU's; the same objects linked for
+#             GPUs, on a machine without one. The other trees are built without CUDA
 #   address   all C tests under ASan and UBSan; the concurrency tests against that server
 #   thread    the C tests where threads meet, under TSan; the concurrency tests again
 #   fuzzer    clang's build: corpora replayed, then a short run of each target
@@ -40,7 +41,7 @@ build() {
     local tree=$1 log="$logs/build-$1.log" san=()
     shift
     [ "$tree" = release ] || san=("SAN=$tree")
-    if make --no-print-directory -j"$jobs" "${san[@]}" "$@" >"$log" 2>&1; then return 0; fi
+    if make --no-print-directory -j"$jobs" CUDA=0 "${san[@]}" "$@" >"$log" 2>&1; then return 0; fi
     fail "build $tree" "$log"
     return 1
 }
