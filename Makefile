@@ -43,11 +43,11 @@ CUDA_ARCHS ?= $(if $(shell $(NVCC) --list-gpu-arch 2>/dev/null | grep -x compute
 GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
               $(foreach sm,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(sm),code=compute_$(sm))
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt
-# A kernel whose registers spill is an error; but for GPUs without tensor cores, where those kernels are never run that
-# have the most.
-NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 \
-             -Xptxas -warn-spills $(if $(filter 61 70,$(CUDA_ARCHS)),,-Xptxas -Werror) \
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
              -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics"
+# In what tests build, a kernel whose registers spill is an error. Elsewhere a toolkit that compiles otherwise than ours
+# is no reason to build nothing.
+NO_SPILLS := -Xptxas -Werror
 
 FOLDERS := base model cpu cuda api server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS))))
@@ -132,7 +132,7 @@ $(LIBRARIES):
 
 $(SIM)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -gencode arch=compute_$(SIM_ARCH),code=[compute_$(SIM_ARCH),sm_$(SIM_ARCH)] \
+	$(NVCC) $(NVCCFLAGS) $(NO_SPILLS) -gencode arch=compute_$(SIM_ARCH),code=[compute_$(SIM_ARCH),sm_$(SIM_ARCH)] \
 	    --compress-mode=none -c -o $@ $<
 
 $(SIM)/%.o: %.cc
@@ -198,7 +198,7 @@ test-cuda: setup-test
 BUDGET_REPORTS := $(patsubst cuda/%.cu,build/budgets/%.txt,$(wildcard cuda/*.cu))
 $(BUDGET_REPORTS): build/budgets/%.txt: cuda/%.cu $(wildcard cuda/*.h cuda/*.cuh)
 	@mkdir -p $(@D)
-	$(NVCC) $(filter-out -MMD -MP,$(NVCCFLAGS)) -Xptxas -v -fatbin -o $@.fatbin \
+	$(NVCC) $(filter-out -MMD -MP,$(NVCCFLAGS)) $(NO_SPILLS) -Xptxas -v -fatbin -o $@.fatbin \
 	    $(foreach sm,75 80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log || { cat $@.log; exit 1; }
 	@mv $@.log $@
 
