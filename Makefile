@@ -85,7 +85,8 @@ LIBRARIES := $(BUILD)/tests/helpers.a $(BUILD)/gptd.a
 
 .PHONY: all tests threaded-tests fuzz-targets sim-tests
 all: $(BUILD)/gptd
-tests: $(TEST_BINS) $(INTERPOSER)
+# The kernels' bench is nobody's dependency otherwise: so it follows the device's interface.
+tests: $(TEST_BINS) $(INTERPOSER) $(if $(SAN),,$(BUILD)/bench_kernels)
 threaded-tests: $(THREADED_TEST_BINS)
 fuzz-targets: $(FUZZ_BINS)
 sim-tests: $(SIM_TESTS) $(SIM)/gptd $(SIM)/gptd_gpu
@@ -148,6 +149,9 @@ $(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(HOST_OBJS) $(BUILD)/tests/helpers.a
 
 $(SIM)/gptd_gpu: $(BUILD)/server/main.o $(SIM_KERNELS) $(HOST_OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(filter-out $(CUDA_LIBS),$(LIBS)) $(CUDA_LIBS)
+
+$(BUILD)/bench_kernels: $(patsubst %,$(BUILD)/scripts/bench_%.o,kernels rows quantized) $(BUILD)/gptd.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)

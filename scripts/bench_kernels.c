@@ -2,9 +2,7 @@
  * for many, attention at several contexts, and everything else (bench_rows.c). Prints tables; not a test. Build
  * and run:
  *
- *     make build/gptd.a
- *     cc -std=c17 -D_GNU_SOURCE -O2 -pthread -I. -o build/bench_kernels scripts/bench_kernels.c \
- *         scripts/bench_rows.c scripts/bench_quantized.c build/gptd.a -lm
+ *     make build/bench_kernels
  *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...] [products|quantized|attention|rows]...
  *
  * Products and attention take SmolLM2-135M's shapes: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */

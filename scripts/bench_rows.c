@@ -373,7 +373,8 @@ static void make_batch(struct rows_bench *b)
         slots[i] = i;
     }
     for (int i = 0; i < R / KV_PAGE_TOKENS; i++) pages[i] = i;
-    b->batch = (struct batch){R, 1, tokens, positions, slots, &span, pages};
+    b->batch = (struct batch){.n_rows = R, .n_spans = 1, .max_keys = R, .tokens = tokens, .positions = positions,
+                              .slots = slots, .spans = &span, .pages = pages};
     float *rope = bench_take(b->d, POSITIONS * K * 4);
     for (int p = 0; p < POSITIONS; p++)
         for (int i = 0; i < K / 2; i++) {
