@@ -5,7 +5,13 @@
 
 bool kquant_has(enum dtype type)
 {
-    return dtype_info(type)->block > 1 && type != DTYPE_Q8_0 && type != DTYPE_Q4_0;
+    switch (type) {
+#define KEPT(name) case DTYPE_##name:
+        KQUANT_TYPES(KEPT)
+#undef KEPT
+        return true;
+    default: return false;
+    }
 }
 
 static float load_f16(const uint8_t *p)

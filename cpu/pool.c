@@ -57,6 +57,7 @@ struct pool {
     struct pool_share *shares; /* [n_threads] */
     int32_t n_threads;
     int32_t n_started;
+    bool crowded; /* there are fewer processors than threads */
     struct pool_worker *workers; /* [n_threads - 1] */
 };
 
@@ -127,8 +128,7 @@ static uint32_t gate_await(struct pool *p, uint32_t seen)
             _mm_pause();
         }
         if (clock_ns() < until) {
-            /* With fewer processors than threads the one we wait for may want this one. */
-            sched_yield();
+            if (p->crowded) sched_yield(); /* the one we wait for may want this processor */
             continue;
         }
         /* The order matters: announce the sleeper, then look again (futex_wait does). The caller
@@ -185,6 +185,14 @@ static bool start_workers(struct pool *p, struct error *err)
     return error_errno(err, "starting %d compute threads", p->n_threads - 1);
 }
 
+/* A worker that yields while it waits loses a whole time slice to any other program that wants the processor, and
+ * with it the loops that begin meanwhile: so none does where each thread can have a processor of its own. */
+static bool is_crowded(int32_t n_threads)
+{
+    cpu_set_t mask;
+    return sched_getaffinity(0, sizeof mask, &mask) == 0 && CPU_COUNT(&mask) < n_threads;
+}
+
 bool pool_open(int32_t n_threads, struct pool **out, struct error *err)
 {
     if (n_threads < 1 || n_threads > MAX_THREADS)
@@ -201,6 +209,7 @@ bool pool_open(int32_t n_threads, struct pool **out, struct error *err)
     }
     memset(p, 0, sizeof *p);
     p->n_threads = n_threads;
+    p->crowded = is_crowded(n_threads);
     p->shares = shares;
     p->workers = workers;
     if (!start_workers(p, err)) {
