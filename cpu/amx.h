@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "model/dtype.h"
+
 enum {
     AMX_ROWS = 32,         /* of a tile of the result */
     AMX_STEP = 32,         /* bf16 of one row that a step takes */
@@ -56,17 +58,20 @@ void amx_turn_pairs(uint8_t *out, const uint32_t *square, int64_t pairs);
 
 /* ---- quantized products ---- */
 
-/* Rows and weights in q8_0 or q4_0 (kernels.h) as bytes: a block of 32 inputs is a step. Sums of a block are exact
- * integers and scales are applied as by the VNNI kernels, so the bits are theirs; few rows are left to them. */
+/* Rows and weights in q8_0, q4_0 (kernels.h) or GGUF's other types (kquant.h) as bytes: a block of 32 inputs is a step.
+ * Sums of what shares a scale are exact integers and scales are applied as by the VNNI kernels, so the bits are theirs;
+ * few rows are left to them. */
 enum { AMX_QUANT_ROWS = 16 }; /* so many rows are worth the tiles */
 
 struct amx_quant_product {
     const int8_t *codes;  /* [blocks of 32 rows][steps][32 rows][QUANT_BLOCK]; missing rows are zero */
     const float *scales;  /* [blocks of 32 rows][steps][32 rows] */
+    const float *sums;    /* likewise: of a step's codes, times its scale */
     int64_t rows;         /* 1..AMX_GROUP_ROWS */
     int64_t steps;
     const uint8_t *w;     /* panels as packed */
-    bool q4;              /* q4_0, else q8_0 */
+    int64_t panel_bytes;
+    enum dtype type;      /* of w */
     amx_write write;
     const void *ctx;
 };

@@ -1,5 +1,5 @@
 /* Products where the processor has AMX (cpu/amx.h): with bf16 matrices the forward pass, and behind it dx = dy W
- * and dw += dy^T x; with q8_0 and q4_0 ones the forward pass of many rows. Work is cut into groups of rows, so large that they fill half of a second-level
+ * and dw += dy^T x; with quantized ones the forward pass of many rows. Work is cut into groups of rows, so large that they fill half of a second-level
  * cache, times panels; threads share these out. A group meets panel after panel, so that of what comes from
  * further away every byte serves hundreds of rows.
  *
@@ -161,7 +161,7 @@ struct quantized {
     struct amx_quant_product product; /* of all rows */
     struct tensor x;
     int8_t *codes;              /* [blocks of rows][steps][32 rows][QUANT_BLOCK] */
-    float *scales;              /* [blocks of rows][steps][32 rows] */
+    float *scales, *sums;       /* [blocks of rows][steps][32 rows] */
 };
 
 /* Rows of x as codes; the last block is filled up with zeros. */
@@ -178,6 +178,7 @@ static void quantize_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
             int32_t sum;
             if (x) memcpy(block, x + s * QUANT_BLOCK, (size_t)n * sizeof *block);
             q->f.kernels->quantize_block(block, q->codes + at * QUANT_BLOCK, &q->scales[at], &sum);
+            q->sums[at] = (float)sum * q->scales[at];
         }
     }
 }
@@ -196,24 +197,15 @@ static void multiply_quantized(void *ctx, int64_t begin, int64_t end, int32_t th
         p.rows = min_i64(cut->group, cut->rows - q.f.row0);
         p.codes = q.codes + q.f.row0 * p.steps * QUANT_BLOCK;
         p.scales = q.scales + q.f.row0 * p.steps;
+        p.sums = q.sums + q.f.row0 * p.steps;
         amx_quant_multiply(&p, i - first, next - first);
     }
-}
-
-bool amx_takes_quantized(struct device *d, const struct matrix *w, int64_t rows)
-{
-    struct matrix part;
-    int64_t column;
-    if (!cpu_of(d)->kernels.amx || rows < AMX_QUANT_ROWS) return false;
-    for (int32_t i = 0; matrix_part_of(d, w, i, &part, &column); i++)
-        if (part.dtype != DTYPE_Q8_0 && part.dtype != DTYPE_Q4_0) return false;
-    return true;
 }
 
 int64_t amx_quantized_workspace(int64_t n_rows, int64_t n_in)
 {
     if (n_rows < AMX_QUANT_ROWS) return 0;
-    return round_up(n_rows, AMX_ROWS) * ceil_div(n_in, QUANT_BLOCK) * (QUANT_BLOCK + (int64_t)sizeof(float));
+    return round_up(n_rows, AMX_ROWS) * ceil_div(n_in, QUANT_BLOCK) * (QUANT_BLOCK + 2 * (int64_t)sizeof(float));
 }
 
 void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
@@ -224,6 +216,7 @@ void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, 
     struct quantized q = {.f = {.kernels = &c->kernels, .out = out, .epilogue = epilogue},
                           .product = {.steps = steps}, .x = x, .codes = (int8_t *)c->workspace};
     q.scales = (float *)(q.codes + rows * steps * QUANT_BLOCK);
+    q.sums = q.scales + rows * steps;
     pool_for(c->pool, rows, cpu_row_grain(x.cols), quantize_rows, &q);
     struct matrix part;
     for (int32_t i = 0; matrix_part_of(d, w, i, &part, &column); i++) {
@@ -232,7 +225,8 @@ void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, 
         q.f.bias = bias ? bias + column : NULL;
         q.f.cut = cut_work(c, x.rows, steps * QUANT_BLOCK, ceil_div(part.n_out, PANEL));
         q.product.w = part.data;
-        q.product.q4 = part.dtype == DTYPE_Q4_0;
+        q.product.panel_bytes = steps * cpu_panel_step_bytes(part.dtype);
+        q.product.type = part.dtype;
         int64_t products = PANEL * x.cols * min_i64(x.rows, q.f.cut.group);
         pool_for(c->pool, n_items(&q.f.cut), ceil_div(INLINE_PRODUCTS, products), multiply_quantized, &q);
     }

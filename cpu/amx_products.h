@@ -6,8 +6,7 @@
 
 void amx_matmul(struct cpu_device *c, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue);
-/* Whether it is worth it, and all parts are in q8_0 or q4_0. */
-bool amx_takes_quantized(struct device *d, const struct matrix *w, int64_t rows);
+/* All parts are quantized. Worth it from AMX_QUANT_ROWS rows. */
 void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                           const float *bias, enum epilogue epilogue);
 void amx_backward_x(struct cpu_device *c, struct tensor dx, struct tensor dy, const struct matrix *w);

@@ -213,7 +213,7 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
         amx_matmul(c, out, x, w, bias, epilogue);
         return;
     }
-    if (quantized && amx_takes_quantized(d, w, x.rows)) {
+    if (c->kernels.amx && quantized && x.rows >= AMX_QUANT_ROWS) {
         amx_matmul_quantized(d, out, x, w, bias, epilogue);
         return;
     }

@@ -160,7 +160,7 @@ struct cpu_kernels {
     bool bf16_dot;     /* bf16 products take pairs, not widened f32 */
     bool attend_pairs; /* and so does attention over a bf16 cache */
     bool amx;          /* products with bf16 matrices run on AMX tiles (cpu/amx.h), not on matmul_bf16; those of
-                          many rows with q8_0 and q4_0 ones too, with matmul_q8's and matmul_q4's bits */
+                          many rows with quantized ones too, with the bits of matmul_q8 and its like */
 
     void (*matmul_f32)(const struct matmul_tile *t);
     void (*matmul_bf16)(const struct matmul_tile *t);

@@ -5,8 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "cpu/kquant.h"
-#include "cpu/simd_avx512.h"
+#include "cpu/kquant_scales_avx512.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -33,13 +32,6 @@ INLINE __m512i group(const struct kquant q, const uint8_t *codes, const int g)
     /* low | (high & mask) */
     return _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(q.bits == 5 ? 16 : 48), 0xF8);
 }
-
-INLINE __m128i load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
-INLINE vf load_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-INLINE vf unsigned_floats(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(a)); }
-INLINE vf signed_floats(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a)); }
-
-#include "cpu/kquant_scales_simd.h"
 
 /* What the codes' offset adds to the sums of each row, negated: by half step where scales are. */
 struct offsets { int32_t half[2][16]; };
