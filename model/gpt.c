@@ -239,6 +239,8 @@ struct load {
     const struct checkpoint *ck;
     const struct weight_formats *kept; /* gpt's */
     float *staging;
+    struct error *err;
+    bool failed; /* the first upload that did says why in err */
 };
 
 static bool is_kept(const struct load *load, enum weight_role role, int64_t layer)
@@ -267,11 +269,10 @@ static void load_part(const struct load *load, struct matrix *m, enum weight_rol
     }
 }
 
-void gpt_upload(struct device *d, float *to, const float *staging, int64_t n)
+bool gpt_upload(struct device *d, float *to, const float *staging, int64_t n, struct error *err)
 {
-    struct error sticks;
     d->ops->upload(d, to, staging, (size_t)n * sizeof *to);
-    (void)!d->ops->sync(d, &sticks);
+    return d->ops->sync(d, err);
 }
 
 static void load_matrix(const struct load *load, struct matrix *m, enum weight_role role,
@@ -284,22 +285,22 @@ static void load_matrix(const struct load *load, struct matrix *m, enum weight_r
 }
 
 /* A weight kept as plain f32 rows; nothing when the model has none. */
-static void load_vector(const struct load *load, const float *at, enum weight_role role,
+static void load_vector(struct load *load, const float *at, enum weight_role role,
                         int64_t layer)
 {
-    if (!at) return;
+    if (!at || load->failed) return;
     int64_t n_out, n_in;
     bool exists = weight_role_shape(checkpoint_config(load->ck), role, &n_out, &n_in);
     ASSERT(exists);
     int64_t step = load_block_rows(n_in);
-    for (int64_t row = 0; row < n_out; row += step) {
+    for (int64_t row = 0; row < n_out && !load->failed; row += step) {
         int64_t n = min_i64(step, n_out - row);
         checkpoint_read_rows(load->ck, role, layer, row, n, load->staging);
-        gpt_upload(load->d, (float *)at + row * n_in, load->staging, n * n_in);
+        load->failed = !gpt_upload(load->d, (float *)at + row * n_in, load->staging, n * n_in, load->err);
     }
 }
 
-static void load_layer(const struct load *load, struct gpt_layer *l, int64_t i)
+static void load_layer(struct load *load, struct gpt_layer *l, int64_t i)
 {
     load_vector(load, l->attn_norm.weight, WEIGHT_ATTN_NORM, i);
     load_vector(load, l->attn_norm.bias, WEIGHT_ATTN_NORM_BIAS, i);
@@ -346,31 +347,32 @@ static void rope_rows(const struct gpt_config *c, int64_t first, int64_t n, floa
     }
 }
 
-void gpt_write_rope(const struct gpt *g, struct device *d, float *staging)
+bool gpt_write_rope(const struct gpt *g, struct device *d, float *staging, struct error *err)
 {
     int64_t step = rope_block(g), width = g->config.head_dim;
-    if (!g->rope) return;
+    if (!g->rope) return true;
     for (int64_t pos = 0; pos < g->max_context; pos += step) {
         int64_t n = min_i64(step, g->max_context - pos);
         rope_rows(&g->config, pos, n, staging);
-        gpt_upload(d, g->rope + pos * width, staging, n * width);
+        if (!gpt_upload(d, g->rope + pos * width, staging, n * width, err)) return false;
     }
+    return true;
 }
 
 bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, float *staging,
               struct error *err)
 {
-    struct load load = {.d = d, .ck = ck, .kept = g->kept, .staging = staging};
+    struct load load = {.d = d, .ck = ck, .kept = g->kept, .staging = staging, .err = err};
     load_matrix(&load, &g->wte, WEIGHT_TOKEN_EMBEDDING, 0);
     load_vector(&load, g->wpe, WEIGHT_POSITION_EMBEDDING, 0);
-    gpt_write_rope(g, d, staging);
+    if (!load.failed) load.failed = !gpt_write_rope(g, d, staging, err);
     for (int64_t i = 0; i < g->config.n_layer; i++) load_layer(&load, &g->layers[i], i);
     load_vector(&load, g->final_norm.weight, WEIGHT_FINAL_NORM, 0);
     load_vector(&load, g->final_norm.bias, WEIGHT_FINAL_NORM_BIAS, 0);
     if (!g->config.tie_weights) load_matrix(&load, &g->lm_head, WEIGHT_LM_HEAD, 0);
     load_vector(&load, g->lm_head_bias, WEIGHT_LM_HEAD_BIAS, 0);
     checkpoint_forget(ck);
-    return d->ops->sync(d, err);
+    return !load.failed && d->ops->sync(d, err);
 }
 
 /* ---- the forward pass ---- */

@@ -74,10 +74,10 @@ void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows
 /* Bytes of staging (host memory, in use only until the call returns) that gpt_load, gpt_init and
  * gpt_write_rope need: about a megabyte, more only for rows of more than 4096 numbers. */
 int64_t gpt_load_staging_bytes(const struct gpt *g);
-/* Uploads n floats of the staging, and waits: it may be filled again. A failure is the device's, as its next sync says. */
-void gpt_upload(struct device *d, float *to, const float *staging, int64_t n);
+/* Uploads n floats of the staging, and waits: it may be filled again. */
+bool gpt_upload(struct device *d, float *to, const float *staging, int64_t n, struct error *err) MUST_CHECK;
 /* Fills the rotation table, if the model has one. */
-void gpt_write_rope(const struct gpt *g, struct device *d, float *staging);
+bool gpt_write_rope(const struct gpt *g, struct device *d, float *staging, struct error *err) MUST_CHECK;
 /* Reads every weight from the checkpoint into the device layout, by way of `staging`. */
 bool gpt_load(struct gpt *g, struct device *d, const struct checkpoint *ck, float *staging,
               struct error *err) MUST_CHECK;

@@ -147,9 +147,8 @@ bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, st
             int64_t n = min_i64(step, p.n_out - row);
             fill_rows(&g->config, &p, seed, row, n, staging);
             if (p.matrix) d->ops->matrix_write(d, p.matrix, row, n, staging);
-            else gpt_upload(d, p.vector + row * p.n_in, staging, n * p.n_in);
+            else if (!gpt_upload(d, p.vector + row * p.n_in, staging, n * p.n_in, err)) return false;
         }
     }
-    gpt_write_rope(g, d, staging);
-    return d->ops->sync(d, err);
+    return gpt_write_rope(g, d, staging, err) && d->ops->sync(d, err);
 }

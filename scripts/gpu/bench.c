@@ -124,7 +124,7 @@ void bench_fill_weights(struct gpt *g, struct device *d, float *staging, uint32_
             bench_must(d->ops->sync(d, &err), &err);
         }
     }
-    gpt_write_rope(g, d, staging);
+    bench_must(gpt_write_rope(g, d, staging, &err), &err);
     bench_must(d->ops->sync(d, &err), &err);
 }
 

@@ -433,7 +433,8 @@ static void test_rotation_tables_longer_than_the_staging(void **state)
     float *staging = malloc((size_t)bytes);
     g.rope = calloc((size_t)(g.max_context * k), sizeof *g.rope);
     assert_true(staging && g.rope);
-    gpt_write_rope(&g, r.device, staging);
+    struct error err;
+    assert_true(gpt_write_rope(&g, r.device, staging, &err));
     for (int64_t pos = 0; pos < g.max_context; pos++)
         for (int64_t i = 0; i < k / 2; i++) {
             double angle = (double)pos * pow(g.config.rope_theta, -2.0 * (double)i / (double)k);
