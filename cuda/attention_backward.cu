@@ -483,9 +483,10 @@ __device__ __forceinline__ void put_rows(const row_source<T> &own, const tile_of
 }
 
 /* Grid: tiles of 64 keys (KEYS_OWN; else queries) of all spans, KV heads. D: the head's size rounded up to a
- * multiple of 32. */
+ * multiple of 32. Left to itself ptxas spills a register of the large ones that it takes for small. */
 template <class T, int D, bool KEYS_OWN>
-__global__ void __launch_bounds__(ATTENTION_THREADS, 2) flash_kernel(backward_args<T> a)
+__global__ void __launch_bounds__(ATTENTION_THREADS, KEYS_OWN || D < 96 ? 0 : LARGE_BLOCKS)
+    flash_kernel(backward_args<T> a)
 {
     extern __shared__ __align__(16) float memory[];
     flash_rooms<T, D> &s = *(flash_rooms<T, D> *)memory;

@@ -18,6 +18,13 @@ typedef __half f16;
 
 enum { WARP = 32 };
 
+/* Blocks of 128 threads that a multiprocessor has registers for, of a kernel that needs many. */
+#if __CUDA_ARCH__ >= 800
+enum { LARGE_BLOCKS = 3 };
+#else
+enum { LARGE_BLOCKS = 2 };
+#endif
+
 /* ---- element types ---- */
 
 __device__ __forceinline__ float to_f32(float x) { return x; }
