@@ -37,8 +37,7 @@ template <class T> __global__ void swiglu_kernel(T *out, const T *gate_up, int64
     wait_for_previous();
     if (i >= n) return;
     const T *gate = gate_up + i / cols * 2 * cols + i % cols;
-    float x = to_f32(gate[0]);
-    out[i] = from_f32<T>(x / (1 + expf(-x)) * to_f32(gate[cols]));
+    out[i] = from_f32<T>(swiglu(to_f32(gate[0]), to_f32(gate[cols])));
 }
 
 template <class T>

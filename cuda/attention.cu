@@ -252,14 +252,15 @@ static void attend_plain(struct cuda_device *c, attention_args<T> args, int64_t 
 template <class T>
 static void attend_from(struct cuda_device *c, struct tensor out, struct tensor qkv,
                         const struct batch *b, const struct attention *a, const struct kv_cache *kv,
-                        int32_t layer)
+                        int32_t layer, bool writes)
 {
     int64_t page = cuda_kv_page_bytes(&c->base, kv->dtype, kv->n_kv_head, kv->head_dim) / sizeof(T);
     attention_args<T> args = {
         .a = attention_shape_of(a, qkv.cols), .qkv = (const float *)qkv.data,
-        .cache = (const T *)kv->data + (int64_t)layer * kv->n_pages * page, .page_elements = page,
+        .cache = (T *)kv->data + (int64_t)layer * kv->n_pages * page, .page_elements = page,
         .spans = b->spans, .pages = b->pages, .n_spans = b->n_spans, .lse = a->lse,
         .partial = nullptr, .rows = b->n_rows, .out = out.data, .out_f32 = out.dtype == DTYPE_F32,
+        .writes = writes, .kv = kv_write_args_of(qkv, b, a, page),
     };
     /* No sequence has more keys than the cache has room for. */
     int64_t max_keys = (int64_t)kv->n_pages * KV_PAGE_TOKENS;
@@ -272,11 +273,26 @@ static void attend_from(struct cuda_device *c, struct tensor out, struct tensor 
         attend_plain(c, args, max_keys);
 }
 
-void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                    const struct attention *a, const struct kv_cache *kv, int32_t layer)
+static void attend(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer, bool writes)
 {
     ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows && out.rows == b->n_rows);
     ASSERT(out.cols == (int64_t)a->n_head * a->head_dim && a->head_dim <= 4 * WARP);
     ASSERT(out.dtype == DTYPE_F32 || out.dtype == kv->dtype);
-    WITH_TYPE(kv->dtype, attend_from<T>(cuda_of(d), out, qkv, b, a, kv, layer));
+    WITH_TYPE(kv->dtype, attend_from<T>(cuda_of(d), out, qkv, b, a, kv, layer, writes));
+}
+
+void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                    const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    attend(d, out, qkv, b, a, kv, layer, false);
+}
+
+void cuda_kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                       const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    bool decodes = b->n_rows == b->n_spans && a->n_head <= DECODE_HEADS * a->n_kv_head;
+    bool at_once = decodes && kv->dtype != DTYPE_F32 && cuda_attention_has_mma(cuda_of(d), a->head_dim);
+    if (!at_once) cuda_kv_write(d, qkv, b, a, kv, layer);
+    attend(d, out, qkv, b, a, kv, layer, at_once);
 }

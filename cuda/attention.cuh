@@ -8,6 +8,7 @@
 
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
+#include "cuda/kv_write.cuh"
 #include "cuda/philox.cuh"
 
 static constexpr int QUERIES = 16, KEYS = 32, ATTENTION_WARPS = 4;
@@ -68,7 +69,7 @@ static inline attention_shape attention_shape_of(const struct attention *a, int6
 template <class T> struct attention_args {
     attention_shape a;
     const float *qkv;
-    const T *cache; /* of the layer */
+    T *cache; /* of the layer */
     int64_t page_elements;
     const span *spans;
     const int32_t *pages;
@@ -78,6 +79,8 @@ template <class T> struct attention_args {
     int32_t rows;
     void *out;
     bool out_f32;    /* else of the cache's type */
+    bool writes;     /* kv_write is part of it: decoding rows only */
+    kv_write_args kv;
 };
 
 /* Where the partial of (chunk, row, head) lies. */
@@ -98,7 +101,11 @@ __device__ __forceinline__ float *partial_of(const attention_args<T> &a, int32_t
     default: ASSERT(!"heads have at most 128 elements");                                            \
     }
 
-/* cuda/attention_mma.cu: 16-bit caches, by tensor cores. No span has more than max_keys keys. False, and nothing is
- * done: this GPU lacks them, or the shared memory for heads of this size. */
+/* Query heads of a KV head that a block of decoding has at most. */
+static constexpr int DECODE_HEADS = 16;
+
+/* cuda/attention_mma.cu: has this GPU tensor cores, and the shared memory for heads of this size? */
+bool cuda_attention_has_mma(const struct cuda_device *c, int32_t head_dim);
+/* 16-bit caches, by tensor cores. No span has more than max_keys keys. False, and nothing is done: it has not. */
 bool cuda_attention_mma(struct cuda_device *c, attention_args<bf16> args, int64_t max_keys);
 bool cuda_attention_mma(struct cuda_device *c, attention_args<f16> args, int64_t max_keys);

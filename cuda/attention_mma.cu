@@ -15,12 +15,13 @@
  *   prompt    4 warps, 64 queries; keys and values through shared memory, the next block on its way while one
  *             is computed. Bound by mma.sync: 4 K FLOPs a query and key
  *   decode    8 warps, 16 queries; a warp a block of keys, straight from memory. Bytes: the sequence's keys and
- *             values once, which bounds it. Scores are in powers of 2: exp2 is an instruction
+ *             values once, which bounds it. Scores are in powers of 2: exp2 is an instruction. It norms and
+ *             rotates its queries and key itself, and writes key and value to their page, before it begins
  *
  * CPU twin: cpu_attention. */
 #include "cuda/attention.cuh"
 
-static constexpr int BLOCK = 64, TILE = 16, PAGES = BLOCK / KV_PAGE_TOKENS;
+static constexpr int BLOCK = 64, TILE = DECODE_HEADS, PAGES = BLOCK / KV_PAGE_TOKENS;
 static constexpr int PROMPT_WARPS = 4, DECODE_WARPS = 8;
 static constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 static constexpr int LONG_KEYS = 1024; /* more are spread over multiprocessors, if few sequences have them */
@@ -63,7 +64,8 @@ __device__ __forceinline__ void join(tile_state<DEPTH> &to, const tile_state<DEP
 
 /* ---- queries ---- */
 
-/* A warp's queries [first, first + n) of a span, and lane's two of them. */
+/* A warp's queries [first, first + n) of a span, and lane's two of them. turned: those queries [n][K], normed and
+ * rotated, or NULL, and they are in qkv. */
 template <int DEPTH> struct tile_queries {
     uint32_t q[DEPTH / 16][4];
     int32_t row[2], head[2], last[2]; /* row of the step; last: the position up to which it sees keys, -1: none */
@@ -71,7 +73,8 @@ template <int DEPTH> struct tile_queries {
 
 template <class T, int DEPTH>
 __device__ __forceinline__ tile_queries<DEPTH> load_queries(const attention_args<T> &a, const span &s,
-                                                            int32_t kv_head, int32_t first, int32_t n)
+                                                            int32_t kv_head, int32_t first, int32_t n,
+                                                            const float *turned)
 {
     tile_queries<DEPTH> t;
     int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
@@ -83,6 +86,7 @@ __device__ __forceinline__ tile_queries<DEPTH> load_queries(const attention_args
         t.head[i] = kv_head * a.a.group + query % a.a.group;
         t.last[i] = alive ? s.start + row : -1;
         const float *from = a.qkv + t.row[i] * a.a.qkv_cols + (int64_t)t.head[i] * a.a.head_dim + 4 * q;
+        if (turned) from = turned + at * a.a.head_dim + 4 * q;
 #pragma unroll
         for (int d = 0; d < DEPTH / 16; d++) {
             packed<float, 4> x = {};
@@ -255,7 +259,7 @@ __global__ void __launch_bounds__(PROMPT_WARPS *WARP) prompt_kernel(attention_ar
     int32_t mine = max(0, min(TILE, tile.n - warp * TILE)); /* of the warp */
     int32_t end = s.start + (tile.first + tile.n - 1) / group + 1;
     int32_t my_end = mine > 0 ? s.start + (first + mine - 1) / group + 1 : 0;
-    tile_queries<DEPTH> t = load_queries<T, DEPTH>(a, s, kv_head, first, mine);
+    tile_queries<DEPTH> t = load_queries<T, DEPTH>(a, s, kv_head, first, mine, nullptr);
     T *stages[2] = {(T *)memory, (T *)memory + block_elements(n)};
     tile_state<DEPTH> total = {{-CUDART_INF_F, -CUDART_INF_F}, {}, {}};
 
@@ -370,8 +374,31 @@ __device__ __forceinline__ void attend_from_memory(tile_state<DEPTH> &out, const
     }
 }
 
+/* What kv_write does, for the row that is all of span s: the queries to `turned`, the key and the value to their
+ * page, from which this block alone reads them in this kernel. With a.partial other blocks have queries of the
+ * same; only that of the row's own block of keys writes. A warp a head. */
+template <class T>
+__device__ __forceinline__ void write_row(const attention_args<T> &a, const span &s, int32_t kv_head,
+                                          float *turned, bool writes_kv)
+{
+    int32_t n = a.a.head_dim, queries = a.a.group, row = s.row0;
+    const float *from = a.qkv + row * a.a.qkv_cols;
+    for (int32_t i = threadIdx.x / WARP; i < queries + (writes_kv ? 2 : 0); i += DECODE_WARPS) {
+        if (i == queries + 1) {
+            put_value(a.cache, from + (a.a.n_head + a.a.n_kv_head + kv_head) * n, a.kv, row, kv_head);
+            continue;
+        }
+        bool is_key = i == queries;
+        turn_head(turned + i * n, from + (is_key ? a.a.n_head + kv_head : kv_head * queries + i) * n, a.kv,
+                  is_key ? a.kv.k_norm : a.kv.q_norm, row);
+        if (is_key) put_key(a.cache, turned + i * n, a.kv, row, kv_head);
+    }
+    __syncthreads(); /* queries in shared memory, key and value in the page */
+}
+
 /* Spans of one row each. Grid: tiles of 16 heads of a KV head by spans, KV heads, and 1 or, with a.partial, as many
- * as DECODE_WARPS blocks of keys need. Shared memory: partials [warps][queries][K + 2]. */
+ * as DECODE_WARPS blocks of keys need. Shared memory: with a.writes queries and a key [queries + 1][K], then, without
+ * a.partial, partials [warps][queries][K + 2]. */
 template <class T, int DEPTH>
 __global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_args<T> a)
 {
@@ -382,7 +409,13 @@ __global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_ar
     span s = a.spans[blockIdx.x / tiles];
     int32_t first = blockIdx.x % tiles * TILE, queries = min(TILE, a.a.group - first);
     int32_t end = s.start + 1, blocks = (end + BLOCK - 1) / BLOCK;
-    tile_queries<DEPTH> t = load_queries<T, DEPTH>(a, s, kv_head, first, queries);
+    float *turned = a.writes ? (float *)memory : nullptr;
+    if (a.writes) {
+        bool writes_kv = !a.partial || (int)blockIdx.z == (blocks - 1) / DECODE_WARPS;
+        if (blockIdx.z * DECODE_WARPS >= blocks) return;
+        write_row(a, s, kv_head, turned, writes_kv);
+    }
+    tile_queries<DEPTH> t = load_queries<T, DEPTH>(a, s, kv_head, first, queries, turned);
     tile_state<DEPTH> state;
     if (a.partial) {
         int32_t block = blockIdx.z * DECODE_WARPS + warp;
@@ -395,7 +428,7 @@ __global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_ar
     }
     /* A thread joins up to PARTS elements, those of its queries that are THREADS apart. */
     constexpr int THREADS = DECODE_WARPS * WARP, PARTS = TILE * DEPTH / THREADS;
-    float *partials = (float *)memory;
+    float *partials = (float *)memory + (a.writes ? (queries + 1) * n : 0);
     element e[PARTS];
 #pragma unroll
     for (int i = 0; i < PARTS; i++) e[i] = {-CUDART_INF_F, 0, 0};
@@ -457,6 +490,7 @@ template <class T> static void decode(struct cuda_device *c, attention_args<T> a
     dim3 grid(tiles, heads, split ? (unsigned)ceil_div(blocks, DECODE_WARPS) : 1);
     size_t queries = (size_t)min_i64(a.a.group, TILE);
     size_t shared = split ? 0 : DECODE_WARPS * queries * (size_t)(n + 2) * sizeof(float);
+    if (a.writes) shared += (queries + 1) * (size_t)n * sizeof(float);
     WITH_DEPTH(n, cuda_launch_early(c, "attention", decode_kernel<T, DEPTH>, grid,
                                     dim3(DECODE_WARPS * WARP), shared, a));
     if (split)
@@ -464,12 +498,19 @@ template <class T> static void decode(struct cuda_device *c, attention_args<T> a
                           dim3((unsigned)a.n_spans, (unsigned)a.a.n_head), dim3((unsigned)n), 0, a);
 }
 
+static size_t prompt_shared(int32_t n) { return 2 * (size_t)block_elements(n) * sizeof(bf16); }
+
+bool cuda_attention_has_mma(const struct cuda_device *c, int32_t head_dim)
+{
+    return c->sm >= 75 && prompt_shared(head_dim) <= (size_t)c->shared_bytes;
+}
+
 template <class T> static bool attend(struct cuda_device *c, const attention_args<T> &a, int64_t max_keys)
 {
     int32_t n = a.a.head_dim;
-    size_t shared = 2 * (size_t)block_elements(n) * sizeof(T);
+    size_t shared = prompt_shared(n);
     ASSERT(n % 16 == 0 && n <= 128);
-    if (c->sm < 75 || shared > (size_t)c->shared_bytes) return false;
+    if (!cuda_attention_has_mma(c, n)) return false;
     if (a.rows == a.n_spans) {
         decode(c, a, max_keys);
         return true;

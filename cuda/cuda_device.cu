@@ -125,9 +125,11 @@ static void fill_ops(struct device_ops *ops, const struct device_ops *sizes)
     ops->embed = cuda_embed;
     ops->norm = cuda_norm;
     ops->matmul = cuda_matmul;
+    ops->norm_matmul = cuda_norm_matmul;
     ops->swiglu = cuda_swiglu;
     ops->kv_write = cuda_kv_write;
     ops->attention = cuda_attention;
+    ops->kv_attention = cuda_kv_attention;
     ops->gather = cuda_gather;
     ops->sample = cuda_sample;
     ops->graph_begin = cuda_graph_begin;

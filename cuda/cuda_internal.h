@@ -123,6 +123,7 @@ void cuda_norm(struct device *d, struct tensor out, struct tensor x, const struc
 /* matmul.cu */
 void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                  const float *bias, enum epilogue epilogue);
+void cuda_norm_matmul(struct device *d, struct tensor out, const struct norm_matmul *m);
 /* activation.cu */
 void cuda_swiglu(struct device *d, struct tensor out, struct tensor gate_up);
 void cuda_gelu(struct device *d, struct tensor out, struct tensor in, bool exact);
@@ -136,6 +137,8 @@ void cuda_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
 /* attention.cu */
 void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
                     const struct attention *a, const struct kv_cache *kv, int32_t layer);
+void cuda_kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                       const struct attention *a, const struct kv_cache *kv, int32_t layer);
 /* sample.cu */
 void cuda_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
                  struct sample_out *out);

@@ -62,6 +62,9 @@ __device__ __forceinline__ float gelu(float x, bool exact)
     return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
+/* silu(gate) up, likewise. */
+__device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
+
 /* ---- sums ---- */
 
 __device__ __forceinline__ float warp_sum(float x)

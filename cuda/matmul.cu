@@ -19,9 +19,11 @@
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 #include "cuda/quant.cuh"
+#include "cuda/row_norm.cuh"
 
 static constexpr int SLICES = 8, STEP = 64, HALF = 32, MMA_ROWS = 16, MMA_OUTS = 8;
 static constexpr int FEW_ROWS = 64;          /* and fewer are few */
+static constexpr int NORMED_ROWS = 8;        /* and fewer are normed by every block for itself */
 static constexpr int64_t WIDE_OUTS = 16384;  /* from here on there is one run */
 static constexpr int STAGES = 3;
 
@@ -33,6 +35,10 @@ struct product {
     enum epilogue epilogue;
     void *out;
     const float *bias;
+    /* Of few_kernel. */
+    norm_args norm;    /* weight NULL: rows are normed already */
+    const float *rows_to_norm; /* f32 [R, n_in] */
+    int32_t gate_outs; /* F: outputs are F gates, then F ups, which become F results; 0: no gates */
 };
 
 template <class T>
@@ -75,11 +81,11 @@ __device__ __forceinline__ void finish_pair(const product &p, int64_t r, int64_t
 
 /* Inputs k .. k + 7 of row r of x; zeros from `end` on. */
 template <class T>
-__device__ __forceinline__ packed<T, 8> load_x(const T *x, const product &p, int32_t r, int32_t k,
-                                               int32_t end)
+__device__ __forceinline__ packed<T, 8> load_x(const T *x, const product &p, int32_t stride, int32_t r,
+                                               int32_t k, int32_t end)
 {
     if (r >= p.rows || k >= end) return {};
-    return load_packed<T, 8>(x + (int64_t)r * p.n_in + k);
+    return load_packed<T, 8>(x + (int64_t)r * stride + k);
 }
 
 /* The same of the weights, whose rows are padded. */
@@ -111,30 +117,88 @@ __device__ __forceinline__ void half_step(float (&d)[4], const packed<T, 8> &low
 
 /* ---- few rows ---- */
 
+/* Where sum (row r, output n) of a warp lies in its room: pairs of lanes' stores, and outputs side by side, meet no
+ * bank twice. */
+template <int OUTS> __device__ __forceinline__ int sum_place(int r, int n)
+{
+    return r * OUTS + (n ^ r / (WARP / OUTS) % (OUTS / MMA_OUTS) * MMA_OUTS);
+}
+
+/* Elements from one normed row to the next in shared memory: lanes of two rows meet no bank twice. */
+__host__ __device__ __forceinline__ int32_t normed_stride(int32_t n_in)
+{
+    return (n_in + STEP - 1) / STEP * STEP + HALF;
+}
+
+/* The rows, normed, to shared memory; a warp a row. Every block does it for itself: 4 C bytes a row from the
+ * second-level cache, against a kernel in between. */
+template <class T> __device__ __forceinline__ void norm_rows(T *to, const product &p)
+{
+    int lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
+    for (int r = threadIdx.x / WARP; r < p.rows; r += n_warps) {
+        const float *row = p.rows_to_norm + (int64_t)r * p.n_in;
+        row_stats s = warp_row_stats(p.norm, row, p.n_in);
+#pragma unroll 4
+        for (int32_t i = lane * 4; i < p.n_in; i += NORM_PIECE)
+            norm_piece(to + r * normed_stride(p.n_in), p.norm, s, row, i, p.n_in);
+    }
+    __syncthreads();
+}
+
+/* Sums of the runs, in order. */
+template <int ROWS, int OUTS> __device__ __forceinline__ float sum_runs(const float *sums, int runs, int r, int n)
+{
+    float y = 0;
+    for (int i = 0; i < runs; i++) y += sums[i * ROWS * OUTS + sum_place<OUTS>(r, n)];
+    return y;
+}
+
+/* Gate and up of result n in row r, both rounded as they would be on their way through memory. */
+template <class T>
+__device__ __forceinline__ void finish_gated(const product &p, int64_t r, int64_t n, float gate, float up)
+{
+    if (n >= p.gate_outs) return;
+    gate = round_to<T>(activate<T>(p, n, gate, 0));
+    up = round_to<T>(activate<T>(p, n + p.gate_outs, up, 0));
+    ((T *)p.out)[r * p.gate_outs + n] = from_f32<T>(swiglu(gate, up));
+}
+
 /* TILES of 16 rows, GROUPS of 8 outputs a warp, weights loaded AHEAD steps before their turn. The warps of a block
- * are the runs of one or more such groups. Shared memory: sums [warps][rows][outputs + 1]. */
+ * are the runs of one or more such groups. With gates, half of the groups are gates and half the ups that belong
+ * to them. Shared memory: sums [warps][rows][outputs], then normed rows. */
 template <class T, class Row, int TILES, int GROUPS, int AHEAD>
 __global__ void __launch_bounds__(SLICES *WARP, TILES == 1 && !Row::QUANTIZED ? 2 : 1)
 few_kernel(product p, Row w, const T *x)
 {
-    constexpr int OUTS = GROUPS * MMA_OUTS, ROWS = TILES * MMA_ROWS;
+    constexpr int OUTS = GROUPS * MMA_OUTS, ROWS = TILES * MMA_ROWS, HALF_GROUPS = (GROUPS + 1) / 2;
+    constexpr bool NORMS = TILES == 1 && AHEAD == 2; /* the head's rows are normed once for all its blocks */
     extern __shared__ __align__(16) uint8_t memory[];
     float *sums = (float *)memory;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    int run = warp % p.runs, n_warps = blockDim.x / WARP;
-    int64_t n0 = ((int64_t)blockIdx.x * (n_warps / p.runs) + warp / p.runs) * OUTS;
+    int run = warp % p.runs, n_warps = blockDim.x / WARP, n_groups = n_warps / p.runs;
+    /* Outputs, or results of gates, a warp; the second half of its groups begins `apart` from the first. */
+    int outs = p.gate_outs ? OUTS / 2 : OUTS;
+    int32_t apart = p.gate_outs ? p.gate_outs : HALF_GROUPS * MMA_OUTS;
+    int64_t n0 = ((int64_t)blockIdx.x * n_groups + warp / p.runs) * outs + g;
     int32_t begin = run * p.slice, end = min(begin + p.slice, p.n_in);
     decltype(load_raw(w, 0, 0)) raw[AHEAD][GROUPS][2];
+    auto load_group = [&](int o, int32_t k) {
+        return load_w(w, p, n0 + o % HALF_GROUPS * MMA_OUTS + o / HALF_GROUPS * apart, k, end);
+    };
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
 #pragma unroll
         for (int o = 0; o < GROUPS; o++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                int32_t k = begin + i * STEP + h * HALF + 8 * q;
-                raw[i][o][h] = load_w(w, p, n0 + o * MMA_OUTS + g, k, end);
-            }
+            for (int h = 0; h < 2; h++) raw[i][o][h] = load_group(o, begin + i * STEP + h * HALF + 8 * q);
     wait_for_previous(); /* the weights are on their way */
+    int32_t stride = p.n_in;
+    if (NORMS && p.norm.weight) {
+        T *normed = (T *)(sums + n_warps * ROWS * OUTS);
+        norm_rows(normed, p);
+        x = normed;
+        stride = normed_stride(p.n_in);
+    }
     float d[TILES][GROUPS][4] = {};
     for (int32_t k0 = begin; k0 < end; k0 += AHEAD * STEP)
 #pragma unroll
@@ -146,34 +210,36 @@ few_kernel(product p, Row w, const T *x)
 #pragma unroll
                 for (int o = 0; o < GROUPS; o++) {
                     weights[o] = widen<T>(raw[i][o][h]);
-                    raw[i][o][h] = load_w(w, p, n0 + o * MMA_OUTS + g, later, end);
+                    raw[i][o][h] = load_group(o, later);
                 }
 #pragma unroll
                 for (int t = 0; t < TILES; t++) {
-                    packed<T, 8> low = load_x(x, p, t * MMA_ROWS + g, k, end);
-                    packed<T, 8> high = load_x(x, p, t * MMA_ROWS + g + 8, k, end);
+                    packed<T, 8> low = load_x(x, p, stride, t * MMA_ROWS + g, k, end);
+                    packed<T, 8> high = load_x(x, p, stride, t * MMA_ROWS + g + 8, k, end);
 #pragma unroll
                     for (int o = 0; o < GROUPS; o++) half_step(d[t][o], low, high, weights[o]);
                 }
             }
-    float *mine = sums + warp * ROWS * (OUTS + 1);
+    float *mine = sums + warp * ROWS * OUTS;
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int o = 0; o < GROUPS; o++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                mine[(t * MMA_ROWS + g + e / 2 * 8) * (OUTS + 1) + o * MMA_OUTS + 2 * q + e % 2] =
-                    d[t][o][e];
+            for (int e = 0; e < 4; e += 2)
+                store_packed(mine + sum_place<OUTS>(t * MMA_ROWS + g + e / 2 * 8, o * MMA_OUTS + 2 * q),
+                             packed<float, 2>{d[t][o][e], d[t][o][e + 1]});
     __syncthreads();
     /* Of the block's outputs, those of one group after the other. */
-    int n_rows = (int)min(p.rows, (int64_t)ROWS), n_groups = n_warps / p.runs;
-    for (int at = threadIdx.x; at < n_groups * n_rows * OUTS; at += blockDim.x) {
-        int n = at % OUTS, r = at / OUTS % n_rows, group = at / OUTS / n_rows;
-        const float *from = sums + (group * p.runs * ROWS + r) * (OUTS + 1) + n;
-        float y = 0;
-        for (int i = 0; i < p.runs; i++) y += from[i * ROWS * (OUTS + 1)];
-        finish<T>(p, r, ((int64_t)blockIdx.x * n_groups + group) * OUTS + n, y);
+    int n_rows = (int)min(p.rows, (int64_t)ROWS);
+    for (int at = threadIdx.x; at < n_groups * n_rows * outs; at += blockDim.x) {
+        int n = at % outs, r = at / outs % n_rows, group = at / outs / n_rows;
+        const float *from = sums + group * p.runs * ROWS * OUTS;
+        int64_t out = ((int64_t)blockIdx.x * n_groups + group) * outs + n;
+        float y = sum_runs<ROWS, OUTS>(from, p.runs, r, n);
+        if (GROUPS > 1 && p.gate_outs)
+            finish_gated<T>(p, r, out, y, sum_runs<ROWS, OUTS>(from, p.runs, r, n + OUTS / 2));
+        else finish<T>(p, r, out, y);
     }
 }
 
@@ -402,14 +468,23 @@ static void launch_plain(struct cuda_device *c, const product &p, Row w, const T
     cuda_launch(c, "matmul", plain_kernel<T, Row>, grid, dim3(PLAIN_THREADS), 0, p, w, x);
 }
 
+/* A block's warps, and shared memory, in few_kernel. */
+static int few_warps(const product &p) { return p.runs == 1 ? 2 : p.runs; }
+
+static size_t few_shared(const product &p, int tiles, int groups, bool normed)
+{
+    size_t sums = (size_t)(few_warps(p) * tiles * MMA_ROWS * groups * MMA_OUTS) * sizeof(float);
+    return sums + (normed ? (size_t)(p.rows * normed_stride(p.n_in)) * sizeof(bf16) : 0);
+}
+
 template <int TILES, int GROUPS, int AHEAD, class T, class Row>
 static void launch_few(struct cuda_device *c, const product &p, Row w, const T *x)
 {
-    int n_groups = p.runs == 1 ? 2 : 1, warps = n_groups * p.runs;
-    size_t shared = (size_t)(warps * TILES * MMA_ROWS * (GROUPS * MMA_OUTS + 1)) * sizeof(float);
-    dim3 grid((unsigned)ceil_div(p.n_out, n_groups * GROUPS * MMA_OUTS));
-    cuda_launch_early(c, "matmul", few_kernel<T, Row, TILES, GROUPS, AHEAD>, grid, dim3(warps * WARP),
-                      shared, p, w, x);
+    int64_t outs = (int64_t)few_warps(p) / p.runs * GROUPS * MMA_OUTS;
+    dim3 grid((unsigned)(p.gate_outs ? ceil_div(p.gate_outs, outs / 2) : ceil_div(p.n_out, outs)));
+    cuda_launch_early(c, "matmul", few_kernel<T, Row, TILES, GROUPS, AHEAD>, grid,
+                      dim3((unsigned)few_warps(p) * WARP),
+                      few_shared(p, TILES, GROUPS, p.norm.weight != NULL), p, w, x);
 }
 
 template <class Tile> static int64_t n_tiles(const product &p)
@@ -428,15 +503,17 @@ static void launch_many(struct cuda_device *c, product p, Row w, const T *x)
                 STAGES * sizeof(stage<T, Tile>), p, w, x);
 }
 
+static bool is_one_run(const product &p) { return p.runs == 1 && p.n_out >= WIDE_OUTS; }
+
 /* How outputs are spread over blocks, by what keeps the multiprocessors busy. None of it changes a bit. */
 template <class T, class Row>
 static void launch_mma(struct cuda_device *c, const product &p, Row w, const T *x)
 {
     int64_t busy = c->n_multiprocessors;
-    bool one_run = p.runs == 1 && p.n_out >= WIDE_OUTS;
+    bool one_run = is_one_run(p);
     if (p.rows <= MMA_ROWS) {
         if (one_run) launch_few<1, 1, 4>(c, p, w, x);
-        else if (p.n_out < 2 * MMA_OUTS * busy) launch_few<1, 1, 2>(c, p, w, x);
+        else if (p.n_out < 2 * MMA_OUTS * busy && !p.gate_outs) launch_few<1, 1, 2>(c, p, w, x);
         else launch_few<1, 2, 2>(c, p, w, x);
         return;
     }
@@ -460,11 +537,16 @@ static void launch_mma(struct cuda_device *c, const product &p, Row w, const T *
         launch_many<small_tile, false>(c, p, w, x);
 }
 
+/* bf16 needs sm_80, where it is allowed at all. */
+static bool has_tensor_cores(const struct cuda_device *c, const struct matrix *w)
+{
+    return c->sm >= 75 && w->n_in % 8 == 0;
+}
+
 template <class T>
 static void multiply(struct cuda_device *c, const product &p, const struct matrix *w, const T *x)
 {
-    /* bf16 needs sm_80, where it is allowed at all. */
-    bool tensor_cores = c->sm >= 75 && w->n_in % 8 == 0;
+    bool tensor_cores = has_tensor_cores(c, w);
     int64_t stride = cuda_row_stride(w->dtype, w->n_in), codes = w->n_out * stride;
     uint8_t *data = (uint8_t *)w->data;
     plain_rows<T> rows = {(T *)data, stride};
@@ -478,19 +560,9 @@ static void multiply(struct cuda_device *c, const product &p, const struct matri
         tensor_cores ? launch_mma<T>(c, p, rows, x) : launch_plain<T>(c, p, rows, x);
 }
 
-void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
-                 const float *bias, enum epilogue epilogue)
+/* x's type is the operands'; its data may be NULL where p norms rows itself. */
+static void run_product(struct cuda_device *c, const product &p, struct tensor x, const struct matrix *w)
 {
-    struct cuda_device *c = cuda_of(d);
-    ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
-    ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
-    ASSERT(out.dtype == DTYPE_F32 || out.dtype == x.dtype);
-    int64_t slices = w->n_out >= WIDE_OUTS ? 1 : SLICES;
-    int64_t slice = round_up(ceil_div(w->n_in, slices), STEP);
-    ASSERT(w->n_in <= INT32_MAX - 16 * STEP);
-    product p = {.rows = x.rows, .n_out = w->n_out, .n_in = (int32_t)w->n_in, .slice = (int32_t)slice,
-                 .runs = (int32_t)ceil_div(w->n_in, slice), .out_f32 = out.dtype == DTYPE_F32,
-                 .rows_first = false, .epilogue = epilogue, .out = out.data, .bias = bias};
     switch (x.dtype) {
     case DTYPE_F32: {
         ASSERT(w->dtype == DTYPE_F32);
@@ -502,4 +574,51 @@ void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const str
     case DTYPE_F16: multiply(c, p, w, (const f16 *)x.data); break;
     default: ASSERT(!"a type that activations have");
     }
+}
+
+static product product_of(struct tensor out, struct tensor x, const struct matrix *w, const float *bias,
+                          enum epilogue epilogue)
+{
+    ASSERT(x.cols == w->n_in && out.rows == x.rows);
+    ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
+    ASSERT(out.dtype == DTYPE_F32 || out.dtype == x.dtype);
+    ASSERT(w->n_in <= INT32_MAX - 16 * STEP);
+    int64_t slices = w->n_out >= WIDE_OUTS ? 1 : SLICES;
+    int64_t slice = round_up(ceil_div(w->n_in, slices), STEP);
+    return {.rows = x.rows, .n_out = w->n_out, .n_in = (int32_t)w->n_in, .slice = (int32_t)slice,
+            .runs = (int32_t)ceil_div(w->n_in, slice), .out_f32 = out.dtype == DTYPE_F32,
+            .rows_first = false, .epilogue = epilogue, .out = out.data, .bias = bias};
+}
+
+void cuda_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                 const float *bias, enum epilogue epilogue)
+{
+    ASSERT(out.cols == w->n_out);
+    run_product(cuda_of(d), product_of(out, x, w, bias, epilogue), x, w);
+}
+
+/* Norm and gates are few_kernel's: each for as many rows as it pays for. */
+void cuda_norm_matmul(struct device *d, struct tensor out, const struct norm_matmul *m)
+{
+    struct cuda_device *c = cuda_of(d);
+    bool gated = m->gate_up.data != NULL;
+    product p = product_of(out, m->h, m->w, m->bias, m->epilogue);
+    ASSERT(m->x.dtype == DTYPE_F32 && m->x.rows == m->h.rows && m->x.cols == m->h.cols);
+    ASSERT(m->w->n_out == (gated ? 2 * out.cols : out.cols));
+    ASSERT(!gated || (m->epilogue == EPILOGUE_NONE && m->gate_up.dtype == out.dtype));
+    bool few = has_tensor_cores(c, m->w) && m->h.dtype != DTYPE_F32 && !is_one_run(p);
+    if (few && p.rows <= NORMED_ROWS && few_shared(p, 1, 2, true) <= 48 << 10) {
+        p.norm = norm_args_of(m->norm);
+        p.rows_to_norm = (const float *)m->x.data;
+    } else {
+        cuda_norm(d, m->h, m->x, m->norm);
+    }
+    if (gated && few && p.rows <= FEW_ROWS && out.dtype == m->h.dtype) {
+        p.gate_outs = (int32_t)out.cols;
+        run_product(c, p, m->h, m->w);
+        return;
+    }
+    if (gated) p.out = m->gate_up.data;
+    run_product(c, p, m->h, m->w);
+    if (gated) cuda_swiglu(d, out, m->gate_up);
 }

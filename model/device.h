@@ -100,6 +100,18 @@ enum epilogue {
     EPILOGUE_ADD, /* out += y; out is the f32 residual stream */
 };
 
+/* A product with the norm before it: out = epilogue(norm(x) W^T + bias), or with gate_up, of that, swiglu. `h` and
+ * `gate_up` are room for what lies between; nobody may read them afterwards. */
+struct norm_matmul {
+    struct tensor x; /* [R, n_in] f32 */
+    const struct norm *norm;
+    struct tensor h; /* [R, n_in] of the type that the product takes */
+    const struct matrix *w;
+    const float *bias; /* [n_out] or NULL */
+    enum epilogue epilogue; /* none with gate_up */
+    struct tensor gate_up;  /* [R, n_out] of out's type; data NULL: no SwiGLU, and out is [R, n_out] */
+};
+
 /* RoPE and the heads of one attention layer. */
 struct attention {
     int32_t n_head, n_kv_head, head_dim;
@@ -187,6 +199,8 @@ struct device_ops {
      * [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
     void (*matmul)(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                    const float *bias, enum epilogue epilogue);
+    /* norm, matmul and swiglu, with their bits. Optional: NULL where one operation gains nothing on three. */
+    void (*norm_matmul)(struct device *d, struct tensor out, const struct norm_matmul *m);
     /* out = silu(gate) * up; gate_up [R, 2F] of out's type, gate first. out f32 or bf16 [R, F]. */
     void (*swiglu)(struct device *d, struct tensor out, struct tensor gate_up);
     /* qkv f32 [R, (H + 2G) K]: norms (if any) and rotates Q and K in place; writes K and V to their
@@ -197,6 +211,10 @@ struct device_ops {
      * page tables. Q is the first H K columns of qkv; out f32 or bf16 [R, H K]. */
     void (*attention)(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
                       const struct attention *a, const struct kv_cache *kv, int32_t layer);
+    /* kv_write, then attention, with their bits; but who reads qkv afterwards may find it as it was. Optional: NULL
+     * where one operation gains nothing on two. */
+    void (*kv_attention)(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                         const struct attention *a, const struct kv_cache *kv, int32_t layer);
     /* out[i,:] = x[rows[i],:]; rows in device memory. f32. */
     void (*gather)(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
     /* One token (and what was asked about it) for each row of logits f32 [n, V]. */
@@ -205,8 +223,8 @@ struct device_ops {
 
     /* Optional: NULL where launching costs nothing. What is called between graph_begin and graph_end is recorded
      * and not run; graph_launch runs it as often as one likes, with the pointers and counts that it had: what
-     * changes from time to time lies in device memory. Only embed, norm, matmul, swiglu, kv_write, attention and
-     * gather may be recorded. NULL from graph_end: it failed, as device_sync will report. */
+     * changes from time to time lies in device memory. Only embed, norm, matmul, norm_matmul, swiglu, kv_write,
+     * attention, kv_attention and gather may be recorded. NULL from graph_end: it failed, as device_sync will report. */
     void (*graph_begin)(struct device *d);
     struct device_graph *(*graph_end)(struct device *d);
     void (*graph_launch)(struct device *d, struct device_graph *graph);

@@ -435,19 +435,40 @@ void gpt_mlp_activation(const struct gpt *g, const struct gpt_block *t, struct d
     else d->train->gelu(d, t->mlp, t->up, type == MLP_GELU_EXACT);
 }
 
-/* mlp = act(h W^T + bias). What goes into the activation is rounded to the activation type either way,
- * so fusing it into the product changes no bit. */
-static void mlp_up(const struct gpt *g, const struct gpt_layer *l, const struct gpt_block *t,
-                   struct device *d)
+/* norm, then matmul: at once where the device can and nobody asks for h. */
+static void norm_matmul(struct device *d, const struct gpt_block *t, struct tensor out,
+                        const struct norm_matmul *m, const struct gpt_observer *observer,
+                        const char *h_name, int32_t layer)
 {
-    if (t->up.data) {
-        d->ops->matmul(d, t->up, t->h_mlp, &l->mlp_up, l->mlp_up_bias, EPILOGUE_NONE);
-        gpt_mlp_activation(g, t, d);
+    if (d->ops->norm_matmul && !t->h_kept && !observer) {
+        d->ops->norm_matmul(d, out, m);
         return;
     }
-    bool exact = g->config.mlp_type == MLP_GELU_EXACT;
-    enum epilogue e = exact ? EPILOGUE_GELU_EXACT : EPILOGUE_GELU_TANH;
-    d->ops->matmul(d, t->mlp, t->h_mlp, &l->mlp_up, l->mlp_up_bias, e);
+    d->ops->norm(d, m->h, m->x, m->norm);
+    see(observer, h_name, layer, m->h);
+    d->ops->matmul(d, m->gate_up.data ? m->gate_up : out, m->h, m->w, m->bias, m->epilogue);
+    if (m->gate_up.data) d->ops->swiglu(d, out, m->gate_up);
+}
+
+/* mlp = act(norm(x_mid) W^T + bias). What goes into the activation is rounded to the activation type either
+ * way, so fusing it into the product changes no bit. */
+static void mlp_up(const struct gpt *g, int32_t layer, const struct gpt_block *t, struct device *d,
+                   const struct gpt_observer *observer)
+{
+    const struct gpt_layer *l = &g->layers[layer];
+    enum mlp_type type = g->config.mlp_type;
+    struct norm_matmul m = {.x = t->x_mid, .norm = &l->mlp_norm, .h = t->h_mlp, .w = &l->mlp_up,
+                            .bias = l->mlp_up_bias};
+    if (type == MLP_SWIGLU) {
+        m.gate_up = t->up;
+        norm_matmul(d, t, t->mlp, &m, observer, "mlp_norm", layer);
+    } else if (t->up.data) {
+        norm_matmul(d, t, t->up, &m, observer, "mlp_norm", layer);
+        gpt_mlp_activation(g, t, d);
+    } else {
+        m.epilogue = type == MLP_GELU_EXACT ? EPILOGUE_GELU_EXACT : EPILOGUE_GELU_TANH;
+        norm_matmul(d, t, t->mlp, &m, observer, "mlp_norm", layer);
+    }
 }
 
 void gpt_block_forward(const struct gpt *g, int32_t i, const struct gpt_block *t, struct device *d,
@@ -458,22 +479,24 @@ void gpt_block_forward(const struct gpt *g, int32_t i, const struct gpt_block *t
     const struct gpt_layer *l = &g->layers[i];
     struct attention a = gpt_attention(g, i, t);
 
-    ops->norm(d, t->h_attn, t->x_in, &l->attn_norm);
-    see(observer, "attn_norm", i, t->h_attn);
-    ops->matmul(d, t->qkv, t->h_attn, &l->qkv, l->qkv_bias, EPILOGUE_NONE);
+    struct norm_matmul qkv = {.x = t->x_in, .norm = &l->attn_norm, .h = t->h_attn, .w = &l->qkv,
+                              .bias = l->qkv_bias};
+    norm_matmul(d, t, t->qkv, &qkv, observer, "attn_norm", i);
     see(observer, "qkv", i, t->qkv);
     if (t->qkv_pre.data) d->train->dropout(d, t->qkv_pre, t->qkv, (struct dropout){0});
-    ops->kv_write(d, t->qkv, b, &a, kv, kv_layer);
-    see(observer, "qkv_rotated", i, t->qkv);
-    if (t->qkv_kept.data) d->train->dropout(d, t->qkv_kept, t->qkv, (struct dropout){0});
-    ops->attention(d, t->attn, t->qkv, b, &a, kv, kv_layer);
+    if (ops->kv_attention && !t->qkv_kept.data && !observer) {
+        ops->kv_attention(d, t->attn, t->qkv, b, &a, kv, kv_layer);
+    } else {
+        ops->kv_write(d, t->qkv, b, &a, kv, kv_layer);
+        see(observer, "qkv_rotated", i, t->qkv);
+        if (t->qkv_kept.data) d->train->dropout(d, t->qkv_kept, t->qkv, (struct dropout){0});
+        ops->attention(d, t->attn, t->qkv, b, &a, kv, kv_layer);
+    }
     see(observer, "attn", i, t->attn);
     add_branch(t, d, t->x_mid, t->x_in, t->attn, &l->attn_out, l->attn_out_bias, DROPOUT_ATTN_OUT);
     see(observer, "attn_resid", i, t->x_mid);
 
-    ops->norm(d, t->h_mlp, t->x_mid, &l->mlp_norm);
-    see(observer, "mlp_norm", i, t->h_mlp);
-    mlp_up(g, l, t, d);
+    mlp_up(g, i, t, d, observer);
     see(observer, "mlp_act", i, t->mlp);
     add_branch(t, d, t->x_out, t->x_mid, t->mlp, &l->mlp_down, l->mlp_down_bias, DROPOUT_MLP_OUT);
     see(observer, "mlp_resid", i, t->x_out);

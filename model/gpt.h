@@ -96,6 +96,7 @@ struct gpt_observer {
 struct gpt_block {
     struct tensor x_in, x_mid, x_out; /* [R, C] f32: before, after attention, after the MLP */
     struct tensor h_attn, h_mlp;      /* [R, C] act: normed */
+    bool h_kept;                      /* ... and read again later; else they are room for one product */
     struct tensor qkv;                /* [R, (H + 2G) K] f32 */
     struct tensor attn;               /* [R, H K] act */
     struct tensor up;                 /* [R, F] act, or [R, 2F] with swiglu: before the activation. With

@@ -229,6 +229,7 @@ static struct gpt_block block_at(const struct gpt_train *t, int64_t i, int64_t n
         .x_out = rows_of(last ? s->x_out : t->blocks[i + 1].x_in, 0, n),
         .h_attn = first(b->h_attn, s->h_attn, n),
         .h_mlp = first(b->h_mlp, s->h_mlp, n),
+        .h_kept = true,
         .qkv = rows_of(s->qkv, 0, n),
         .attn = first(b->attn, s->attn, n),
         .up = first(b->up, s->up, n),

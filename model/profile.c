@@ -267,6 +267,14 @@ static void matmul(struct device *d, struct tensor out, struct tensor x, const s
     end(d, t, c);
 }
 
+static void norm_matmul(struct device *d, struct tensor out, const struct norm_matmul *m)
+{
+    struct moment t = begin(d);
+    inner_of(d)->ops->norm_matmul(inner_of(d), out, m);
+    end(d, t, product(m->gate_up.data ? "norm_matmul_swiglu" : "norm_matmul", d, m->w, m->w->dtype,
+                      m->x, out));
+}
+
 static void swiglu(struct device *d, struct tensor out, struct tensor gate_up)
 {
     struct moment t = begin(d);
@@ -283,16 +291,35 @@ static void kv_write(struct device *d, struct tensor qkv, const struct batch *b,
     end(d, t, (struct cost){.name = "kv_write", .bytes = tensor_bytes(qkv) + written});
 }
 
-static void attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                      const struct attention *a, const struct kv_cache *kv, int32_t layer)
+/* Forward attention's cost over the cache; the operation itself is run by who calls. */
+static struct cost attention_cost(const char *name, struct device *d, struct tensor out, const struct batch *b,
+                                  const struct attention *a, enum dtype cache)
 {
     double pairs, keys, heads = (double)a->n_head * a->head_dim;
     count_keys(d, b, &pairs, &keys);
+    double read = keys * bytes_of(cache, 2 * a->n_kv_head * a->head_dim);
+    return (struct cost){.name = name, .dtype = cache, .flops = 4 * pairs * heads,
+                         .bytes = read + 4 * (double)out.rows * heads + tensor_bytes(out)};
+}
+
+static void attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                      const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    struct cost c = attention_cost("attention", d, out, b, a, kv->dtype);
     struct moment t = begin(d);
     inner_of(d)->ops->attention(inner_of(d), out, qkv, b, a, kv, layer);
-    double read = keys * bytes_of(kv->dtype, 2 * a->n_kv_head * a->head_dim);
-    end(d, t, (struct cost){.name = "attention", .dtype = kv->dtype, .flops = 4 * pairs * heads,
-                            .bytes = read + 4 * (double)out.rows * heads + tensor_bytes(out)});
+    end(d, t, c);
+}
+
+static void kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                         const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    struct cost c = attention_cost("kv_attention", d, out, b, a, kv->dtype);
+    struct moment t = begin(d);
+    inner_of(d)->ops->kv_attention(inner_of(d), out, qkv, b, a, kv, layer);
+    int64_t new = qkv.rows * 2 * a->n_kv_head * a->head_dim;
+    c.bytes += 4 * (double)new + bytes_of(kv->dtype, new);
+    end(d, t, c);
 }
 
 static void gather(struct device *d, struct tensor out, struct tensor x, const int32_t *rows)
@@ -565,9 +592,11 @@ static const struct device_ops ops = {
     .embed = embed,
     .norm = norm,
     .matmul = matmul,
+    .norm_matmul = norm_matmul,
     .swiglu = swiglu,
     .kv_write = kv_write,
     .attention = attention,
+    .kv_attention = kv_attention,
     .gather = gather,
     .sample = sample,
 };
@@ -615,6 +644,8 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     memcpy(p->base.name, inner->name, sizeof p->base.name);
     p->ops = ops;
     if (!inner->ops->matrix_write_blocks) p->ops.matrix_write_blocks = NULL;
+    if (!inner->ops->norm_matmul) p->ops.norm_matmul = NULL;
+    if (!inner->ops->kv_attention) p->ops.kv_attention = NULL;
     if (!inner->ops->memory) p->ops.memory = NULL;
     if (!inner->ops->alloc_host) p->ops.alloc_host = NULL, p->ops.free_host = NULL;
     p->base.ops = &p->ops;

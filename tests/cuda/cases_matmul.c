@@ -243,6 +243,67 @@ void test_wide_products(void **state)
     free(x), free(w);
 }
 
+/* ---- with the norm before and SwiGLU after ---- */
+
+struct fused { int64_t rows, n_out, n_in; enum dtype x_type, w_type; bool gated, rms, bias; };
+
+/* result [rows, n_out], or half as many with gates: in one operation, or in two or three. */
+static void norm_product(struct side *s, const struct operands *o, const struct fused *f, bool at_once,
+                         float *result)
+{
+    struct norm norm = {.weight = side_floats(s, o->w, f->n_in), .eps = 1e-5f, .rms = f->rms,
+                        .bias = f->bias ? side_floats(s, o->w + f->n_in, f->n_in) : NULL};
+    struct matrix w = side_matrix(s, f->w_type, f->n_out, f->n_in, o->w);
+    enum dtype out_type = f->gated ? f->x_type : DTYPE_F32;
+    struct tensor out = side_tensor(s, out_type, f->rows, f->gated ? f->n_out / 2 : f->n_out, NULL);
+    struct norm_matmul m = {
+        .x = side_tensor(s, DTYPE_F32, f->rows, f->n_in, o->x), .norm = &norm,
+        .h = side_tensor(s, f->x_type, f->rows, f->n_in, NULL), .w = &w,
+        .bias = f->bias ? side_floats(s, o->bias, f->n_out) : NULL,
+        .epilogue = f->gated ? EPILOGUE_NONE : EPILOGUE_GELU_TANH,
+    };
+    if (f->gated) m.gate_up = side_tensor(s, out_type, f->rows, f->n_out, NULL);
+    if (at_once) {
+        s->d->ops->norm_matmul(s->d, out, &m);
+    } else {
+        s->d->ops->norm(s->d, m.h, m.x, &norm);
+        s->d->ops->matmul(s->d, f->gated ? m.gate_up : out, m.h, &w, m.bias, m.epilogue);
+        if (f->gated) s->d->ops->swiglu(s->d, out, m.gate_up);
+    }
+    side_read(s, out, result);
+    side_clear(s);
+}
+
+/* One operation has the bits of all, on either side of the numbers of rows from which it is several kernels. */
+void test_norms_and_gates_of_products(void **state)
+{
+    static const int64_t counts[] = {1, 3, 8, 9, 16, 17, 40, 64, 65};
+    /* The last: of more elements than a warp has under way at a time. */
+    static const struct { int64_t n_out, n_in; } sizes[] = {{42, 104}, {70, 584}, {22, 33}, {34, 1160}};
+    skip_without_cuda();
+    struct operands *o = operands_new(8);
+    float *want = malloc(65 * MAX_OUT * sizeof *want), *got = malloc(65 * MAX_OUT * sizeof *got);
+    for (int t = 0; t < N_OPERAND_TYPES; t++) {
+        struct side sides[N_SIDES];
+        set_multiprocessors(t % 2 ? 1 : 64);
+        sides_open(sides, &plan);
+        for (int c = 0; c < 9; c++)
+            for (int i = c % 4; i < 4; i += t < 3 ? 2 : 4)
+                for (int gated = 0; gated < 2; gated++) {
+                    struct fused f = {counts[c], sizes[i].n_out, sizes[i].n_in, operand_types[t][0],
+                                      operand_types[t][1], gated, (c + i) % 2, (c + i + gated) % 3 == 0};
+                    int64_t n = f.rows * (gated ? f.n_out / 2 : f.n_out);
+                    schedule_seed((uint32_t)(c + i));
+                    norm_product(&sides[SIDE_CUDA], o, &f, false, want);
+                    norm_product(&sides[SIDE_CUDA], o, &f, true, got);
+                    assert_memory_equal(got, want, (size_t)n * sizeof *got);
+                }
+        sides_close(sides);
+    }
+    set_multiprocessors(4);
+    free(want), free(got), free(o);
+}
+
 /* ---- gradients ---- */
 
 static void backward_x(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
