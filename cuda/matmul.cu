@@ -8,7 +8,9 @@
  * 8q + 7 of both: 16 bytes in a row. Any order of the inputs will do as long as both sides have the same.
  *
  *   few rows (to 64)  a warp a run of 8 to 32 outputs, weights straight from memory to registers, loads of
- *                     several steps under way. Bytes: the weights' once, which bounds it; rows from caches
+ *                     several steps under way. Bytes: the weights' once, which bounds it; rows from caches. 2 R n_out
+ *                     n_in FLOPs. To 8 rows it also norms them (4 R C bytes a block, from caches, 6 R C FLOPs),
+ *                     and of gates and ups it writes SwiGLU
  *   many rows         tiles of outputs and rows through shared memory, three stages of cp.async deep. 2 R n_out n_in
  *                     FLOPs at mma.sync's rate. 16 bytes a lane from shared memory meet no bank twice: odd rows have
  *                     their halves exchanged. Quantized weights are widened on their way there

@@ -70,11 +70,17 @@ static void check_model(const char *path, enum dtype dtype, double tolerance)
     must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
     const cJSON *prompts = cJSON_GetObjectItem(golden, "prompts"), *prompt;
     assert_true(cJSON_GetArraySize(prompts) > 0);
-    int64_t recorded = on_interpreter() ? ptxsim_calls().graph_launches : 0;
+    struct ptxsim_calls before = on_interpreter() ? ptxsim_calls() : (struct ptxsim_calls){0};
     cJSON_ArrayForEach(prompt, prompts) check_prompt(engine, prompt, tolerance);
     /* Every token after a prompt's first comes of a recorded step. */
-    if (on_interpreter())
-        assert_true(ptxsim_calls().graph_launches - recorded >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
+    if (on_interpreter()) {
+        int64_t steps = ptxsim_calls().graph_launches - before.graph_launches;
+        int64_t kernels = ptxsim_calls().graph_kernels - before.graph_kernels;
+        assert_true(steps >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
+        /* Five a layer; embedding, rows that want logits, norm, head. */
+        if (dtype != DTYPE_F32)
+            assert_int_equal(kernels, steps * (5 * checkpoint_config(checkpoint)->n_layer + 4));
+    }
     engine_close(engine);
     checkpoint_close(checkpoint);
     d->ops->close(d);

@@ -56,6 +56,7 @@ bool ptxsim_budgets_hold(const char *table, const char *ptxas, bool renew);
 /* What the host has asked for so far. */
 struct ptxsim_calls {
     int64_t launches, graph_launches; /* of kernels outside graphs; of graphs */
+    int64_t graph_kernels;            /* of all launched graphs together */
     int64_t uploads, downloads, waits;
     int64_t pageable;                 /* of the copies: those whose host side is not page-locked */
 };

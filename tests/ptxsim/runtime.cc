@@ -398,6 +398,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     the_runtime().calls.graph_launches++;
+    the_runtime().calls.graph_kernels += (int64_t)((recorded_launches *)graph)->size();
     for (recorded_launch &l : *(recorded_launches *)graph) {
         std::vector<void *> arguments;
         for (std::vector<uint8_t> &a : l.arguments) arguments.push_back(a.data());
