@@ -167,9 +167,11 @@ __device__ __forceinline__ void finish_gated(const product &p, int64_t r, int64_
 
 /* TILES of 16 rows, GROUPS of 8 outputs a warp, weights loaded AHEAD steps before their turn. The warps of a block
  * are the runs of one or more such groups. With gates, half of the groups are gates and half the ups that belong
- * to them. Shared memory: sums [warps][rows][outputs], then normed rows. */
+ * to them. Four steps ahead is for one run, two warps a block. Shared memory: sums [warps][rows][outputs], then normed
+ * rows. */
 template <class T, class Row, int TILES, int GROUPS, int AHEAD>
-__global__ void __launch_bounds__(SLICES *WARP, TILES == 1 && !Row::QUANTIZED ? 2 : 1)
+__global__ void __launch_bounds__(AHEAD == 4 ? 2 * WARP : SLICES * WARP,
+                                  TILES > 1 || Row::QUANTIZED ? 1 : AHEAD == 4 ? 7 : 2)
 few_kernel(product p, Row w, const T *x)
 {
     constexpr int OUTS = GROUPS * MMA_OUTS, ROWS = TILES * MMA_ROWS, HALF_GROUPS = (GROUPS + 1) / 2;
