@@ -47,18 +47,32 @@ static int64_t block_begin(const struct matmul *m, int64_t block)
     return block * m->x.rows / m->n_blocks;
 }
 
-/* A row of x, quantized, into every `rows`-th word from out. */
-static void pack_quantized(const struct matmul *m, int64_t row, int64_t rows, uint32_t *out)
+/* Steps [begin, end) of a row of x, quantized, into every `rows`-th word from out: of a lone row at once where they go
+ * (words read back as soon as they are stored as bytes would wait for that). */
+static void pack_quantized(const struct matmul *m, int64_t row, int64_t begin, int64_t end, int64_t rows,
+                           uint32_t *out)
 {
-    const uint16_t *x = tensor_row(m->x, row);
-    for (int64_t s = 0; s < m->steps; s++, x += QUANT_BLOCK, out += QUANT_WORDS * rows) {
+    const uint16_t *x = (const uint16_t *)tensor_row(m->x, row) + begin * QUANT_BLOCK;
+    out += begin * QUANT_WORDS * rows;
+    for (int64_t s = begin; s < end; s++, x += QUANT_BLOCK, out += QUANT_WORDS * rows) {
         uint16_t last[QUANT_BLOCK] = {0};
         int64_t n = m->x.cols - s * QUANT_BLOCK;
-        uint32_t words[QUANT_WORDS];
+        uint32_t room[QUANT_WORDS], *words = rows == 1 ? out : room;
         if (n < QUANT_BLOCK) memcpy(last, x, (size_t)n * sizeof *x);
         m->kernels->quantize_block(n < QUANT_BLOCK ? last : x, (int8_t *)words, (float *)&words[8],
                                    (int32_t *)&words[9]);
-        for (int i = 0; i < QUANT_WORDS; i++) out[i * rows] = words[i];
+        for (int i = 0; rows > 1 && i < QUANT_WORDS; i++) out[i * rows] = words[i];
+    }
+}
+
+/* Of all rows: threads share steps, evenly whatever the number of blocks, and write to lines of their own. */
+static void pack_steps(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matmul *m = ctx;
+    for (int64_t b = 0; b < m->n_blocks; b++) {
+        int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
+        for (int64_t r = 0; r < rows; r++)
+            pack_quantized(m, row0 + r, begin, end, rows, m->packed + row0 * m->row_words + r);
     }
 }
 
@@ -88,16 +102,24 @@ static void pack_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
     for (int64_t b = begin; b < end; b++) {
         int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
         uint32_t *out = m->packed + row0 * m->row_words;
-        if (m->quantized) {
-            for (int64_t r = 0; r < rows; r++) pack_quantized(m, row0 + r, rows, out + r);
-            continue;
-        }
         for (int64_t from = 0; from < m->row_words; from += CHUNK) {
             int64_t to = min_i64(from + CHUNK, m->row_words);
             for (int64_t r = 0; r < rows; r++) row_words(m, row0 + r, from, to, room + r * CHUNK);
             transpose_words(out + from * rows, room, CHUNK, rows, to - from);
         }
     }
+}
+
+static void pack_rows(const struct cpu_device *c, struct matmul *m)
+{
+    int64_t rows = m->x.rows;
+    if (!m->quantized) {
+        pool_for(c->pool, m->n_blocks, 2, pack_blocks, m);
+        return;
+    }
+    bool few = rows * m->x.cols <= CPU_INLINE_ELEMENTS;
+    int64_t grain = few ? m->steps : max_i64(1, CPU_INLINE_ELEMENTS / 2 / (rows * QUANT_BLOCK));
+    pool_for(c->pool, m->steps, grain, pack_steps, m);
 }
 
 static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
@@ -227,7 +249,7 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
         .packed = (uint32_t *)c->workspace,
     };
     m.n_blocks = ceil_div(x.rows, tile_rows(&m));
-    pool_for(c->pool, m.n_blocks, 2, pack_blocks, &m);
+    pack_rows(c, &m);
     struct matmul_parts all = {0};
     int64_t n_panels = 0, column;
     for (; matrix_part_of(d, w, all.n, &all.w[all.n], &column); all.n++) {

@@ -11,22 +11,18 @@
 
 enum { VECTORS = PANEL / 16, GROUP_ROWS = 6 };
 
+/* A step's bytes of 16 outputs: rows of nibbles, then of what lies above them. */
+struct bytes { __m512i row[6]; };
+
 /* The codes of group g of 16 outputs, without their offset. */
-INLINE __m512i group(const struct kquant q, const uint8_t *codes, const int g)
+INLINE __m512i group(const struct kquant q, const struct bytes *b, const int g)
 {
-    __m512i low = _mm512_loadu_si512(codes + g % 4 * KQUANT_ROW_BYTES), high;
+    __m512i low = b->row[g % 4], high;
     if (g >= 4) low = _mm512_srli_epi16(low, 4);
     low = _mm512_and_si512(low, _mm512_set1_epi8(15));
     if (q.bits == 4) return low;
-    const uint8_t *above = codes + KQUANT_NIBBLE_BYTES;
-    int left; /* to bit 4 */
-    if (q.bits == 5) {
-        high = _mm512_loadu_si512(above);
-        left = 4 - g;
-    } else {
-        high = _mm512_loadu_si512(above + g % 2 * KQUANT_ROW_BYTES);
-        left = 4 - g / 2 * 2;
-    }
+    high = b->row[q.bits == 5 ? 4 : 4 + g % 2];
+    int left = q.bits == 5 ? 4 - g : 4 - g / 2 * 2; /* to bit 4 */
     if (left > 0) high = _mm512_slli_epi16(high, (unsigned)left);
     if (left < 0) high = _mm512_srli_epi16(high, (unsigned)-left);
     /* low | (high & mask) */
@@ -66,12 +62,52 @@ INLINE void find_lone_offsets(const struct kquant q, const uint32_t *x, struct o
     out->half[1][0] = -q.offset * (sum - first);
 }
 
-/* One step for `n` rows of `rows` side by side, into out [n][PANEL]; of a lone row into `held` registers. */
+/* A lone row's step: what the step before left, and the bytes and scales that are to be added to it. It waits for memory,
+ * so its loads go through the panel once and from front to back, which is what the processor's own prefetching follows. */
+struct lone {
+    __m512 sum[VECTORS];
+    struct bytes bytes[VECTORS];
+    struct scales scales[VECTORS];
+};
+
+INLINE void load_step_scales(const struct kquant q, const uint8_t *head, int64_t step, struct scales s[VECTORS])
+{
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) s[v] = load_scales(q, head, step, v);
+}
+
+INLINE void load_codes(const struct kquant q, const uint8_t *codes, struct bytes bytes[VECTORS], const bool in_order)
+{
+#pragma GCC unroll 6
+    for (int i = 0; i < q.bits; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) {
+            bytes[v].row[i] = _mm512_loadu_si512(codes + i * KQUANT_ROW_BYTES + v * 64);
+            /* The compiler may neither move loads across this nor load again what it has. */
+            if (in_order) __asm__ volatile("" : "+v"(bytes[v].row[i]) : : "memory");
+        }
+}
+
+INLINE void load_lone(const struct kquant q, const uint8_t *panel, int64_t step, struct lone *lone)
+{
+    const uint8_t *head = kquant_head(q, panel, step);
+    /* Of a head that is read a line a step, all lines now, in their turn. */
+    if (q.n_scales == 2 && step % KQUANT_SUPER == 0)
+        for (int i = 0; i < q.head_bytes; i += 64) _mm_prefetch(head + i, _MM_HINT_T0);
+    if (q.super) load_step_scales(q, head, step, lone->scales); /* where they lie before the codes */
+    load_codes(q, kquant_codes(q, panel, step), lone->bytes, true);
+    if (!q.super) load_step_scales(q, head, step, lone->scales);
+}
+
+/* One step for `n` rows of `rows` side by side, into out [n][PANEL]; of a lone row into its sums. */
 INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s[VECTORS],
                       const struct offsets *offsets, int64_t row, const uint32_t *x, int64_t rows,
-                      float *out, __m512 held[VECTORS], const int n)
+                      float *out, struct lone *lone, const int n)
 {
     const int groups = 8 / q.n_scales;
+    struct bytes several[VECTORS];
+    if (!lone) load_codes(q, codes, several, false);
+    const struct bytes *bytes = lone ? lone->bytes : several;
 #pragma GCC unroll 2
     for (int half = 0; half < q.n_scales; half++) {
         __m512i acc[GROUP_ROWS][VECTORS];
@@ -85,7 +121,7 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
         for (int g = half * groups; g < (half + 1) * groups; g++) {
             __m512i w[VECTORS];
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) w[v] = group(q, codes + v * 64, g);
+            for (int v = 0; v < VECTORS; v++) w[v] = group(q, &bytes[v], g);
 #pragma GCC unroll 6
             for (int r = 0; r < n; r++) {
                 __m512i word = _mm512_set1_epi32((int)x[g * rows + r]);
@@ -102,10 +138,10 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
             for (int v = 0; v < VECTORS; v++) {
                 float *to = out + r * PANEL + v * 16;
                 __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), x_scale);
-                sum = _mm512_fmadd_ps(sum, s[v].scale[half], held ? held[v] : _mm512_loadu_ps(to));
+                sum = _mm512_fmadd_ps(sum, s[v].scale[half], lone ? lone->sum[v] : _mm512_loadu_ps(to));
                 if (q.minimum)
                     sum = _mm512_fmadd_ps(_mm512_mul_ps(x_sum, x_scale), s[v].minimum, sum);
-                if (held) held[v] = sum;
+                if (lone) lone->sum[v] = sum;
                 else _mm512_storeu_ps(to, sum);
             }
         }
@@ -129,44 +165,45 @@ INLINE void some_rows(const struct kquant q, const uint8_t *codes, const struct 
 }
 
 /* A step's codes stay in the first-level cache while the rows take turns. */
-INLINE void matmul(const struct matmul_tile *t, const struct kquant q, const bool lone)
+INLINE void several_rows(const struct matmul_tile *t, const struct kquant q)
 {
-    const uint8_t *w = t->w;
     const uint32_t *x = t->x;
     const char *prefetch = t->prefetch;
-    const int64_t rows = lone ? 1 : t->rows;
-    int64_t first = rows > GROUP_ROWS ? (rows + 1) / 2 : rows;
+    const int64_t rows = t->rows, first = rows > GROUP_ROWS ? (rows + 1) / 2 : rows;
     _Static_assert(TILE_ROWS <= 2 * GROUP_ROWS, "two groups make a tile");
-    __m512 held[VECTORS] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    if (!lone) memset(t->out, 0, (size_t)rows * PANEL * 4);
+    memset(t->out, 0, (size_t)rows * PANEL * 4);
     for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS * rows) {
-        /* Of a lone row's step there are as many lines as it has: a loop of constant length. Unpacking takes long
-         * enough for all lines to be called for, and into the first level: less was slower. */
-        const int64_t ahead = lone ? q.step_bytes : t->prefetch_step;
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < ahead; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
+        for (int64_t i = 0; i < t->prefetch_step; i += 64) _mm_prefetch(prefetch + i, _MM_HINT_T0);
         prefetch += t->prefetch_step;
-        const uint8_t *codes = kquant_codes(q, w, step), *head = kquant_head(q, w, step);
+        const uint8_t *codes = kquant_codes(q, t->w, step);
         struct scales s[VECTORS];
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) s[v] = load_scales(q, head, step, v);
+        load_step_scales(q, kquant_head(q, t->w, step), step, s);
         struct offsets offsets;
-        if (q.offset && !lone) find_offsets(q, x, rows, &offsets);
-        if (lone) {
-            if (q.offset) find_lone_offsets(q, x, &offsets);
-            step_rows(q, codes, s, &offsets, 0, x, 1, NULL, held, 1);
-            continue;
-        }
+        if (q.offset) find_offsets(q, x, rows, &offsets);
         some_rows(q, codes, s, &offsets, 0, t, x, first);
         if (first < rows) some_rows(q, codes, s, &offsets, first, t, x, rows - first);
     }
-    for (int v = 0; lone && v < VECTORS; v++) _mm512_storeu_ps(t->out + v * 16, held[v]);
+}
+
+/* Nothing is called for ahead: prefetches into the first level would hold a core to those that it may have under way
+ * (some 20 GB/s), and fewer of them disturb what the processor does by itself. */
+INLINE void lone_row(const struct matmul_tile *t, const struct kquant q)
+{
+    const uint32_t *x = t->x;
+    struct lone lone = {.sum = {_mm512_setzero_ps(), _mm512_setzero_ps()}};
+    for (int64_t step = 0; step < t->steps; step++, x += QUANT_WORDS) {
+        load_lone(q, t->w, step, &lone);
+        struct offsets offsets;
+        if (q.offset) find_lone_offsets(q, x, &offsets);
+        step_rows(q, NULL, lone.scales, &offsets, 0, x, 1, NULL, &lone, 1);
+    }
+    for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(t->out + v * 16, lone.sum[v]);
 }
 
 INLINE void product(const struct matmul_tile *t, const enum dtype type)
 {
-    if (t->rows == 1) matmul(t, kquant_of(type), true);
-    else matmul(t, kquant_of(type), false);
+    if (t->rows == 1) lone_row(t, kquant_of(type));
+    else several_rows(t, kquant_of(type));
 }
 
 #define PRODUCT(type) \
