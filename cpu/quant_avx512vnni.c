@@ -40,7 +40,12 @@ block(const uint8_t *w, const uint32_t *x, __m512i sums[QUANT_ROWS][VECTORS], co
     for (int g = 0; g < 8; g++) {
         __m512i codes[VECTORS];
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) codes[v] = group(w + v * 64, g, q4);
+        for (int v = 0; v < VECTORS; v++) {
+            codes[v] = group(w + v * 64, g, q4);
+            /* A lone row waits for memory: its lines are to be read in their order, which the processor's own
+             * prefetching follows and which the compiler would change. */
+            if (n == 1 && !q4) __asm__ volatile("" : "+v"(codes[v]) : : "memory");
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < n; r++) {
             __m512i word = _mm512_set1_epi32((int)x[g * n + r]);
