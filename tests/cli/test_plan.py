@@ -241,5 +241,7 @@ def test_wrong_usage(arguments, word):
 
 def test_files_that_are_not_there():
     assert run("plan", "--config", ROOT / "configs/none.json").returncode == 1
+    reply = run("plan", "--gpu", "8GiB", "--configs-dir", "/nowhere")
+    assert reply.returncode == 1 and "say --configs-dir DIR" in reply.stderr
     assert run("plan", "--model", ROOT / "models/none").returncode == 1
     assert run("plan", "--config", "configs/150M.json", "--gpu", "64MiB").returncode == 3
