@@ -285,7 +285,7 @@ void test_attention_without_tensor_cores(void **state)
     ptxsim_set_compute_capability(70);
     check_attention(N_TYPES - 1);
     check_splits(N_TYPES - 1);
-    ptxsim_set_compute_capability(80);
+    ptxsim_set_compute_capability(0);
 }
 
 /* ---- backward ---- */
@@ -421,7 +421,7 @@ void test_attention_backward_without_tensor_cores(void **state)
     ptxsim_set_compute_capability(75);
     check_backward((struct heads){2, 1, 64}, DTYPE_F16, 0, true);
     check_backward((struct heads){2, 2, 128}, DTYPE_F16, 0, false);
-    ptxsim_set_compute_capability(80);
+    ptxsim_set_compute_capability(0);
 }
 
 static void rope_backward(struct side *d, const struct setting *t, const float *dqkv, const float *pre,

@@ -53,28 +53,30 @@ void run_warp_barrier(warp &w, const instruction &, uint32_t lanes)
         fail_at(w, 0, "too many warp barriers between two block barriers");
 }
 
-// D [16, 8] = A [16, 16] B [16, 8] + C, f32 sums. Registers: PTX ISA, "Matrix Fragments for mma.m16n8k16".
+// D [16, 8] = A [16, DEPTH] B [DEPTH, 8] + C, f32 sums. Registers: PTX ISA, "Matrix Fragments for mma.m16n8k16", and
+// m16n8k8, which has their first halves.
 // The products are exact; their sum is rounded once, which no hardware promises: results agree with it to the
 // rounding of f32 sums.
-template <float VALUE(uint16_t)> static void run_mma(warp &w, const instruction &i, uint32_t)
+template <int DEPTH, float VALUE(uint16_t)> static void run_mma(warp &w, const instruction &i, uint32_t)
 {
-    float a[16][16], b[16][8], d[16][8];
+    enum { A = DEPTH / 4, B = DEPTH / 8 }; // registers
+    float a[16][DEPTH], b[DEPTH][8], d[16][8];
     for (int l = 0; l < LANES; l++) {
         int g = l / 4, q = l % 4 * 2;
-        for (int r = 0; r < 4; r++)
+        for (int r = 0; r < A; r++)
             for (int e = 0; e < 2; e++)
                 a[g + r % 2 * 8][q + e + r / 2 * 8] =
                     VALUE((uint16_t)(lanes_of<uint32_t>(w, i.src[r])[l] >> 16 * e));
-        for (int r = 0; r < 2; r++)
+        for (int r = 0; r < B; r++)
             for (int e = 0; e < 2; e++)
-                b[q + e + r * 8][g] = VALUE((uint16_t)(lanes_of<uint32_t>(w, i.src[4 + r])[l] >> 16 * e));
+                b[q + e + r * 8][g] = VALUE((uint16_t)(lanes_of<uint32_t>(w, i.src[A + r])[l] >> 16 * e));
         for (int e = 0; e < 4; e++)
-            d[g + e / 2 * 8][q + e % 2] = value_of<float>(lanes_of<uint32_t>(w, i.src[6 + e])[l]);
+            d[g + e / 2 * 8][q + e % 2] = value_of<float>(lanes_of<uint32_t>(w, i.src[A + B + e])[l]);
     }
     for (int m = 0; m < 16; m++) {
         double sum[8];
         for (int n = 0; n < 8; n++) sum[n] = d[m][n];
-        for (int k = 0; k < 16; k++)
+        for (int k = 0; k < DEPTH; k++)
             for (int n = 0; n < 8; n++) sum[n] += (double)a[m][k] * b[k][n];
         for (int n = 0; n < 8; n++) d[m][n] = (float)sum[n];
     }
@@ -83,7 +85,8 @@ template <float VALUE(uint16_t)> static void run_mma(warp &w, const instruction 
             set_bits(w, i.dst[e], l, bits_from(d[l / 4 + e / 2 * 8][l % 4 * 2 + e % 2]));
 }
 
-void run_mma_bf16(warp &w, const instruction &i, uint32_t lanes) { run_mma<bf16_value>(w, i, lanes); }
-void run_mma_f16(warp &w, const instruction &i, uint32_t lanes) { run_mma<f16_value>(w, i, lanes); }
+void run_mma_bf16(warp &w, const instruction &i, uint32_t lanes) { run_mma<16, bf16_value>(w, i, lanes); }
+void run_mma_f16(warp &w, const instruction &i, uint32_t lanes) { run_mma<16, f16_value>(w, i, lanes); }
+void run_mma_f16_k8(warp &w, const instruction &i, uint32_t lanes) { run_mma<8, f16_value>(w, i, lanes); }
 
 } // namespace ptxsim

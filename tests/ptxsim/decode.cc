@@ -156,10 +156,11 @@ bool body::decode_collective(const string &op, const vector<string> &m, instruct
         read_address(i);
         i.run = run_ldmatrix;
     } else if (op == "mma") {
-        bool shape = has(m, "m16n8k16") && has(m, "row") && has(m, "col") && m.back() == "f32";
+        bool half_deep = has(m, "m16n8k8") && has(m, "f16");
+        bool shape = (half_deep || has(m, "m16n8k16")) && has(m, "row") && has(m, "col") && m.back() == "f32";
         if (!shape || (!has(m, "bf16") && !has(m, "f16"))) return false;
         read_values(i, "b32");
-        i.run = has(m, "bf16") ? run_mma_bf16 : run_mma_f16;
+        i.run = half_deep ? run_mma_f16_k8 : has(m, "bf16") ? run_mma_bf16 : run_mma_f16;
     } else if (op == "shfl") {
         i.mode = has(m, "bfly") ? SHUFFLE_XOR : has(m, "idx") ? SHUFFLE_INDEX
                  : has(m, "up")  ? SHUFFLE_UP : SHUFFLE_DOWN;
@@ -233,6 +234,8 @@ void body::decode(const string &full, instruction i)
         decode_address_space(m, i);
     } else if (op == "trap") {
         i.run = run_trap;
+    } else if (op == "griddepcontrol") { // kernels run one after the other
+        i.run = run_nothing;
     } else {
         read_results(i);
         t.need(",");

@@ -65,6 +65,8 @@ void run_to_generic_local(warp &w, const instruction &i, uint32_t lanes)
         if (lanes >> l & 1) set_bits(w, i.dst[0], l, LOCAL_WINDOW | bits_of(w, i.src[0], l));
 }
 
+void run_nothing(warp &, const instruction &, uint32_t) {}
+
 void run_trap(warp &w, const instruction &, uint32_t lanes)
 {
     fail_at(w, __builtin_ctz(lanes), "TRAP");

@@ -126,6 +126,8 @@ void run_vote(warp &, const instruction &, uint32_t);
 void run_warp_barrier(warp &, const instruction &, uint32_t);
 void run_mma_bf16(warp &, const instruction &, uint32_t);
 void run_mma_f16(warp &, const instruction &, uint32_t);
+void run_mma_f16_k8(warp &, const instruction &, uint32_t);
+void run_nothing(warp &, const instruction &, uint32_t);
 void run_ldmatrix(warp &, const instruction &, uint32_t);
 void run_trap(warp &, const instruction &, uint32_t);
 enum shuffle_mode { SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR, SHUFFLE_INDEX };

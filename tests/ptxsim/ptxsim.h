@@ -1,6 +1,6 @@
 /* PTX run on the CPU, watched: the interpreter in the place of a GPU, for tests. Link it instead of libcudart with
- * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --compress-mode=none): it registers
- * their kernels, and stands in for the runtime calls that cuda/ makes. sm_80.
+ * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --compress-mode=none; or 75, 90): it registers
+ * their kernels, and stands in for the runtime calls that cuda/ makes.
  *
  * What a kernel does wrong ends the process (status 87) with a message on stderr: an access out of bounds or
  * misaligned, a read of bytes that nobody wrote or that are still in flight, a race, barriers and collectives that
@@ -21,7 +21,8 @@ void ptxsim_set_seed(uint32_t seed);
 void ptxsim_set_gpus(int32_t n);
 /* A GPU of this many multiprocessors, as its properties say; 4 at first. */
 void ptxsim_set_multiprocessors(int32_t n);
-/* The compute capability that its properties name, 10 x major + minor; 80 at first. The code is sm_80's all the same. */
+/* The compute capability that its properties name, 10 x major + minor; at first, and for 0, that of the objects' code, which
+ * stays what it is. */
 void ptxsim_set_compute_capability(int32_t sm);
 /* The n-th wait for a stream from now on fails, and every one after it; 0: none does. At first the environment's
  * PTXSIM_FAIL_AFTER. */

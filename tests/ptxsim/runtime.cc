@@ -45,6 +45,7 @@ struct runtime {
     struct ptxsim_calls calls = {};
     cudaError_t last = cudaSuccess;
     int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
+    int32_t code = 0;                                // what compute capability the objects' PTX is for
     int64_t waits_left = 0;                          // counting the one that fails; 0: none does
 };
 
@@ -75,7 +76,18 @@ struct ptxsim_calls ptxsim_calls() { return the_runtime().calls; }
 
 void ptxsim_set_host_limit(size_t bytes) { the_runtime().host_limit = bytes; }
 
-void ptxsim_set_compute_capability(int32_t sm) { the_runtime().compute_capability = sm; }
+void ptxsim_set_compute_capability(int32_t sm)
+{
+    the_runtime().compute_capability = sm ? sm : the_runtime().code;
+}
+
+// The 80 of PTX that says ".target sm_80".
+static int32_t target_of(const char *ptx)
+{
+    const char *at = strstr(ptx, ".target sm_");
+    if (!at) fail("PTX without a .target");
+    return atoi(at + strlen(".target sm_"));
+}
 
 static cudaError_t note(cudaError_t e)
 {
@@ -83,7 +95,8 @@ static cudaError_t note(cudaError_t e)
     return e;
 }
 
-static bool usable(cudaStream_t stream) { return stream && ((gpu_stream *)stream)->gpu == the_gpu; }
+// Stream 0 is that of the GPU that the thread works on.
+static bool usable(cudaStream_t stream) { return !stream || ((gpu_stream *)stream)->gpu == the_gpu; }
 
 static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes,
                        cudaStream_t stream)
@@ -137,6 +150,7 @@ void **__cudaRegisterFatBinary(void *wrapper)
         const char *text = (const char *)entry + entry_header;
         if (kind == PTX && entry_bytes > 8 && strnlen(text, entry_bytes) > 8 && strstr(text, ".version"))
             m = load_module(std::string(text, strnlen(text, entry_bytes)));
+        if (m && !the_runtime().code) the_runtime().code = the_runtime().compute_capability = target_of(text);
         entry += entry_header + entry_bytes;
     }
     if (!m)

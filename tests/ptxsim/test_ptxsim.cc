@@ -134,6 +134,45 @@ static void test_operations(void **)
 
 static void test_tensor_cores_and_copies(void **) { assert_true(seeded_product(true)); }
 
+// sm_75 has half the depth of sm_80: two products of 8 add up to one of 16. griddepcontrol orders kernels, which run one
+// after the other here.
+static void test_products_of_half_depth(void **)
+{
+    struct lane { uint16_t a[8], b[4]; float deep[4], halves[4]; } lanes[32] = {};
+    static const uint16_t small[] = {0, 0x3C00, 0x4000, 0xC200}; // 0, 1, 2, -3
+    for (int l = 0; l < 32; l++) {
+        for (int i = 0; i < 8; i++) lanes[l].a[i] = small[(l * 5 + i * 3 + l / 7) % 4];
+        for (int i = 0; i < 4; i++) lanes[l].b[i] = small[(l * 3 + i + l / 5) % 4];
+    }
+    std::string text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 k_param_0)\n{\n"
+                       ".reg .b64 %rd<3>; .reg .b32 %r<9>; .reg .f32 %f<17>;\ngriddepcontrol.wait;\n"
+                       "ld.param.u64 %rd0, [k_param_0];\nmov.u32 %r0, %tid.x;\nmul.wide.u32 %rd1, %r0, 56;\n"
+                       "add.s64 %rd2, %rd0, %rd1;\nmov.f32 %f0, 0f00000000;\n";
+    for (int i = 1; i <= 6; i++)
+        text += "ld.global.u32 %r" + std::to_string(i) + ", [%rd2+" + std::to_string(4 * (i - 1)) + "];\n";
+    text += "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1,%f2,%f3,%f4}, {%r1,%r2,%r3,%r4}, {%r5,%r6}, "
+            "{%f0,%f0,%f0,%f0};\n"
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f9,%f10,%f11,%f12}, {%r1,%r2}, {%r5}, "
+            "{%f0,%f0,%f0,%f0};\n"
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f5,%f6,%f7,%f8}, {%r3,%r4}, {%r6}, "
+            "{%f9,%f10,%f11,%f12};\ngriddepcontrol.launch_dependents;\n";
+    for (int i = 1; i <= 8; i++)
+        text += "st.global.f32 [%rd2+" + std::to_string(24 + 4 * (i - 1)) + "], %f" + std::to_string(i) + ";\n";
+    text += "ret;\n}\n";
+    void *memory = ptxsim_alloc(sizeof lanes), *arguments[] = {&memory};
+    ptxsim_fill(memory, lanes, sizeof lanes);
+    const uint32_t one[3] = {1, 1, 1}, warp[3] = {32, 1, 1};
+    assert_true(ptxsim_launch(ptxsim_load(text.c_str()), "k", one, warp, 0, arguments));
+    memcpy(lanes, memory, sizeof lanes);
+    ptxsim_free(memory);
+    float sum = 0;
+    for (const lane &l : lanes) {
+        assert_memory_equal(l.deep, l.halves, sizeof l.deep);
+        for (float x : l.deep) sum += x * x;
+    }
+    assert_true(sum > 0);
+}
+
 // ---- what has to be found ----
 
 // What a child says on stderr before it ends; its status to *status.
@@ -330,6 +369,7 @@ int main()
         cmocka_unit_test(test_sectors_are_counted),
         cmocka_unit_test(test_operations),
         cmocka_unit_test(test_tensor_cores_and_copies),
+        cmocka_unit_test(test_products_of_half_depth),
         cmocka_unit_test(test_bugs_are_found),
         cmocka_unit_test(test_unknown_instructions_are_named),
     };
