@@ -263,14 +263,24 @@ profile_kernels() { # NAME SKIP COUNT ARGUMENT...
     { echo; echo "### kernels of $name"; python3 scripts/gpu/ncu_table.py <"$csv"; } >>"$out/profile.txt" 2>&1
 }
 
+# Is Nsight Compute here, and may it read the counters?
+has_ncu() {
+    command -v ncu >/dev/null && python3 -c 'import csv' 2>/dev/null || return 1
+    timeout -k 5 40 ncu --clock-control none --launch-count 1 --metrics gpu__time_duration.sum \
+        "$work/bench_gpu" "$device" info >"$work/ncu.log" 2>&1 && ! grep -q '^==ERROR==' "$work/ncu.log" && return 0
+    { echo; echo "### ncu"; cat "$work/ncu.log"; } >>"$out/log.txt"
+    result profile "Nsight Compute" 0 skipped "it does not run here: $(grep -m1 '^==ERROR==' "$work/ncu.log")"
+    return 1
+}
+
 measure_profile() {
     local ncu=0 profiling=1
-    command -v ncu >/dev/null && python3 -c 'import csv' 2>/dev/null && ncu=1
+    [ $mode = gpu ] && has_ncu && ncu=1
     for what in "decode configs/350M_1024.json 1" "decode configs/350M_1024.json 32" "train configs/150M_1024.json 2"; do
         step "profile of $what" 30 "$work/bench_gpu" "$device" $small --profile $what || continue
         { echo; echo "### operations of $what: each waited for"; grep -v '^RESULT' "$work/step.log"; } >>"$out/profile.txt"
     done
-    if [ $mode = gpu ] && [ $ncu = 1 ]; then
+    if [ $ncu = 1 ]; then
         profile_kernels "350M_1024, decode, batch 1" 400 600 decode configs/350M_1024.json 1
         profile_kernels "150M_1024, a training step" 0 1500 train configs/150M_1024.json 1
     fi
@@ -326,9 +336,9 @@ fi
 torch_pid=${!:-}
 
 say build
-export -f build check_bare objects link
-export mode jobs
-build >"$work/build.log" 2>&1
+export -f build compute_capability objects link
+export mode jobs work
+timeout -k 5 $((240 * slower)) bash -uc build >"$work/build.log" 2>&1
 built=$?
 cat "$work/build.log" >>"$out/log.txt"
 if [ $built = 0 ] && check_bare >>"$work/build.log"; then
