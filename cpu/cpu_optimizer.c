@@ -43,7 +43,7 @@ static void step_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
-void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s)
+static void step_tensor(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(s->step >= 1);
@@ -65,6 +65,13 @@ void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adam
     };
     int64_t n_blocks = ceil_div(job.block.n_elements, BLOCK);
     pool_for(c->pool, n_blocks, BLOCKS_PER_TASK, step_blocks, &job);
+}
+
+void cpu_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
+               const struct adamw_step *s)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!skip[i]) step_tensor(d, &tensors[i], s);
 }
 
 struct master_job { const struct adamw_tensor *t; int64_t n; };

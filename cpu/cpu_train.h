@@ -52,4 +52,5 @@ double cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, co
                         int64_t n);
 void cpu_master_init(struct device *d, const struct adamw_tensor *t);
 int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int64_t n);
-void cpu_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);
+void cpu_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
+               const struct adamw_step *s);

@@ -172,7 +172,8 @@ void cuda_cross_entropy(struct device *d, struct tensor dlogits, struct tensor l
 double cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
                          int64_t n);
 void cuda_master_init(struct device *d, const struct adamw_tensor *t);
-void cuda_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);
+void cuda_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
+               const struct adamw_step *s);
 
 #ifdef __cplusplus
 }

@@ -32,9 +32,9 @@ int64_t cuda_attention_workspace(const struct workspace_shape *s);
 /* Sampling: results and requests of each row, and what a request changes of its row: history, bias, stops. */
 enum { CUDA_SAMPLE_ROW_BYTES = 512, CUDA_SAMPLE_EXTRA_WORDS = 4 * 1024 + 256 };
 int64_t cuda_sample_workspace(const struct workspace_shape *s);
-/* Backward: sums over rows in slices (norms, biases), norms' statistics, attention's delta [R, H], partial sums of
+/* Backward: sums over rows in slices (norms, biases), attention's delta [R, H], partial sums of
  * squares. */
-enum { CUDA_ROW_SLICES = 128, CUDA_SLICE_FLOATS = 1 << 19 };
+enum { CUDA_ROW_SLICES = 512, CUDA_SLICE_FLOATS = 1 << 19 };
 int64_t cuda_backward_workspace(const struct workspace_shape *s);
 /* cuBLASLt's scratch, in training: whether the library is there or not, so that a plan does not depend on it. */
 int64_t cuda_blas_workspace(int32_t sm);

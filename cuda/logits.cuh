@@ -5,7 +5,7 @@
 
 #include "cuda/gpu.cuh"
 
-enum { LOGITS_THREADS = 512 };
+enum { LOGITS_THREADS = 512, LOGITS_RUN = 8 /* loads that a thread has under way */ };
 
 /* A log-probability of minus infinity is reported as this: JSON has no infinities. */
 static __device__ constexpr float LOWEST_LOGPROB = -9999.0f;
@@ -19,15 +19,57 @@ __device__ __forceinline__ float clean_logit(float x)
     return isnan(x) ? -CUDART_INF_F : x == CUDART_INF_F ? CUDART_MAX_NORMAL_F : x;
 }
 
-/* By a block of LOGITS_THREADS; every thread gets the result. */
-__device__ __forceinline__ logsumexp row_logsumexp(const float *x, int64_t n, float *room)
+/* What a thread knows of the logits that it has read: their highest, the sum of exp(x - highest), and of x. */
+struct logits_seen { float highest, sum, plain; };
+
+template <int EACH>
+__device__ __forceinline__ void see_logits(logits_seen &seen, const packed<float, EACH> (&v)[LOGITS_RUN],
+                                           int runs)
 {
-    float highest = -CUDART_INF_F, sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += LOGITS_THREADS) highest = fmaxf(highest, clean_logit(x[i]));
-    highest = block_max(highest, room);
+    float highest = seen.highest;
+#pragma unroll
+    for (int u = 0; u < LOGITS_RUN; u++)
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+            if (u < runs) highest = fmaxf(highest, clean_logit(v[u].at[e]));
+    if (highest == -CUDART_INF_F) return;
+    float sum = seen.sum * expf(seen.highest - highest);
+#pragma unroll
+    for (int u = 0; u < LOGITS_RUN; u++)
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+            if (u < runs) {
+                sum += expf(clean_logit(v[u].at[e]) - highest);
+                seen.plain += v[u].at[e];
+            }
+    seen.highest = highest, seen.sum = sum;
+}
+
+/* n is a number of loads, of EACH logits each. */
+template <int EACH> __device__ __forceinline__ logits_seen read_logits(const float *x, int64_t n)
+{
+    logits_seen seen = {-CUDART_INF_F, 0, 0};
+    for (int64_t i0 = threadIdx.x; i0 < n; i0 += LOGITS_RUN * LOGITS_THREADS) {
+        packed<float, EACH> v[LOGITS_RUN];
+        int runs = (int)min((n - i0 + LOGITS_THREADS - 1) / LOGITS_THREADS, (int64_t)LOGITS_RUN);
+#pragma unroll
+        for (int u = 0; u < LOGITS_RUN; u++)
+            if (u < runs) v[u] = load_packed<float, EACH>(x + (i0 + u * LOGITS_THREADS) * EACH);
+        see_logits<EACH>(seen, v, runs);
+    }
+    return seen;
+}
+
+/* By a block of LOGITS_THREADS in one reading of the row, 4 n bytes; every thread gets the result. x is aligned to 16
+ * bytes where n is a multiple of 4. *plain, if wanted: the sum of all x. */
+__device__ __forceinline__ logsumexp row_logsumexp(const float *x, int64_t n, float *room,
+                                                   float *plain = nullptr)
+{
+    logits_seen seen = n % 4 == 0 ? read_logits<4>(x, n / 4) : read_logits<1>(x, n);
+    float highest = block_max(seen.highest, room);
+    if (plain) *plain = block_sum(seen.plain, room);
     if (highest == -CUDART_INF_F) return {highest, 0, 0};
-    for (int64_t i = threadIdx.x; i < n; i += LOGITS_THREADS) sum += expf(clean_logit(x[i]) - highest);
-    sum = block_sum(sum, room);
+    float sum = block_sum(seen.sum * expf(seen.highest - highest), room);
     return {highest, logf(sum), sum};
 }
 

@@ -18,7 +18,7 @@
 #include "cuda/row_sums.cuh"
 
 static constexpr int STEP = 32, STAGES = 3;
-static constexpr int COLUMN_THREADS = 128;
+static constexpr int COLUMN_THREADS = 64;
 static constexpr uint32_t NOISE_STREAM = 0x67726164;
 
 /* A matrix in memory: [rows, cols], `stride` elements from row to row. */
@@ -283,15 +283,22 @@ void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy
     WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dx, dy, w));
 }
 
-template <class T>
+/* EACH columns a thread, 16 bytes where rows allow; a slice of rows a block. Bytes: dy once. */
+template <class T, int EACH>
 __global__ void bias_kernel(float *sums, const T *dy, int64_t rows, int64_t n)
 {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, slices = gridDim.y;
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * EACH, slices = gridDim.y;
     if (i >= n) return;
-    float sum = 0;
+    float sum[EACH] = {};
     int64_t end = slice_begin(blockIdx.y + 1, slices, rows);
-    for (int64_t r = slice_begin(blockIdx.y, slices, rows); r < end; r++) sum += to_f32(dy[r * n + i]);
-    sums[blockIdx.y * n + i] = sum;
+#pragma unroll 4
+    for (int64_t r = slice_begin(blockIdx.y, slices, rows); r < end; r++) {
+        packed<T, EACH> v = load_packed<T, EACH>(dy + r * n + i);
+#pragma unroll
+        for (int e = 0; e < EACH; e++) sum[e] += to_f32(v.at[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < EACH; e++) sums[blockIdx.y * n + i + e] = sum[e];
 }
 
 static bool library_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x)
@@ -315,15 +322,22 @@ static void backward_w(struct cuda_device *c, const struct matrix *dw, struct te
     multiply<T, true>(c, out, a, b, dy.rows);
 }
 
+template <class T, int EACH>
+static void launch_bias(struct cuda_device *c, float *sums, struct tensor dy, int64_t slices)
+{
+    int64_t blocks = ceil_div(dy.cols, COLUMN_THREADS * EACH);
+    cuda_launch(c, "matmul_backward", bias_kernel<T, EACH>, dim3((unsigned)blocks, (unsigned)slices),
+                dim3(COLUMN_THREADS), 0, sums, (const T *)dy.data, dy.rows, dy.cols);
+}
+
 template <class T> static void backward_bias(struct cuda_device *c, float *dbias, struct tensor dy)
 {
+    constexpr int EACH = 16 / sizeof(T);
     int64_t slices = row_slices(dy.rows, dy.cols), n = dy.cols;
     float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
-    unsigned blocks = (unsigned)ceil_div(n, COLUMN_THREADS);
-    cuda_launch(c, "matmul_backward", bias_kernel<T>, dim3(blocks, (unsigned)slices),
-                dim3(COLUMN_THREADS), 0, sums, (const T *)dy.data, dy.rows, n);
-    cuda_launch(c, "matmul_backward", add_slices_kernel, dim3(blocks), dim3(COLUMN_THREADS), 0, dbias,
-                sums, slices, n);
+    if (n % EACH == 0) launch_bias<T, EACH>(c, sums, dy, slices);
+    else launch_bias<T, 1>(c, sums, dy, slices);
+    add_slices(c, "matmul_backward", dbias, sums, slices, n);
 }
 
 void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,

@@ -5,18 +5,20 @@
  *   gradient   f32 or bf16
  *   moments    f32; bf16; or 8 bits in blocks of 256 (m: sign and 7 bits of (q / 127)^2; v: (q / 255)^4)
  *
- * Elements count in the order of an f32 matrix, rows padded to 16 bytes. Rounding of moments is stochastic by
- * a hash of element and step, as on the CPU (cpu/cpu_optimizer.c, the twin).
+ * Elements count in the order of an f32 matrix, rows padded to 16 bytes; padding is zero and stays so. Rounding of
+ * moments is stochastic by a hash of element and step, as on the CPU (cpu/cpu_optimizer.c, the twin).
  *
- * Grid: a warp a block of 256 elements, a lane two runs of four: loads of 16 bytes from f32, 8 from 16 bits. Bytes:
- * the state once in, once out; 28 a parameter with 16-bit weights, remainders and gradients and f32 moments.
- * Bound by them. */
+ * Grid: all tensors of a launch in a row, a warp a block of 256 elements of one of them, a lane two runs of four:
+ * loads of 16 bytes from f32, 8 from 16 bits, all of them under way before the first is used. Bytes: the state once
+ * in, once out; a parameter 28 with 16-bit weights and remainders, f32 gradients and f32 moments, 16 with 8-bit
+ * moments. Some 30 operations an element (60 with 8-bit moments): bound by the bytes. */
 #include <math.h>
 
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 
 static constexpr int STATE_BLOCK = 256, HALVES = 2, ADAMW_WARPS = 4, ADAMW_THREADS = ADAMW_WARPS * WARP;
+static constexpr int ADAMW_TENSORS = 36; /* a launch: kernels' parameters have 4 KiB */
 static constexpr int SQUARES_THREADS = 256, SQUARES_CHUNK = 1 << 15, SQUARES_ARRAYS = 100;
 
 /* Where element i of the f32 order lies in rows of another type. */
@@ -29,17 +31,31 @@ __device__ __forceinline__ int64_t place(rows_of r, int64_t i)
 
 __device__ __forceinline__ bool is_padding(rows_of r, int64_t i) { return i % r.f32_stride >= r.n_in; }
 
-struct adamw_args {
+/* What a launch's tensors share. */
+struct adamw_constants {
+    uint32_t step;
+    float grad_scale, beta1, beta2, eps, rate, v_correction;
+};
+
+/* A tensor as kernels see it. Strides: elements from row to row; a vector is one row. */
+struct adamw_place {
     void *weight, *master, *m, *v;
     const void *grad;
-    enum dtype dtype, grad_dtype;
-    enum master_format master_format;
-    enum moment_format m_format, v_format;
-    rows_of weight_rows, grad_rows;
-    int64_t n, round_n; /* elements; rounded up to whole blocks */
-    uint32_t step;
-    float grad_scale, beta1, beta2, eps, keep, rate, v_correction;
+    int64_t n, round_n;   /* elements; rounded up to whole blocks */
+    int64_t first_block;  /* of all tensors' blocks counted through */
+    int64_t stride;       /* in the f32 order */
+    int64_t weight_stride, grad_stride;
+    float keep;
+    uint8_t dtype, grad_dtype, master_format, m_format, v_format;
 };
+
+struct adamw_table {
+    adamw_place at[ADAMW_TENSORS];
+    adamw_constants constants;
+    int32_t n;
+    int64_t n_blocks;
+};
+static_assert(sizeof(adamw_table) <= 4096);
 
 __device__ __forceinline__ float noise(int64_t i, uint32_t step, uint32_t stream)
 {
@@ -54,17 +70,60 @@ __device__ __forceinline__ float noise(int64_t i, uint32_t step, uint32_t stream
 __device__ __forceinline__ float widen(uint16_t high) { return __uint_as_float((uint32_t)high << 16); }
 __device__ __forceinline__ float fourth(float u) { return u * u * (u * u); }
 
-/* Four elements in a row, of which the first n exist. */
+/* Four elements in a row, of which the first n exist: all but at the end of a vector, since rows of matrices are
+ * padded. */
 struct four { float at[4]; };
 
-template <class T> __device__ __forceinline__ packed<T, 4> load_some(const T *p, int n)
+/* Their bits as they lie in memory. Loading and understanding them are two steps, so that the loads of all that an
+ * element has are under way together. */
+struct raw { uint32_t at[4]; };
+
+/* WORDS 4, 2 or 1: elements of as many bytes. */
+template <class T, int WORDS>
+__device__ __forceinline__ raw load_some(const void *from, int64_t i, int n)
 {
-    if (n == 4) return load_packed<T, 4>(p);
-    packed<T, 4> v = {};
+    raw bits = {};
+    const T *p = (const T *)from + i;
+    if (n == 4) {
+        packed<uint32_t, WORDS> v = load_packed<uint32_t, WORDS>((const uint32_t *)p);
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) bits.at[w] = v.at[w];
+        return bits;
+    }
 #pragma unroll
     for (int e = 0; e < 4; e++)
-        if (e < n) v.at[e] = p[e];
-    return v;
+        if (e < n) bits.at[e * WORDS / 4] |= (uint32_t)p[e] << e * WORDS * 8 % 32;
+    return bits;
+}
+
+__device__ __forceinline__ raw load_raw(const void *from, int bytes, int64_t i, int n)
+{
+    if (bytes == 4) return load_some<uint32_t, 4>(from, i, n);
+    if (bytes == 2) return load_some<uint16_t, 2>(from, i, n);
+    return load_some<uint8_t, 1>(from, i, n);
+}
+
+/* Element e of 16 bits, and of 8. */
+__device__ __forceinline__ uint16_t half_of(const raw &r, int e) { return (uint16_t)(r.at[e / 2] >> e % 2 * 16); }
+__device__ __forceinline__ uint8_t byte_of(const raw &r, int e) { return (uint8_t)(r.at[0] >> e * 8); }
+
+__device__ __forceinline__ four floats_of(const raw &r)
+{
+    return {{__uint_as_float(r.at[0]), __uint_as_float(r.at[1]), __uint_as_float(r.at[2]),
+             __uint_as_float(r.at[3])}};
+}
+
+__device__ __forceinline__ four bf16_of(const raw &r)
+{
+    return {{widen(half_of(r, 0)), widen(half_of(r, 1)), widen(half_of(r, 2)), widen(half_of(r, 3))}};
+}
+
+__device__ __forceinline__ four f16_of(const raw &r)
+{
+    four x;
+#pragma unroll
+    for (int e = 0; e < 4; e++) x.at[e] = to_f32(__ushort_as_half(half_of(r, e)));
+    return x;
 }
 
 template <class T> __device__ __forceinline__ void store_some(T *p, const packed<T, 4> &v, int n)
@@ -78,12 +137,6 @@ template <class T> __device__ __forceinline__ void store_some(T *p, const packed
         if (e < n) p[e] = v.at[e];
 }
 
-template <class T> __device__ __forceinline__ four load_floats(const T *p, int n)
-{
-    packed<T, 4> v = load_some(p, n);
-    return {{to_f32(v.at[0]), to_f32(v.at[1]), to_f32(v.at[2]), to_f32(v.at[3])}};
-}
-
 template <class T> __device__ __forceinline__ void store_floats(T *p, const four &x, int n)
 {
     packed<T, 4> v;
@@ -92,18 +145,26 @@ template <class T> __device__ __forceinline__ void store_floats(T *p, const four
     store_some(p, v, n);
 }
 
-__device__ four load_moments(const void *data, enum moment_format format, bool second, int64_t i, int n,
-                             int64_t round_n)
+__device__ __forceinline__ int moment_size(int format)
 {
-    if (format == MOMENT_F32) return load_floats((const float *)data + i, n);
-    if (format == MOMENT_BF16) return load_floats((const bf16 *)data + i, n);
-    float scale = ((const float *)((const uint8_t *)data + round_n))[i / STATE_BLOCK];
-    packed<uint8_t, 4> codes = load_some((const uint8_t *)data + i, n);
+    return format == MOMENT_F32 ? 4 : format == MOMENT_BF16 ? 2 : 1;
+}
+
+__device__ __forceinline__ float *moment_scale(void *data, int64_t i, int64_t round_n)
+{
+    return (float *)((uint8_t *)data + round_n) + i / STATE_BLOCK;
+}
+
+__device__ __forceinline__ four moments_of(const raw &bits, int format, bool second, float scale)
+{
+    if (format == MOMENT_F32) return floats_of(bits);
+    if (format == MOMENT_BF16) return bf16_of(bits);
     four x;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        float u = (float)(int8_t)codes.at[e] * (1.0f / 127);
-        x.at[e] = second ? scale * fourth((float)codes.at[e] * (1.0f / 255)) : scale * u * fabsf(u);
+        uint8_t code = byte_of(bits, e);
+        float u = (float)(int8_t)code * (1.0f / 127);
+        x.at[e] = second ? scale * fourth((float)code * (1.0f / 255)) : scale * u * fabsf(u);
     }
     return x;
 }
@@ -127,13 +188,14 @@ __device__ uint8_t code_v(float x, float inverse, float u)
 
 /* One state block of 256 elements is a warp's: lane l has elements 4 l .. 4 l + 3 of each half. */
 struct share {
-    int64_t i[HALVES];     /* of the first of four */
-    int n[HALVES];         /* how many of them are values, not padding */
-    four m[HALVES], v[HALVES];
+    int64_t i[HALVES];         /* of the first of four, in the f32 order */
+    int64_t weight_at[HALVES]; /* in the weight's own */
+    int n[HALVES];             /* how many of them there are */
+    raw grad[HALVES], weight[HALVES], low[HALVES], m[HALVES], v[HALVES];
 };
 
-__device__ void store_codes(void *data, bool second, const share &s, const four (&x)[HALVES],
-                            const adamw_args &a)
+__device__ __forceinline__ void store_codes(void *data, bool second, const share &s,
+                                            const four (&x)[HALVES], int64_t round_n, uint32_t step)
 {
     float largest = 0;
 #pragma unroll
@@ -147,20 +209,19 @@ __device__ void store_codes(void *data, bool second, const share &s, const four 
         packed<uint8_t, 4> codes;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            float u = noise(s.i[h] + e, a.step, second), value = x[h].at[e];
+            float u = noise(s.i[h] + e, step, second), value = x[h].at[e];
             codes.at[e] = second ? code_v(value, inverse, u) : (uint8_t)code_m(value, inverse, u);
         }
         store_some((uint8_t *)data + s.i[h], codes, s.n[h]);
     }
-    if (threadIdx.x % WARP == 0)
-        ((float *)((uint8_t *)data + a.round_n))[s.i[0] / STATE_BLOCK] = scale;
+    if (threadIdx.x % WARP == 0) *moment_scale(data, s.i[0], round_n) = scale;
 }
 
-__device__ void store_moments(void *data, enum moment_format format, bool second, const share &s,
-                              const four (&x)[HALVES], const adamw_args &a)
+__device__ __forceinline__ void store_moments(void *data, int format, bool second, const share &s,
+                                              const four (&x)[HALVES], int64_t round_n, uint32_t step)
 {
     if (format == MOMENT_Q8) {
-        store_codes(data, second, s, x, a);
+        store_codes(data, second, s, x, round_n, step);
         return;
     }
 #pragma unroll
@@ -172,38 +233,39 @@ __device__ void store_moments(void *data, enum moment_format format, bool second
         packed<uint16_t, 4> high;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            uint32_t below = (uint32_t)(noise(s.i[h] + e, a.step, second) * 65536.0f);
+            uint32_t below = (uint32_t)(noise(s.i[h] + e, step, second) * 65536.0f);
             high.at[e] = (uint16_t)((__float_as_uint(x[h].at[e]) + below) >> 16);
         }
         store_some((uint16_t *)data + s.i[h], high, s.n[h]);
     }
 }
 
-/* i: in f32 order; at: in the weight's own. */
-__device__ four load_weights(const adamw_args &a, int64_t i, int64_t at, int n)
+/* The weight as f32 has it: from its master where there is one. */
+__device__ __forceinline__ four weights_of(const adamw_place &t, const raw &bits, const raw &low)
 {
-    if (a.dtype == DTYPE_F32) return load_floats((const float *)a.weight + i, n);
-    if (a.master_format == MASTER_F32) return load_floats((const float *)a.master + i, n);
-    if (a.dtype == DTYPE_F16) return load_floats((const f16 *)a.weight + at, n);
-    four w = load_floats((const bf16 *)a.weight + at, n);
-    if (a.master_format != MASTER_REMAINDER) return w;
-    packed<int16_t, 4> low = load_some((const int16_t *)a.master + i, n);
+    if (t.dtype == DTYPE_F32 || t.master_format == MASTER_F32) return floats_of(bits);
+    if (t.dtype == DTYPE_F16) return f16_of(bits);
+    four w = bf16_of(bits);
+    if (t.master_format != MASTER_REMAINDER) return w;
 #pragma unroll
-    for (int e = 0; e < 4; e++)
-        w.at[e] = __uint_as_float(__float_as_uint(w.at[e]) + (uint32_t)(int32_t)low.at[e]);
+    for (int e = 0; e < 4; e++) {
+        uint32_t exceeds = (uint32_t)(int32_t)(int16_t)half_of(low, e);
+        w.at[e] = __uint_as_float(__float_as_uint(w.at[e]) + exceeds);
+    }
     return w;
 }
 
-__device__ void store_weights(const adamw_args &a, int64_t i, int64_t at, int n, const four &w)
+__device__ __forceinline__ void store_weights(const adamw_place &t, int64_t i, int64_t at, int n,
+                                              const four &w)
 {
-    if (a.dtype == DTYPE_F32) {
-        store_floats((float *)a.weight + i, w, n);
+    if (t.dtype == DTYPE_F32) {
+        store_floats((float *)t.weight + i, w, n);
         return;
     }
-    if (a.master_format == MASTER_F32) store_floats((float *)a.master + i, w, n);
-    if (a.dtype == DTYPE_F16) {
-        store_floats((f16 *)a.weight + at, w, n);
-    } else if (a.master_format == MASTER_REMAINDER) {
+    if (t.master_format == MASTER_F32) store_floats((float *)t.master + i, w, n);
+    if (t.dtype == DTYPE_F16) {
+        store_floats((f16 *)t.weight + at, w, n);
+    } else if (t.master_format == MASTER_REMAINDER) {
         packed<uint16_t, 4> high;
         packed<int16_t, 4> low;
 #pragma unroll
@@ -212,52 +274,77 @@ __device__ void store_weights(const adamw_args &a, int64_t i, int64_t at, int n,
             high.at[e] = (uint16_t)((bits + 0x8000) >> 16);
             low.at[e] = (int16_t)(bits - ((uint32_t)high.at[e] << 16));
         }
-        store_some((uint16_t *)a.weight + at, high, n);
-        store_some((int16_t *)a.master + i, low, n);
+        store_some((uint16_t *)t.weight + at, high, n);
+        store_some((int16_t *)t.master + i, low, n);
     } else {
-        store_floats((bf16 *)a.weight + at, w, n);
+        store_floats((bf16 *)t.weight + at, w, n);
     }
 }
 
-/* Elements [i, i + n) of one row. */
-__device__ void step_four(const adamw_args &a, int64_t i, int64_t row, int64_t col, int n, four &m,
-                          four &v)
+/* Finds the four's places and has all that belongs to them loaded. */
+__device__ __forceinline__ void load_half(share &s, int h, const adamw_place &t, int64_t begin)
 {
-    int64_t weight_at = row * a.weight_rows.stride + col, grad_at = row * a.grad_rows.stride + col;
-    four g = a.grad_dtype == DTYPE_F32 ? load_floats((const float *)a.grad + i, n)
-                                       : load_floats((const bf16 *)a.grad + grad_at, n);
-    four w = load_weights(a, i, weight_at, n);
+    int64_t i = begin + h * (STATE_BLOCK / HALVES) + threadIdx.x % WARP * 4;
+    int n = i < t.n ? (int)min(t.n - i, (int64_t)4) : 0;
+    int64_t weight_at = i, grad_at = i;
+    if (t.weight_stride != t.stride || t.grad_stride != t.stride) {
+        /* Divisions of 64 bits are long, and nearly all indices are short. */
+        int64_t row = i >> 32 ? i / t.stride
+                              : (uint32_t)i / (uint32_t)min(t.stride, (int64_t)UINT32_MAX);
+        int64_t col = i - row * t.stride;
+        weight_at = row * t.weight_stride + col, grad_at = row * t.grad_stride + col;
+    }
+    s.i[h] = i, s.weight_at[h] = weight_at, s.n[h] = n;
+    s.grad[h] = load_raw(t.grad, t.grad_dtype == DTYPE_F32 ? 4 : 2, grad_at, n);
+    if (t.master_format == MASTER_F32) s.weight[h] = load_raw(t.master, 4, i, n);
+    else s.weight[h] = load_raw(t.weight, t.dtype == DTYPE_F32 ? 4 : 2, weight_at, n);
+    s.low[h] = load_raw(t.master, 2, i, t.master_format == MASTER_REMAINDER ? n : 0);
+    s.m[h] = load_raw(t.m, moment_size(t.m_format), i, n);
+    s.v[h] = load_raw(t.v, moment_size(t.v_format), i, n);
+}
+
+__device__ __forceinline__ void step_half(const share &s, int h, const adamw_place &t,
+                                          const adamw_constants &c, four &m, four &v)
+{
+    four g = t.grad_dtype == DTYPE_F32 ? floats_of(s.grad[h]) : bf16_of(s.grad[h]);
+    four w = weights_of(t, s.weight[h], s.low[h]);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        float x = g.at[e] * a.grad_scale;
-        m.at[e] = a.beta1 * m.at[e] + (1 - a.beta1) * x;
-        v.at[e] = a.beta2 * v.at[e] + (1 - a.beta2) * x * x;
-        w.at[e] = w.at[e] * a.keep - a.rate * m.at[e] / (sqrtf(v.at[e]) * a.v_correction + a.eps);
+        float x = g.at[e] * c.grad_scale;
+        m.at[e] = c.beta1 * m.at[e] + (1 - c.beta1) * x;
+        v.at[e] = c.beta2 * v.at[e] + (1 - c.beta2) * x * x;
+        w.at[e] = w.at[e] * t.keep - c.rate * m.at[e] / (sqrtf(v.at[e]) * c.v_correction + c.eps);
     }
-    store_weights(a, i, weight_at, n, w);
+    store_weights(t, s.i[h], s.weight_at[h], s.n[h], w);
 }
 
-__global__ void __launch_bounds__(ADAMW_THREADS) adamw_kernel(adamw_args a)
+__global__ void __launch_bounds__(ADAMW_THREADS) adamw_kernel(adamw_table table)
 {
     int64_t block = (int64_t)blockIdx.x * ADAMW_WARPS + threadIdx.x / WARP;
-    int64_t begin = block * STATE_BLOCK, stride = a.weight_rows.f32_stride;
-    if (begin >= a.n) return;
+    if (block >= table.n_blocks) return;
+    int32_t low = 0, high = table.n - 1; /* the last tensor that begins at or before this block */
+    while (low < high) {
+        int32_t middle = (low + high + 1) / 2;
+        if (table.at[middle].first_block <= block) low = middle;
+        else high = middle - 1;
+    }
+    const adamw_place &t = table.at[low];
+    int64_t begin = (block - t.first_block) * STATE_BLOCK;
     share s;
+    four m[HALVES], v[HALVES];
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) load_half(s, h, t, begin);
+    float m_scale = t.m_format == MOMENT_Q8 ? *moment_scale(t.m, begin, t.round_n) : 0;
+    float v_scale = t.v_format == MOMENT_Q8 ? *moment_scale(t.v, begin, t.round_n) : 0;
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
-        int64_t i = begin + h * (STATE_BLOCK / HALVES) + threadIdx.x % WARP * 4;
-        /* Divisions of 64 bits are long, and nearly all indices are short. */
-        int64_t row = i >> 32 ? i / stride : (uint32_t)i / (uint32_t)min(stride, (int64_t)UINT32_MAX);
-        int64_t col = i - row * stride, values = a.weight_rows.n_in - col;
-        s.i[h] = i;
-        s.n[h] = i < a.n && values > 0 ? (int)min(values, (int64_t)4) : 0;
-        s.m[h] = load_moments(a.m, a.m_format, false, i, s.n[h], a.round_n);
-        s.v[h] = load_moments(a.v, a.v_format, true, i, s.n[h], a.round_n);
-        step_four(a, i, row, col, s.n[h], s.m[h], s.v[h]);
+        m[h] = moments_of(s.m[h], t.m_format, false, m_scale);
+        v[h] = moments_of(s.v[h], t.v_format, true, v_scale);
+        step_half(s, h, t, table.constants, m[h], v[h]);
     }
     __syncwarp(); /* 8-bit scales have been read */
-    store_moments(a.m, a.m_format, false, s, s.m, a);
-    store_moments(a.v, a.v_format, true, s, s.v, a);
+    store_moments(t.m, t.m_format, false, s, m, t.round_n, table.constants.step);
+    store_moments(t.v, t.v_format, true, s, v, t.round_n, table.constants.step);
 }
 
 static rows_of rows_in(const struct adamw_tensor *t, enum dtype dtype)
@@ -271,25 +358,55 @@ static int64_t n_elements(const struct adamw_tensor *t)
     return t->packed ? t->n_out * cuda_row_stride(DTYPE_F32, t->n_in) : t->n_out * t->n_in;
 }
 
-void cuda_adamw(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s)
+static adamw_place place_of(const struct adamw_tensor *t, int64_t first_block, float lr)
+{
+    rows_of weight = rows_in(t, t->dtype), grad = rows_in(t, t->grad_dtype);
+    int64_t n = n_elements(t);
+    return {
+        .weight = t->weight, .master = t->master, .m = t->m, .v = t->v, .grad = t->grad, .n = n,
+        .round_n = round_up(n, STATE_BLOCK), .first_block = first_block, .stride = weight.f32_stride,
+        .weight_stride = weight.stride, .grad_stride = grad.stride, .keep = 1 - lr * t->weight_decay,
+        .dtype = (uint8_t)t->dtype, .grad_dtype = (uint8_t)t->grad_dtype,
+        .master_format = (uint8_t)t->master_format, .m_format = (uint8_t)t->m_format,
+        .v_format = (uint8_t)t->v_format,
+    };
+}
+
+static void launch_adamw(struct cuda_device *c, adamw_table *table)
+{
+    cuda_launch(c, "adamw", adamw_kernel, dim3((unsigned)ceil_div(table->n_blocks, ADAMW_WARPS)),
+                dim3(ADAMW_THREADS), 0, *table);
+    table->n = 0, table->n_blocks = 0;
+}
+
+void cuda_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
+                const struct adamw_step *s)
 {
     ASSERT(s->step >= 1);
     double c1 = 1 - pow(s->beta1, (double)s->step), c2 = 1 - pow(s->beta2, (double)s->step);
-    int64_t n = n_elements(t);
-    adamw_args args = {
-        .weight = t->weight, .master = t->master, .m = t->m, .v = t->v, .grad = t->grad,
-        .dtype = t->dtype, .grad_dtype = t->grad_dtype, .master_format = t->master_format,
-        .m_format = t->m_format, .v_format = t->v_format, .weight_rows = rows_in(t, t->dtype),
-        .grad_rows = rows_in(t, t->grad_dtype), .n = n, .round_n = round_up(n, STATE_BLOCK),
+    adamw_table table = {};
+    table.constants = {
         .step = (uint32_t)s->step, .grad_scale = s->grad_scale, .beta1 = s->beta1, .beta2 = s->beta2,
-        .eps = s->eps, .keep = 1 - s->lr * t->weight_decay, .rate = (float)(s->lr / c1),
-        .v_correction = (float)(1 / sqrt(c2)),
+        .eps = s->eps, .rate = (float)(s->lr / c1), .v_correction = (float)(1 / sqrt(c2)),
     };
-    int64_t blocks = ceil_div(n, STATE_BLOCK * ADAMW_WARPS);
-    cuda_launch(cuda_of(d), "adamw", adamw_kernel, dim3((unsigned)blocks), dim3(ADAMW_THREADS), 0, args);
+    for (int64_t i = 0; i < n; i++) {
+        if (skip[i]) continue;
+        table.at[table.n++] = place_of(&tensors[i], table.n_blocks, s->lr);
+        table.n_blocks += ceil_div(n_elements(&tensors[i]), STATE_BLOCK);
+        if (table.n == ADAMW_TENSORS) launch_adamw(cuda_of(d), &table);
+    }
+    launch_adamw(cuda_of(d), &table);
 }
 
-__global__ void master_kernel(adamw_args a)
+struct master_args {
+    void *weight, *master;
+    enum dtype dtype;
+    enum master_format master_format;
+    rows_of weight_rows;
+    int64_t n;
+};
+
+__global__ void master_kernel(master_args a)
 {
     int64_t i = (int64_t)blockIdx.x * STATE_BLOCK + threadIdx.x;
     if (i >= a.n) return;
@@ -306,8 +423,8 @@ __global__ void master_kernel(adamw_args a)
 void cuda_master_init(struct device *d, const struct adamw_tensor *t)
 {
     int64_t n = n_elements(t);
-    adamw_args args = {.weight = t->weight, .master = t->master, .dtype = t->dtype,
-                       .master_format = t->master_format, .weight_rows = rows_in(t, t->dtype), .n = n};
+    master_args args = {.weight = t->weight, .master = t->master, .dtype = t->dtype,
+                        .master_format = t->master_format, .weight_rows = rows_in(t, t->dtype), .n = n};
     ASSERT(t->dtype != DTYPE_F32 && t->master_format != MASTER_NONE);
     cuda_launch(cuda_of(d), "master_init", master_kernel, dim3((unsigned)ceil_div(n, STATE_BLOCK)),
                 dim3(STATE_BLOCK), 0, args);
@@ -341,7 +458,9 @@ template <class T> __device__ double chunk_squares(const T *x, int64_t begin, in
         packed<T, EACH> v = {};
         if (i + EACH <= end) v = load_packed<T, EACH>(x + i);
         else
-            for (int e = 0; i + e < end; e++) v.at[e] = x[i + e];
+#pragma unroll
+            for (int e = 0; e < EACH; e++)
+                if (i + e < end) v.at[e] = x[i + e];
 #pragma unroll
         for (int e = 0; e < EACH; e++) {
             float f = to_f32(v.at[e]);

@@ -8,7 +8,7 @@
 #include "cuda/gpu.cuh"
 #include "cuda/row_sums.cuh"
 
-enum { HEADS_A_BLOCK = 4, COLUMN_THREADS = 32 };
+enum { HEADS_A_BLOCK = 4 };
 
 struct rope_args {
     float *dqkv;
@@ -95,8 +95,7 @@ static void norms_backward(struct cuda_device *c, rope_args args, const T *pre, 
         cuda_launch(c, "rope_backward", weight_kernel<T>, dim3((unsigned)slices), dim3(WARP), 0, sums,
                     args, pre, k ? a->k_norm : a->q_norm, a->qk_norm_eps, k ? a->n_head : 0,
                     k ? a->n_kv_head : a->n_head, rows);
-        cuda_launch(c, "rope_backward", add_slices_kernel, dim3((unsigned)ceil_div(n, COLUMN_THREADS)),
-                    dim3(COLUMN_THREADS), 0, k ? dk_norm : dq_norm, sums, slices, n);
+        add_slices(c, "rope_backward", k ? dk_norm : dq_norm, sums, slices, n);
     }
     cuda_launch(c, "rope_backward", norm_heads_kernel<T>, grid, dim3(WARP, HEADS_A_BLOCK), 0, args, pre,
                 a->q_norm, a->k_norm, a->qk_norm_eps);

@@ -1,11 +1,11 @@
 /* Sums over rows without atomics: slices of rows, fixed by the number of rows alone, are summed in order;
- * then the slices are, in order. */
+ * then the slices are, in an order fixed by their number. */
 #pragma once
 
-#include "cuda/cuda_sizes.h"
+#include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 
-enum { SLICE_ROWS_MIN = 32 };
+enum { SLICE_ROWS_MIN = 32, SLICE_COLUMNS = 32, SLICE_WARPS = 8 };
 
 /* How many slices rows of `cols` are cut into: at most CUDA_ROW_SLICES, and so that all sums are at most
  * CUDA_SLICE_FLOATS (or one slice). */
@@ -22,12 +22,27 @@ __host__ __device__ __forceinline__ int64_t slice_begin(int64_t slice, int64_t s
     return slice * rows / slices;
 }
 
-/* out[i] += the slices' sums [slices][n], in order. */
+/* out[i] += the slices' sums [slices][n]: a warp every SLICE_WARPS-th slice in order, then the warps in order. By
+ * blocks of (SLICE_COLUMNS, SLICE_WARPS), a column a lane. Bytes: 4 slices n. */
 static __global__ void add_slices_kernel(float *out, const float *sums, int64_t slices, int64_t n)
 {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
+    __shared__ float of_warp[SLICE_WARPS][SLICE_COLUMNS];
+    int64_t i = (int64_t)blockIdx.x * SLICE_COLUMNS + threadIdx.x;
     float sum = 0;
-    for (int64_t s = 0; s < slices; s++) sum += sums[s * n + i];
+#pragma unroll 8
+    for (int64_t s = threadIdx.y; s < slices; s += SLICE_WARPS)
+        if (i < n) sum += sums[s * n + i];
+    of_warp[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || i >= n) return;
+#pragma unroll
+    for (int w = 1; w < SLICE_WARPS; w++) sum += of_warp[w][threadIdx.x];
     out[i] += sum;
+}
+
+static inline void add_slices(struct cuda_device *c, const char *what, float *out, const float *sums,
+                              int64_t slices, int64_t n)
+{
+    cuda_launch(c, what, add_slices_kernel, dim3((unsigned)ceil_div(n, SLICE_COLUMNS)),
+                dim3(SLICE_COLUMNS, SLICE_WARPS), 0, out, sums, slices, n);
 }

@@ -94,7 +94,7 @@ static void stream(struct bench *b)
     };
     const struct adamw_step s = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f,
                                  .step = 1, .grad_scale = 1};
-    b->d->train->adamw(b->d, &t, &s);
+    b->d->train->adamw(b->d, &t, &(bool){false}, 1, &s);
 }
 
 /* Seconds of the fastest round. The first warms up, and counts only where one takes all the time

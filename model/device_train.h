@@ -127,7 +127,9 @@ struct device_train_ops {
     /* The master copy of a weight as it stands: widened (F32), or a remainder of zero. */
     void (*master_init)(struct device *d, const struct adamw_tensor *t);
     int64_t (*moment_bytes)(const struct device *d, enum moment_format format, int64_t n);
-    void (*adamw)(struct device *d, const struct adamw_tensor *t, const struct adamw_step *s);
+    /* Each of n tensors but those where skip[i]. */
+    void (*adamw)(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
+                  const struct adamw_step *s);
     /* Scratch of the above, given the largest shapes (rows: of a micro-batch). */
     int64_t (*workspace_bytes)(const struct device *d, const struct workspace_shape *shape);
 };

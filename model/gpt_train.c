@@ -417,12 +417,22 @@ void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_
     loss(t, d, m, &(struct loss_options){.scale = 1}, false);
 }
 
+/* Gradients follow each other in the plan, up to the rounding of where they begin: runs of them are zeroed at
+ * once. */
 void gpt_train_zero_grads(struct gpt_train *t, struct device *d)
 {
+    uint8_t *begin = NULL, *end = NULL; /* of the run */
     for (int64_t i = 0; i < gpt_n_params(&t->grads); i++) {
         struct gpt_param p = gpt_param(&t->grads, i);
+        uint8_t *data = p.matrix ? p.matrix->data : (uint8_t *)p.vector;
         int64_t bytes = p.matrix ? d->ops->matrix_bytes(d, p.matrix->dtype, p.n_out, p.n_in)
                                  : p.n_out * p.n_in * (int64_t)sizeof(float);
-        d->train->zero(d, p.matrix ? p.matrix->data : p.vector, bytes);
+        bool follows = (uintptr_t)data == round_up((int64_t)(uintptr_t)end, DEVICE_ALIGN);
+        if (!begin || !follows) {
+            if (begin) d->train->zero(d, begin, end - begin);
+            begin = data;
+        }
+        end = data + bytes;
     }
+    if (begin) d->train->zero(d, begin, end - begin);
 }

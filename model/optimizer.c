@@ -122,8 +122,7 @@ void optimizer_step(struct optimizer *o, struct device *d, float lr, int64_t ste
         .step = step,
         .grad_scale = (float)grad_scale,
     };
-    for (int64_t i = 0; i < o->n; i++)
-        if (!o->frozen[i]) d->train->adamw(d, &o->tensors[i], &s);
+    d->train->adamw(d, o->tensors, o->frozen, o->n, &s);
 }
 
 /* ---- the state, for checkpoints ---- */

@@ -488,16 +488,25 @@ static int64_t moment_bytes(const struct device *d, enum moment_format format, i
     return inner_of(d)->train->moment_bytes(inner_of(d), format, n);
 }
 
-static void adamw(struct device *d, const struct adamw_tensor *w, const struct adamw_step *s)
+/* In and out, of one tensor. */
+static double adamw_bytes(const struct device *d, const struct adamw_tensor *w)
 {
     static const int master_bytes[] = {[MASTER_F32] = 4, [MASTER_REMAINDER] = 2};
-    struct moment t = begin(d);
-    inner_of(d)->train->adamw(inner_of(d), w, s);
     int64_t n = w->n_out * w->n_in;
     double kept = (double)(moment_bytes(d, w->m_format, n) + moment_bytes(d, w->v_format, n)
                            + master_bytes[w->master_format] * n) + bytes_of(w->dtype, n);
-    end(d, t, (struct cost){.name = "adamw",
-                            .bytes = 2 * kept + bytes_of(w->grad_dtype, n)});
+    return 2 * kept + bytes_of(w->grad_dtype, n);
+}
+
+static void adamw(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n,
+                  const struct adamw_step *s)
+{
+    struct moment t = begin(d);
+    inner_of(d)->train->adamw(inner_of(d), w, skip, n, s);
+    double bytes = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (!skip[i]) bytes += adamw_bytes(d, &w[i]);
+    end(d, t, (struct cost){.name = "adamw", .bytes = bytes});
 }
 
 static int64_t train_workspace_bytes(const struct device *d, const struct workspace_shape *shape)

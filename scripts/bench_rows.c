@@ -329,7 +329,7 @@ static void adamw(struct rows_bench *b, enum dtype dtype, enum master_format mas
         .m_format = moments, .v_format = moments, .m = b->f, .v = b->g, .weight_decay = 0.1f,
     };
     struct adamw_step s = {1e-4f, 0.9f, 0.99f, 1e-8f, 10, 1};
-    b->d->train->adamw(b->d, &t, &s);
+    b->d->train->adamw(b->d, &t, &(bool){false}, 1, &s);
 }
 
 static void run_adamw_f32(struct rows_bench *b) { adamw(b, DTYPE_F32, MASTER_NONE, MOMENT_F32); }

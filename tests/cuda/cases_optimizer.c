@@ -72,7 +72,7 @@ static void optimize(struct side *s, struct formats f, int64_t n_out, int64_t n_
         const float *g = grads + i * values;
         t.grad = packed ? side_matrix(s, f.grad, n_out, n_in, g).data : side_floats(s, g, values);
         if (!packed) t.grad_dtype = DTYPE_F32;
-        s->d->train->adamw(s->d, &t, &step);
+        s->d->train->adamw(s->d, &t, &(bool){false}, 1, &step);
     }
     if (packed) s->d->train->matrix_read(s->d, &weight, 0, n_out, out);
     else s->d->ops->download(s->d, out, weight.data, (size_t)values * 4);
@@ -107,6 +107,53 @@ void test_adamw(void **state)
             if (noisy && !shapes[i].packed) tolerance = 1e-5;
             assert_all_near(out[1], out[0], values, shapes[i].n_in, tolerance, "adamw");
         }
+    for (int s = 0; s < N_SIDES; s++) free(out[s]);
+    free(w), free(grads);
+    sides_close(sides);
+}
+
+enum { N_VECTORS = 100 }; /* more than one launch takes */
+
+/* Vectors of many lengths in one call, in two formats by turns; every seventh is skipped. */
+static void optimize_many(struct side *s, const float *w, const float *grads, float *out)
+{
+    enum { ROOM = 640 };
+    struct adamw_tensor tensors[N_VECTORS];
+    bool skip[N_VECTORS];
+    float *weights = side_floats(s, w, N_VECTORS * ROOM), *g = side_floats(s, grads, N_VECTORS * ROOM);
+    uint8_t *m = zeros(s, N_VECTORS * ROOM * 4), *v = zeros(s, N_VECTORS * ROOM * 4);
+    for (int64_t i = 0; i < N_VECTORS; i++) {
+        enum moment_format format = i % 2 ? MOMENT_BF16 : MOMENT_F32;
+        tensors[i] = (struct adamw_tensor){
+            .weight = weights + i * ROOM, .grad = g + i * ROOM, .n_out = 1, .n_in = i * 37 % ROOM,
+            .m = m + i * ROOM * 4, .v = v + i * ROOM * 4, .m_format = format, .v_format = format,
+            .weight_decay = i % 3 ? 0.1f : 0,
+        };
+        skip[i] = i % 7 == 3;
+    }
+    struct adamw_step step = {.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .step = 1,
+                              .grad_scale = 0.5f};
+    s->d->train->adamw(s->d, tensors, skip, N_VECTORS, &step);
+    side_read_floats(s, weights, N_VECTORS * ROOM, out);
+    side_clear(s);
+    for (int64_t i = 0; i < N_VECTORS; i++)
+        if (skip[i]) assert_memory_equal(out + i * ROOM, w + i * ROOM, ROOM * sizeof *w);
+}
+
+void test_adamw_of_many_tensors(void **state)
+{
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct cpu_rng rng = {3};
+    float *w = malloc(MAX_VALUES * sizeof *w), *grads = malloc(MAX_VALUES * sizeof *grads);
+    float *out[N_SIDES];
+    cpu_rng_fill(&rng, w, MAX_VALUES);
+    cpu_rng_fill(&rng, grads, MAX_VALUES);
+    for (int s = 0; s < N_SIDES; s++) {
+        out[s] = malloc(MAX_VALUES * sizeof(float));
+        optimize_many(&sides[s], w, grads, out[s]);
+    }
+    assert_all_near(out[1], out[0], N_VECTORS * 640, 640, 1e-6, "adamw");
     for (int s = 0; s < N_SIDES; s++) free(out[s]);
     free(w), free(grads);
     sides_close(sides);

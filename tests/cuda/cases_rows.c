@@ -106,6 +106,29 @@ void test_norms(void **state)
     sides_close(sides);
 }
 
+/* Wider than what a block keeps of its sums in shared memory, in runs of four and not; several slices of rows. */
+void test_norms_of_wide_rows_backward(void **state)
+{
+    enum { ROWS = 34, WIDEST = 4100 };
+    struct workspace_shape wide = plan;
+    wide.n_embd = WIDEST;
+    struct side sides[N_SIDES];
+    sides_open(sides, &wide);
+    float *x = random_values(1, ROWS * WIDEST), *dy = random_values(2, ROWS * WIDEST);
+    float *weight = random_values(3, ROWS * WIDEST);
+    struct results out = results_new(ROWS * WIDEST), dw = results_new(WIDEST), db = results_new(WIDEST);
+    for (int64_t cols = WIDEST - 3; cols <= WIDEST; cols += 3) {
+        for (int s = 0; s < N_SIDES; s++)
+            norm_backward(&sides[s], x, dy, weight, ROWS, cols, 1, out.a[s], dw.a[s], db.a[s]);
+        assert_all_near(out.a[1], out.a[0], ROWS * cols, cols, 5e-5, "norm's dx");
+        assert_all_near(dw.a[1], dw.a[0], cols, cols, 5e-5, "norm's dweight");
+        assert_all_near(db.a[1], db.a[0], cols, cols, 5e-5, "norm's dbias");
+    }
+    results_free(&out), results_free(&dw), results_free(&db);
+    free(x), free(dy), free(weight);
+    sides_close(sides);
+}
+
 /* ---- activations ---- */
 
 enum { GELU, SWIGLU, GELU_BACKWARD, SWIGLU_BACKWARD, N_ACTIVATIONS };
@@ -250,6 +273,33 @@ void test_embedding(void **state)
             embed_backward(&sides[s], &b, table, wpe, dx, cols, out.a[s], dwpe.a[s]);
         assert_all_near(out.a[1], out.a[0], VOCAB * cols, cols, 1e-6, "dwte");
         assert_all_near(dwpe.a[1], dwpe.a[0], POSITIONS * cols, cols, 1e-6, "dwpe");
+    }
+    results_free(&out), results_free(&dwpe);
+    free(table), free(wpe), free(dx);
+    sides_close(sides);
+}
+
+/* More rows than a block looks at in one go, most of them the same few tokens'. */
+void test_embedding_of_frequent_tokens(void **state)
+{
+    enum { ROWS = 2100, COLS = 12 };
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    float *table = random_values(8, VOCAB * COLS), *wpe = random_values(9, POSITIONS * COLS);
+    float *dx = random_values(10, ROWS * COLS);
+    struct results out = results_new(VOCAB * COLS), dwpe = results_new(POSITIONS * COLS);
+    struct cpu_rng rng = {12};
+    int32_t tokens[ROWS], positions[ROWS];
+    for (int32_t r = 0; r < ROWS; r++) {
+        tokens[r] = r % 8 ? r / 1500 : cpu_rng_below(&rng, VOCAB);
+        positions[r] = r % POSITIONS;
+    }
+    struct batch b = {.n_rows = ROWS, .tokens = tokens, .positions = positions};
+    for (int64_t cols = COLS - 1; cols <= COLS; cols++) {
+        for (int s = 0; s < N_SIDES; s++)
+            embed_backward(&sides[s], &b, table, wpe, dx, cols, out.a[s], dwpe.a[s]);
+        assert_all_near(out.a[1], out.a[0], VOCAB * cols, cols, 1e-5, "dwte");
+        assert_all_near(dwpe.a[1], dwpe.a[0], POSITIONS * cols, cols, 1e-5, "dwpe");
     }
     results_free(&out), results_free(&dwpe);
     free(table), free(wpe), free(dx);

@@ -17,6 +17,8 @@ void test_norms(void **state);
 void test_activations(void **state);
 void test_dropout(void **state);
 void test_embedding(void **state);
+void test_embedding_of_frequent_tokens(void **state);
+void test_norms_of_wide_rows_backward(void **state);
 void test_cross_entropy(void **state);
 
 /* cases_attention.c */
@@ -32,4 +34,5 @@ void test_sampling(void **state);
 
 /* cases_optimizer.c */
 void test_adamw(void **state);
+void test_adamw_of_many_tensors(void **state);
 void test_grad_squares(void **state);
