@@ -12,13 +12,17 @@
 
 enum { EMBED_THREADS = 256, EMBED_RUN = 8, INDICES_EACH = 4, INDICES = EMBED_THREADS * INDICES_EACH };
 
-/* Which of the thread's indices, from j on and below end, are `mine`: bits. */
+/* Which of the thread's indices, from j on and below end, are `mine`: bits. j is a multiple of INDICES_EACH. */
 __device__ __forceinline__ uint32_t matches(const int32_t *index, int32_t j, int32_t end, int32_t mine)
 {
+    packed<int32_t, INDICES_EACH> v;
     uint32_t bits = 0;
+    if (j + INDICES_EACH <= end) v = load_packed<int32_t, INDICES_EACH>(index + j);
+    else
 #pragma unroll
-    for (int e = 0; e < INDICES_EACH; e++)
-        if (j + e < end && index[j + e] == mine) bits |= 1u << e;
+        for (int e = 0; e < INDICES_EACH; e++) v.at[e] = j + e < end ? index[j + e] : -1;
+#pragma unroll
+    for (int e = 0; e < INDICES_EACH; e++) bits |= (v.at[e] == mine ? 1u : 0u) << e;
     return bits;
 }
 
@@ -75,7 +79,7 @@ embed_backward_kernel(float *dw, int64_t stride, const int32_t *index, const flo
                       int64_t n)
 {
     __shared__ int32_t found[INDICES], of_warp[EMBED_THREADS / WARP];
-    int32_t row = blockIdx.x, mine = index[row];
+    int32_t row = blockIdx.x, mine = index[row]; /* not negative */
     for (int32_t j0 = 0; j0 < row; j0 += INDICES)
         if (__syncthreads_or(matches(index, j0 + (int32_t)threadIdx.x * INDICES_EACH, row, mine) != 0))
             return;
@@ -83,7 +87,8 @@ embed_backward_kernel(float *dw, int64_t stride, const int32_t *index, const flo
     for (int64_t k0 = 0; k0 < n; k0 += EMBED_THREADS * EACH) {
         int64_t k = k0 + threadIdx.x * EACH;
         packed<float, EACH> sum = {};
-        for (int32_t j0 = row; j0 < rows; j0 += INDICES) {
+        /* From a whole load on: none of the rows before this one has its index. */
+        for (int32_t j0 = row / INDICES_EACH * INDICES_EACH; j0 < rows; j0 += INDICES) {
             int32_t n_found = find_rows(found, of_warp, index, j0, rows, mine);
             if (k < n) add_rows<EACH>(sum, found, n_found, dx, k, n);
         }

@@ -427,7 +427,7 @@ void gpt_train_zero_grads(struct gpt_train *t, struct device *d)
         uint8_t *data = p.matrix ? p.matrix->data : (uint8_t *)p.vector;
         int64_t bytes = p.matrix ? d->ops->matrix_bytes(d, p.matrix->dtype, p.n_out, p.n_in)
                                  : p.n_out * p.n_in * (int64_t)sizeof(float);
-        bool follows = (uintptr_t)data == round_up((int64_t)(uintptr_t)end, DEVICE_ALIGN);
+        bool follows = (intptr_t)data == round_up((intptr_t)end, DEVICE_ALIGN);
         if (!begin || !follows) {
             if (begin) d->train->zero(d, begin, end - begin);
             begin = data;
