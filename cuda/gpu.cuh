@@ -18,13 +18,6 @@ typedef __half f16;
 
 enum { WARP = 32 };
 
-/* Is this the compilation for a GPU before sm_80? There nvcc needs more registers for the same kernel. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-static constexpr bool BEFORE_SM_80 = true;
-#else
-static constexpr bool BEFORE_SM_80 = false;
-#endif
-
 /* Blocks of 128 threads that a multiprocessor has registers for, of a kernel that needs many. */
 #if __CUDA_ARCH__ >= 800
 enum { LARGE_BLOCKS = 3 };

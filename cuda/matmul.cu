@@ -171,7 +171,7 @@ __device__ __forceinline__ void finish_gated(const product &p, int64_t r, int64_
  * rows. */
 template <class T, class Row, int TILES, int GROUPS, int AHEAD>
 __global__ void __launch_bounds__(AHEAD == 4 ? 2 * WARP : SLICES * WARP,
-                                  TILES > 1 || Row::QUANTIZED ? 1 : AHEAD == 4 ? (BEFORE_SM_80 ? 6 : 7) : 2)
+                                  TILES > 1 || Row::QUANTIZED ? 1 : AHEAD == 4 ? 6 : 2)
 few_kernel(product p, Row w, const T *x)
 {
     constexpr int OUTS = GROUPS * MMA_OUTS, ROWS = TILES * MMA_ROWS, HALF_GROUPS = (GROUPS + 1) / 2;
