@@ -2,8 +2,8 @@
  * factors.
  *
  * A tile is up to 16 queries that read the same keys: positions of one span by query heads of one KV head,
- * query i of a tile being position i / group, head i % group. Tiles of all spans are counted through; a
- * block finds its span by walking the list, which is short. */
+ * query i of a tile being position i / group, head i % group. Tiles of all spans are counted through, and
+ * a block finds its span by halving the list. */
 #pragma once
 
 #include "cuda/cuda_internal.h"
@@ -28,21 +28,25 @@ struct tile_of_span {
     int32_t first, n; /* queries [first, first + n) of the span */
 };
 
-/* Queries of a span: rows x group. False: there is no such tile. */
+/* Queries of a span: rows x group. Span i's tiles are numbered from (the queries before it) / (queries a tile) + i,
+ * which leaves room for as many as the spans before it can have, each with a last one that is not full; so
+ * some numbers are nobody's. ceil(all queries / queries a tile) + n_spans numbers are enough. Log2(spans) loads of
+ * one int32_t. False: there is no such tile. */
 __device__ __forceinline__ bool find_tile(const span *spans, int32_t n_spans, int32_t group, int32_t tile,
                                           int32_t queries_a_tile, tile_of_span &out)
 {
-    for (int32_t i = 0; i < n_spans; i++) {
-        span s = spans[i];
-        int32_t queries = s.n_rows * group, tiles = (queries + queries_a_tile - 1) / queries_a_tile;
-        if (tile < tiles) {
-            int32_t first = tile * queries_a_tile;
-            out = {s, first, min(queries_a_tile, queries - first)};
-            return true;
-        }
-        tile -= tiles;
+    int32_t at = 0, after = n_spans; /* the last span that begins at `tile` or before lies in [at, after) */
+    while (after - at > 1) {
+        int32_t middle = at + (after - at) / 2;
+        if (spans[middle].row0 * group / queries_a_tile + middle <= tile) at = middle;
+        else after = middle;
     }
-    return false;
+    span s = spans[at];
+    int32_t queries = s.n_rows * group;
+    int32_t first = (tile - s.row0 * group / queries_a_tile - at) * queries_a_tile;
+    if (first >= queries) return false;
+    out = {s, first, min(queries_a_tile, queries - first)};
+    return true;
 }
 
 /* The factor of key `key` for query row `row` of the step and head `head`. */

@@ -6,8 +6,9 @@
  * penalties, bias and bans: they are changed in place and put back, so that log-probabilities and ranks
  * see the raw ones.
  *
- * Grid: a block a row. Bytes: 4 V, some fifty times from cache; greedy: five times. CPU twin: cpu_sample; draws may
- * differ where rounding decides. */
+ * Grid: a block a row, 32 rows a launch. Bytes: 4 V, some fifty times from cache; greedy: five times. To the device go
+ * only the lists of rows that have penalties, bias or bans; back come the answers of all rows at once. CPU twin:
+ * cpu_sample; draws may differ where rounding decides. */
 #include "cuda/cuda_internal.h"
 #include "cuda/logits.cuh"
 #include "cuda/philox.cuh"
@@ -25,6 +26,11 @@ struct row_request {
 };
 
 /* ---- sums of the whole row ---- */
+
+/* Requests travel as the kernel's arguments, which have 4 KiB: no copy, and so none that would wait for the step. */
+static constexpr int SAMPLE_ROWS = 32;
+struct request_table { row_request at[SAMPLE_ROWS]; };
+static_assert(sizeof(request_table) <= 4096 - 64);
 
 struct cut { float value; int32_t id; }; /* kept: value above, or equal and id at most */
 
@@ -252,10 +258,10 @@ __device__ int32_t choose(row_view r, const row_request &q)
 /* ---- the row ---- */
 
 __global__ void __launch_bounds__(LOGITS_THREADS)
-sample_kernel(sample_out *out, float *logits, const row_request *requests, int32_t *words, int32_t n)
+sample_kernel(sample_out *out, float *logits, const request_table requests, int32_t *words, int32_t n)
 {
     __shared__ float room[WARP];
-    row_request q = requests[blockIdx.x];
+    row_request q = requests.at[blockIdx.x];
     row_view r = {logits + (int64_t)blockIdx.x * n, n, 0, 0, room};
     sample_out *o = &out[blockIdx.x];
     logsumexp z = row_logsumexp(r.x, n, room);
@@ -339,16 +345,16 @@ void cuda_sample(struct device *d, struct tensor logits, const struct sample_row
     struct cuda_device *c = cuda_of(d);
     ASSERT(logits.dtype == DTYPE_F32 && sizeof(struct bias_pair) == sizeof(struct token_bias));
     int64_t n = logits.rows, outs = round_up(n * (int64_t)sizeof *out, 16);
-    int64_t requests = round_up(n * (int64_t)sizeof(row_request), 16);
     sample_out *to = (sample_out *)cuda_workspace(c, 0, outs);
-    row_request *on_device = (row_request *)cuda_workspace(c, outs, requests);
-    struct words_of_rows words = {c, (int32_t *)cuda_workspace(c, outs + requests, 0), 0,
-                                  (c->workspace_bytes - outs - requests) / 4};
-    for (int64_t i = 0; i < n; i++) {
-        row_request q = request_of(&rows[i], (int32_t)logits.cols, &words);
-        d->ops->upload(d, &on_device[i], &q, sizeof q);
+    struct words_of_rows words = {c, (int32_t *)cuda_workspace(c, outs, 0), 0,
+                                  (c->workspace_bytes - outs) / 4};
+    for (int64_t first = 0; first < n; first += SAMPLE_ROWS) {
+        int64_t some = min_i64(SAMPLE_ROWS, n - first);
+        request_table requests = {};
+        for (int64_t i = 0; i < some; i++)
+            requests.at[i] = request_of(&rows[first + i], (int32_t)logits.cols, &words);
+        cuda_launch(c, "sample", sample_kernel, dim3((unsigned)some), dim3(LOGITS_THREADS), 0, to + first,
+                    (float *)logits.data + first * logits.cols, requests, words.base, (int32_t)logits.cols);
     }
-    cuda_launch(c, "sample", sample_kernel, dim3((unsigned)n), dim3(LOGITS_THREADS), 0, to,
-                (float *)logits.data, on_device, words.base, (int32_t)logits.cols);
     d->ops->download(d, out, to, (size_t)n * sizeof *out);
 }

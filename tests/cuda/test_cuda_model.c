@@ -99,6 +99,44 @@ static void test_llama_is_served_in_narrow_types(void **state)
     if (on_interpreter()) ptxsim_set_compute_capability(0);
 }
 
+/* Five more tokens cost five times: one copy up, the recorded step, sampling behind it, one copy down, one wait; all
+ * copies by way of page-locked memory. */
+static void test_calls_of_a_decoding_step(void **state)
+{
+    if (!on_interpreter()) skip();
+    enum { SHORT = 2, MORE = 5 };
+    struct device *d = cuda_or_skip();
+    struct engine_options o = fixture_options();
+    struct checkpoint *checkpoint;
+    struct engine *engine;
+    struct error err;
+    struct ptxsim_calls calls[3];
+    o.dtype = DTYPE_F32;
+    o.prefix_cache = false;
+    must(checkpoint_open("tests/golden/gpt2", &checkpoint, &err), &err);
+    must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
+    for (int i = 0; i < 2; i++) {
+        struct job j;
+        calls[i] = ptxsim_calls();
+        job_init_plain(&j, 4, i == 0 ? SHORT : SHORT + MORE);
+        assert_true(job_new(&j, engine));
+        job_submit(&j, engine);
+        engine_wait(engine, j.request);
+        job_free(&j);
+    }
+    calls[2] = ptxsim_calls();
+    const struct ptxsim_calls *a = calls, *b = calls + 1, *c = calls + 2;
+    assert_int_equal((c->graph_launches - b->graph_launches) - (b->graph_launches - a->graph_launches), MORE);
+    assert_int_equal((c->launches - b->launches) - (b->launches - a->launches), MORE);
+    assert_int_equal((c->uploads - b->uploads) - (b->uploads - a->uploads), MORE);
+    assert_int_equal((c->downloads - b->downloads) - (b->downloads - a->downloads), MORE);
+    assert_int_equal((c->waits - b->waits) - (b->waits - a->waits), MORE);
+    assert_int_equal(c->pageable - a->pageable, 0);
+    engine_close(engine);
+    checkpoint_close(checkpoint);
+    d->ops->close(d);
+}
+
 /* Without page-locked memory there is no engine, and the message says what was missing. */
 static void test_refused_page_locked_memory(void **state)
 {
@@ -203,6 +241,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_gpt2_is_served),
         cmocka_unit_test(test_qwen3_is_served),
         cmocka_unit_test(test_llama_is_served_in_narrow_types),
+        cmocka_unit_test(test_calls_of_a_decoding_step),
         cmocka_unit_test(test_refused_page_locked_memory),
         cmocka_unit_test(test_calls_of_a_training_step),
         cmocka_unit_test(test_f32_training_has_the_same_losses),
