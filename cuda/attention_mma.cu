@@ -400,7 +400,7 @@ __device__ __forceinline__ void write_row(const attention_args<T> &a, const span
  * as DECODE_WARPS blocks of keys need. Shared memory: with a.writes queries and a key [queries + 1][K], then, without
  * a.partial, partials [warps][queries][K + 2]. */
 template <class T, int DEPTH>
-__global__ void __launch_bounds__(DECODE_WARPS *WARP) decode_kernel(attention_args<T> a)
+__global__ void __launch_bounds__(DECODE_WARPS *WARP, 1) decode_kernel(attention_args<T> a)
 {
     extern __shared__ __align__(16) uint8_t memory[];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4;
