@@ -161,7 +161,7 @@ __device__ __forceinline__ void write_query(const attention_args<T> &a, int64_t 
 
 /* Grid: tiles, KV heads, and 1 (all chunks here) or as many as there are chunks. */
 template <class T, int PARTS>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(attention_args<T> a)
+__global__ void __launch_bounds__(ATTENTION_THREADS, 1) attention_kernel(attention_args<T> a)
 {
     extern __shared__ float memory[];
     rooms s = rooms_of(memory, a.a.head_dim);
