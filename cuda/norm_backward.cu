@@ -118,9 +118,14 @@ norm_backward_kernel(float *dx, float *sums, const float *dy, const float *x, co
         }
 }
 
-struct norm_args { float *dx, *sums; const float *dy, *x; const struct norm *norm; int64_t rows, n, slices; };
+struct norm_backward_args {
+    float *dx, *sums;
+    const float *dy, *x;
+    const struct norm *norm;
+    int64_t rows, n, slices;
+};
 
-template <int EACH, bool IN_SHARED> static void launch(struct cuda_device *c, const norm_args &a)
+template <int EACH, bool IN_SHARED> static void launch(struct cuda_device *c, const norm_backward_args &a)
 {
     int64_t threads = min_i64(round_up(ceil_div(a.n, EACH), WARP), NORM_THREADS_MAX);
     size_t shared = IN_SHARED ? 2 * (size_t)a.n * sizeof(float) : 0;
@@ -137,7 +142,7 @@ void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, floa
     ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == DTYPE_F32 && x.dtype == DTYPE_F32);
     ASSERT(dx.cols == cols && dy.cols == cols && dx.rows == x.rows && dy.rows == x.rows);
     float *sums = (float *)cuda_workspace(c, 0, 2 * slices * cols * (int64_t)sizeof(float));
-    norm_args args = {(float *)dx.data, sums, (const float *)dy.data, (const float *)x.data, n, x.rows,
+    norm_backward_args args = {(float *)dx.data, sums, (const float *)dy.data, (const float *)x.data, n, x.rows,
                       cols, slices};
     bool fits = cols <= SHARED_COLUMNS_MAX;
     if (cols % 4 != 0) fits ? launch<1, true>(c, args) : launch<1, false>(c, args);
