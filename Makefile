@@ -69,9 +69,9 @@ SIM_ARCH  ?= 80
 SIM       := build/ptxsim$(SIM_ARCH:80=)
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
-SIM_TESTS := $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
+SIM_TESTS := $(SIM)/test_opcodes $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
 SIM_KERNELS := $(patsubst %.cu,$(SIM)/%.cu.o,$(wildcard cuda/*.cu))
-SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) $(filter-out %/test_ptxsim.o,$(SIM_CC:%.cc=$(SIM)/%.o))
+SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) $(filter-out $(SIM)/tests/ptxsim/test_%,$(SIM_CC:%.cc=$(SIM)/%.o))
 HOST_OBJS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/cuda_none.c,$(SRCS)))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
@@ -140,6 +140,7 @@ $(SIM)/%.o: %.cc
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O3 -march=native -g -Wall -Wextra -I. -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
 
+$(SIM)/test_opcodes: $(SIM)/tests/ptxsim/test_opcodes.o
 $(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded.cu.o
 $(SIM)/test_cuda_ops $(SIM)/test_cuda_model: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
 # All of gptd on the interpreter, for black-box tests.

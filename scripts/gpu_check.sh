@@ -150,7 +150,7 @@ build() {
     simulate)
         gencode="-gencode arch=compute_80,code=compute_80 --compress-mode=none"
         cu=(scripts/gpu/bench_machine.cu) LD_CXX=${CXX:-c++}
-        extra=($(ls build/ptxsim/cuda/*.cu.o build/ptxsim/tests/ptxsim/*.o | grep -v 'cublas_load\|test_ptxsim\|seeded')) ;;
+        extra=($(ls build/ptxsim/cuda/*.cu.o build/ptxsim/tests/ptxsim/*.o | grep -v 'cublas_load\|/test_\|seeded')) ;;
     esac
     sources=("${cu[@]}" "${common[@]}" "${bench[@]}" "${tests[@]}")
     export work gencode newest

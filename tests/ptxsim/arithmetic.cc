@@ -167,6 +167,27 @@ static void insert_bits(warp &w, const instruction &i, uint32_t lanes)
     }
 }
 
+// n bits of a from bit `at` on; a signed type's are extended by their highest, or by a's where they end behind it.
+template <class T> static inline T extracted(T a, uint32_t at, uint32_t n)
+{
+    constexpr uint32_t BITS = sizeof(T) * 8;
+    at &= 255, n &= 255;
+    if (n == 0) return 0;
+    bool fill = std::is_signed_v<T> && a >> std::min(at + n - 1, BITS - 1) & 1;
+    std::make_unsigned_t<T> bits = at >= BITS ? 0 : (std::make_unsigned_t<T>)a >> at;
+    uint32_t there = at >= BITS ? 0 : std::min(n, BITS - at);
+    if (there == BITS) return (T)bits;
+    std::make_unsigned_t<T> mask = ((std::make_unsigned_t<T>)1 << there) - 1;
+    return (T)(fill ? bits | ~mask : bits & mask);
+}
+
+template <class T> static action extract_action()
+{
+    return [](warp &w, const instruction &i, uint32_t lanes) {
+        each<T, T, uint32_t, uint32_t>(w, i, lanes, extracted<T>);
+    };
+}
+
 static action bits_action(const string &op, const vector<string> &m)
 {
     typedef uint32_t T;
@@ -261,6 +282,9 @@ action arithmetic_action(const string &op, const vector<string> &m, const string
         if (op == "not") return UNARY(T, !a);
         return op == "and" || op == "or" || op == "xor" ? integer_action<uint32_t>(op) : nullptr;
     }
+    if (op == "bfe")
+        return type == "s32" ? extract_action<int32_t>() : type == "u32" ? extract_action<uint32_t>()
+               : type == "s64" ? extract_action<int64_t>() : extract_action<uint64_t>();
     if (type == "b32" || type == "u32")
         if (action a = bits_action(op, m)) return a;
     if (type == "s16") return integer_action<int16_t>(op);

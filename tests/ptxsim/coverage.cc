@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "tests/ptxsim/execute.h"
@@ -66,6 +67,24 @@ static void count(const kernel &k, bool print, struct ptxsim_coverage *c)
             printf(" %s:%d", file->second.c_str(), at.second);
     }
     printf("\n");
+}
+
+bool ptxsim_every_form_was_run()
+{
+    std::map<std::string, const kernel *> missing; // a kernel that has it
+    std::set<std::string> run;
+    for (const auto &m : all_modules())
+        for (const auto &k : m->kernels)
+            for (const instruction &i : k.second->code) {
+                // The end of a kernel is not written down; and who runs a trap does not come back to ask.
+                if (!i.form || i.run == run_trap) continue;
+                if (i.executed) run.insert(*i.form);
+                else missing.emplace(*i.form, k.second.get());
+            }
+    for (const std::string &form : run) missing.erase(form);
+    for (const auto &it : missing)
+        fprintf(stderr, "ptxsim: '%s' was never run; the kernel %s has it\n", it.first.c_str(), it.second->name.c_str());
+    return missing.empty();
 }
 
 struct ptxsim_coverage ptxsim_coverage(bool print)

@@ -1,6 +1,7 @@
 // Instructions: operands by their syntax, actions by their names. What is not here is refused by name, never
 // guessed: among it atomics and branches to computed places, which the project's kernels do without.
 #include <algorithm>
+#include <set>
 #include <sstream>
 
 #include "tests/ptxsim/execute.h"
@@ -208,6 +209,18 @@ void body::decode_address_space(const vector<string> &m, instruction &i)
 
 // ---- one instruction ----
 
+// Alike for all instructions that are decoded alike. Kept as long as the process lives: modules are, too.
+static const string *form_of(const string &full, const instruction &i)
+{
+    static auto *forms = new std::set<string>; // kernels register before main
+    string form = full;
+    if (i.run == run_pack) form += " of several";
+    if (i.run == run_unpack) form += " to several";
+    if (i.run == run_copy_async && i.n_src > 3) form += " with zeros behind";
+    if (i.pair.at >= 0) form += " with a second result";
+    return &*forms->insert(form).first;
+}
+
 void body::decode(const string &full, instruction i)
 {
     vector<string> m = parts_of(full);
@@ -239,10 +252,10 @@ void body::decode(const string &full, instruction i)
     } else {
         read_results(i);
         t.need(",");
-        if (op == "shl" || op == "shr") {
+        if (op == "shl" || op == "shr" || op == "bfe") {
             i.src[i.n_src++] = value(type);
             t.need(",");
-            i.src[i.n_src++] = value("u32"); // whatever the type is
+            read_values(i, "u32"); // whatever the type is
         } else {
             read_values(i, type);
         }
@@ -256,6 +269,7 @@ void body::decode(const string &full, instruction i)
     if (!known || (i.kind == flow::plain && !i.run))
         fail("PTX line %d: the instruction '%s' is not supported", line + 1, full.c_str());
     t.need(";");
+    i.form = form_of(full, i);
     k.code.push_back(i);
 }
 

@@ -49,6 +49,7 @@ struct instruction {
     uint32_t used_bytes = ~0u;   // of a load: those whose values matter
     int32_t target = -1;   // of a branch
     int32_t text_line = 0, file = 0, source_line = 0;
+    const std::string *form = nullptr; // as it is written, but for its operands; and their kinds, where those matter
     mutable bool executed = false;
     mutable tally wavefronts, sectors; // of shared, of global memory
 };

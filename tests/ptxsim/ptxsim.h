@@ -43,6 +43,10 @@ struct ptxsim_coverage {
  * lines of which nothing was executed. */
 struct ptxsim_coverage ptxsim_coverage(bool print);
 
+/* Was each form of an instruction (its operation with modifiers and types) that any loaded kernel has run, in whatever
+ * kernel? Those that were not are named on stderr. */
+bool ptxsim_every_form_was_run(void);
+
 struct ptxsim_traffic {
     uint64_t wavefronts, least_wavefronts; /* of shared memory: the least is without bank conflicts */
     uint64_t sectors, least_sectors;       /* of 32 bytes of global memory: the least, what is asked for in a row */
