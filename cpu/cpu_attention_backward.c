@@ -104,8 +104,9 @@ void backward_dropout_factors(const struct backward *m, int64_t head, int64_t ro
                               float z[KEYS])
 {
     const struct attention *a = m->a;
+    uint64_t key = cpu_random_key(a->dropout_key);
     struct dropout_row factors = {a->dropout, {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
-                                  {(uint32_t)a->dropout_key, (uint32_t)(a->dropout_key >> 32)}};
+                                  {(uint32_t)key, (uint32_t)(key >> 32)}};
     m->kernels->dropout_row(z, &factors, KEYS);
 }
 

@@ -30,6 +30,9 @@ static inline int64_t cpu_row_grain(int64_t cols)
     return cols >= CPU_INLINE_ELEMENTS ? 1 : CPU_INLINE_ELEMENTS / (cols > 0 ? cols : 1);
 }
 
+/* A device's memory is the host's here. */
+static inline uint64_t cpu_random_key(struct random_key k) { return (*k.base + k.add) >> 4 ^ k.flip; }
+
 static inline size_t element_bytes(enum dtype dtype) { return dtype == DTYPE_F32 ? 4 : 2; }
 /* Row r of a tensor. */
 static inline void *tensor_row(struct tensor t, int64_t r)

@@ -28,9 +28,9 @@ static void write_gradient(const struct loss_job *j, int64_t r, float *p, float 
     const struct loss_options *o = j->o;
     int64_t V = j->logits.cols, target = j->targets[r];
     void *out = tensor_row(j->dlogits, r);
-    float factor = o->scale * (1 + 2 * o->z_loss * log_z) / sum;
-    float smooth = o->label_smoothing, spread = o->scale * smooth / (float)V;
-    float at_target = p[target] * factor - o->scale * (1 - smooth) - spread;
+    float scale = *o->scale, factor = scale * (1 + 2 * o->z_loss * log_z) / sum;
+    float smooth = o->label_smoothing, spread = scale * smooth / (float)V;
+    float at_target = p[target] * factor - scale * (1 - smooth) - spread;
     if (smooth > 0) {
         for (int64_t i = 0; i < V; i++) p[i] = p[i] * factor - spread;
         factor = 1;

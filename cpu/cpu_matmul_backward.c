@@ -384,9 +384,10 @@ static void tiles_backward_w(struct cpu_device *c, struct matrix *dw, struct ten
 }
 
 void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                           struct tensor x, uint64_t rounding_key)
+                           struct tensor x, struct random_key rounding)
 {
     struct cpu_device *c = cpu_of(d);
+    uint64_t rounding_key = dw->dtype == DTYPE_BF16 ? cpu_random_key(rounding) : 0;
     ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
     ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in);
     ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);

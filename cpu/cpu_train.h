@@ -10,7 +10,7 @@ extern const struct device_train_ops cpu_train_ops;
 void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                            const struct matrix *w);
 void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                           struct tensor x, uint64_t rounding_key);
+                           struct tensor x, struct random_key rounding);
 /* Adds tile [n][PANEL] to inputs k0 .. k0 + n of a panel of dw; part and key as in struct bf16_tile. */
 void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
                       const float *tile, uint32_t part, uint64_t key);

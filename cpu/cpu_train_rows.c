@@ -27,9 +27,9 @@ struct dropout_job {
 /* Factors of the elements from `begin` on, a multiple of ELEMENT_BLOCK: so counters do not wrap around within. */
 static struct dropout_row factors_from(const struct dropout *drop, int64_t begin)
 {
-    uint64_t at = (uint64_t)begin / 4;
+    uint64_t at = (uint64_t)begin / 4, key = cpu_random_key(drop->key);
     return (struct dropout_row){drop->p, {(uint32_t)at, (uint32_t)(at >> 32), 0, 0},
-                                {(uint32_t)drop->key, (uint32_t)(drop->key >> 32)}};
+                                {(uint32_t)key, (uint32_t)(key >> 32)}};
 }
 
 static void widen(float *out, const void *in, enum dtype dtype, int64_t begin, int64_t n)

@@ -20,7 +20,7 @@ struct attention_shape {
     int64_t qkv_cols;
     float scale, keep_scale;
     uint32_t drop_threshold; /* 0: no dropout */
-    uint64_t drop_key;
+    random_key drop_key;
 };
 
 struct tile_of_span {
@@ -55,7 +55,7 @@ __device__ __forceinline__ float attention_keep(const attention_shape &a, int32_
 {
     if (a.drop_threshold == 0) return 1;
     uint64_t counter = (uint32_t)key / 4 | (uint64_t)(uint32_t)row << 32;
-    philox_words w = philox(counter, (uint32_t)head, 1, a.drop_key);
+    philox_words w = philox(counter, (uint32_t)head, 1, key_of(a.drop_key));
     /* No index: words stay in registers. */
     uint32_t low = key & 1 ? w.at[1] : w.at[0], high = key & 1 ? w.at[3] : w.at[2];
     return (key & 2 ? high : low) >= a.drop_threshold ? a.keep_scale : 0.0f;

@@ -10,7 +10,7 @@
 #include "cuda/cuda_internal.h"
 #include "cuda/logits.cuh"
 
-struct loss_args { float scale, smooth, z_loss; };
+struct loss_args { const float *scale; float smooth, z_loss; };
 
 /* Of a row's gradient: exp(x - shift) factor - spread, less at_target at the target. */
 struct gradient_args { float shift, factor, spread, at_target; int32_t target; };
@@ -77,8 +77,9 @@ cross_entropy_kernel(T *dlogits, const float *logits, const int32_t *targets, lo
     }
     if (!dx) return;
     __syncthreads(); /* the target's logit has been read */
-    gradient_args a = {z.shift, o.scale * (1 + 2 * o.z_loss * log_z) / z.sum,
-                       o.scale * o.smooth / (float)n, o.scale * (1 - o.smooth), target};
+    float scale = *o.scale;
+    gradient_args a = {z.shift, scale * (1 + 2 * o.z_loss * log_z) / z.sum,
+                       scale * o.smooth / (float)n, scale * (1 - o.smooth), target};
     if (n % 4 == 0) write_row<4>(dx, x, n, a);
     else write_row<1>(dx, x, n, a);
 }

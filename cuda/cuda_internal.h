@@ -151,7 +151,7 @@ void cuda_add_dropout(struct device *d, struct tensor x, struct tensor y, struct
 void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                             const struct matrix *w);
 void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                            struct tensor x, uint64_t rounding_key);
+                            struct tensor x, struct random_key rounding);
 /* norm_backward.cu */
 void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
                         struct tensor dy, struct tensor x, const struct norm *n);

@@ -12,7 +12,7 @@
 
 enum { DROPOUT_THREADS = 256, EACH = 4 };
 
-struct keep { uint32_t threshold; float scale; uint64_t key; bool on; };
+struct keep { uint32_t threshold; float scale; random_key key; bool on; };
 
 static struct keep keep_of(struct dropout drop)
 {
@@ -40,7 +40,7 @@ __global__ void dropout_kernel(Out *out, const In *in, int64_t n, keep k)
     packed<Out, EACH> y;
     if (ADD) y = load_first(out + i, here);
     philox_words w = {};
-    if (k.on) w = philox((uint64_t)i / EACH, 0, 0, k.key);
+    if (k.on) w = philox((uint64_t)i / EACH, 0, 0, key_of(k.key));
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         float value = to_f32(x.at[e]);

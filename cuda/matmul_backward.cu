@@ -29,7 +29,7 @@ struct result {
     void *data;
     int64_t rows, cols, m_stride, n_stride;
     enum { WRITE, ADD, ADD_BF16 } how;
-    uint64_t key; /* of the rounding */
+    random_key key; /* of the rounding */
 };
 
 /* Eight elements from (row, col) on; zeros outside. */
@@ -67,7 +67,7 @@ __device__ __forceinline__ void put(const result &out, int64_t m, int64_t n, flo
     else {
         uint16_t *to = (uint16_t *)out.data + at;
         float before = __uint_as_float((uint32_t)*to << 16);
-        *to = round_noisy(before + y, (uint64_t)at, out.key);
+        *to = round_noisy(before + y, (uint64_t)at, key_of(out.key));
     }
 }
 
@@ -258,7 +258,7 @@ template <class T>
 static void backward_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
 {
     int64_t stride = cuda_row_stride(w->dtype, w->n_in);
-    result out = {dx.data, w->n_in, dx.rows, 1, dx.cols, result::WRITE, 0};
+    result out = {dx.data, w->n_in, dx.rows, 1, dx.cols, result::WRITE, {}};
     view<T> a = {(const T *)w->data, w->n_out, w->n_in, stride};
     view<T> b = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
     multiply<T, false>(c, out, a, b, w->n_out);
@@ -313,10 +313,10 @@ static bool library_w(struct cuda_device *c, const struct matrix *dw, struct ten
 
 template <class T>
 static void backward_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x,
-                       uint64_t rounding_key)
+                       struct random_key rounding)
 {
     result out = {dw->data, dw->n_out, dw->n_in, cuda_row_stride(dw->dtype, dw->n_in), 1,
-                  dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding_key};
+                  dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding};
     view<T> a = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
     view<T> b = {(const T *)x.data, x.rows, x.cols, x.cols};
     multiply<T, true>(c, out, a, b, dy.rows);
@@ -341,11 +341,11 @@ template <class T> static void backward_bias(struct cuda_device *c, float *dbias
 }
 
 void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                            struct tensor x, uint64_t rounding_key)
+                            struct tensor x, struct random_key rounding)
 {
     ASSERT(dw->dtype == DTYPE_F32 || dw->dtype == DTYPE_BF16);
     ASSERT(dy.cols == dw->n_out && x.cols == dw->n_in && dy.dtype == x.dtype && dy.rows == x.rows);
     struct cuda_device *c = cuda_of(d);
-    if (!library_w(c, dw, dy, x)) WITH_TYPE(x.dtype, backward_w<T>(c, dw, dy, x, rounding_key));
+    if (!library_w(c, dw, dy, x)) WITH_TYPE(x.dtype, backward_w<T>(c, dw, dy, x, rounding));
     if (dbias) WITH_TYPE(x.dtype, backward_bias<T>(c, dbias, dy));
 }

@@ -1,7 +1,13 @@
 /* Philox4x32-10 (Salmon et al. 2011), the very words of model/sampler.h. */
 #pragma once
 
-#include <stdint.h>
+#include "model/device.h"
+
+/* The loads of a launch are all of one address, whose value no kernel changes. */
+__device__ __forceinline__ uint64_t key_of(const random_key &k)
+{
+    return (__ldg((const unsigned long long *)k.base) + k.add) >> 4 ^ k.flip;
+}
 
 struct philox_words { uint32_t at[4]; };
 

@@ -112,6 +112,14 @@ struct norm_matmul {
     struct tensor gate_up;  /* [R, n_out] of out's type; data NULL: no SwiGLU, and out is [R, n_out] */
 };
 
+/* Names a stream of random bits: its key (Philox: model/sampler.h) is ((*base + add) >> 4) ^ flip. `base` is in
+ * device memory and read when the operation runs, so a recorded step draws anew whenever it is launched; NULL
+ * where nothing is drawn. */
+struct random_key {
+    const uint64_t *base;
+    uint64_t add, flip;
+};
+
 /* RoPE and the heads of one attention layer. */
 struct attention {
     int32_t n_head, n_kv_head, head_dim;
@@ -123,7 +131,7 @@ struct attention {
     /* Of training; zero when serving. */
     float *lse;             /* [R, H]: where attention leaves log(sum exp(scale q.k)), or NULL */
     float dropout;          /* of the attention weights: model/device_train.h */
-    uint64_t dropout_key;
+    struct random_key dropout_key;
 };
 
 /* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the

@@ -19,15 +19,16 @@ extern "C" {
 /* Dropout (Srivastava et al. 2014): element i (row-major index) is kept when the 32-bit word of
  * Philox4x32-10 (model/sampler.h) at counter {i/4 low, i/4 high, 0, 0}, key {key low, key high}, word i % 4,
  * is >= p * 2^32; kept elements are scaled by 1 / (1 - p). Counter-based: recomputing reproduces it.
- * p = 0: all kept, unscaled. */
+ * p = 0: all kept, unscaled, and no key is read. */
 struct dropout {
     float p; /* 0 <= p < 1 */
-    uint64_t key;
+    struct random_key key;
 };
 
 /* What cross_entropy does besides -log p(target). */
 struct loss_options {
-    float scale;           /* of the gradient: 1 / (targets of the whole step), times any loss scale */
+    const float *scale;    /* of the gradient, in device memory: 1 / (targets of the whole step), times any loss
+                              scale. NULL without dlogits */
     float label_smoothing; /* 0: off; else the target distribution is (1 - s) one-hot + s / V */
     float z_loss;          /* weight of log(Z)^2 (PaLM); 0: off */
 };
@@ -86,10 +87,10 @@ struct device_train_ops {
                               const struct matrix *w);
     /* dw += dy^T x; dbias += column sums of dy unless NULL. x [R, n_in] and dy [R, n_out] act; dw f32 or bf16.
      * Into bf16 the f32 sum over all rows (or over each 2,048 of them or more) is added with stochastic
-     * rounding: up with the odds that keep the mean, by random bits that depend on rounding_key and
+     * rounding: up with the odds that keep the mean, by random bits that depend on rounding (not read for f32) and
      * the element's place alone (and on which of those parts). What bf16 holds exactly stays as it is. */
     void (*matmul_backward_w)(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                              struct tensor x, uint64_t rounding_key);
+                              struct tensor x, struct random_key rounding);
     /* dx += d norm(x) / dx applied to dy; dweight +=, dbias += (NULL: none). dx, dy, x f32 [R, C]. */
     void (*norm_backward)(struct device *d, struct tensor dx, float *dweight, float *dbias,
                           struct tensor dy, struct tensor x, const struct norm *n);

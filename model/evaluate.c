@@ -165,7 +165,7 @@ static bool add_piece(struct evaluator *e, const struct gpt_micro_batch *m, int3
     struct device *d = e->device;
     struct span span = {.n_rows = n, .start = row};
     struct batch b = m->batch;
-    struct loss_options plain = {.scale = 1};
+    struct loss_options plain = {0};
     d->ops->upload(d, e->span, &span, sizeof span);
     b.n_rows = n;
     b.tokens += row;

@@ -406,9 +406,10 @@ struct attention gpt_attention(const struct gpt *g, int32_t layer, const struct 
     };
 }
 
-uint64_t gpt_random_key(uint64_t block_key, enum gpt_random_place place)
+struct random_key gpt_random_key(struct random_key block_key, enum gpt_random_place place)
 {
-    return block_key ^ ((uint64_t)place + 1) << 60;
+    block_key.flip = ((uint64_t)place + 1) << 60;
+    return block_key;
 }
 
 /* x_out = x_in + dropout(h W^T + bias), in place where x_in is x_out. Without dropout the addition is

@@ -108,7 +108,7 @@ struct gpt_block {
     struct tensor qkv_pre;            /* [R, (H + 2G) K] act: before q_norm and k_norm */
     float *lse;                       /* [R, H] */
     float dropout;                    /* of attention weights and both branches; 0: off */
-    uint64_t random_key;              /* of this layer and step: gpt_random_key */
+    struct random_key random_key;     /* of this layer and step: gpt_random_key */
 };
 
 /* Block `layer` of the forward pass, through layer kv_layer of the cache. */
@@ -124,7 +124,7 @@ enum gpt_random_place {
     DROPOUT_ATTENTION, DROPOUT_ATTN_OUT, DROPOUT_MLP_OUT,
     ROUND_QKV, ROUND_ATTN_OUT, ROUND_MLP_UP, ROUND_MLP_DOWN,
 };
-uint64_t gpt_random_key(uint64_t block_key, enum gpt_random_place place);
+struct random_key gpt_random_key(struct random_key block_key, enum gpt_random_place place);
 
 /* The weights one by one, in a fixed order: whole-model roles, then layer by layer. */
 struct gpt_param {

@@ -159,6 +159,7 @@ void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *
 void gpt_rows_layout(struct gpt_rows *r, const struct gpt_train_options *o, struct plan *plan)
 {
     *r = (struct gpt_rows){0};
+    r->scalars = plan_take(plan, MEMORY_STAGING, "scalars", 1, sizeof *r->scalars);
     r->tokens = plan_take(plan, MEMORY_STAGING, "tokens", o->max_rows, sizeof *r->tokens);
     r->positions = plan_take(plan, MEMORY_STAGING, "positions", o->max_rows, sizeof *r->positions);
     r->slots = plan_take(plan, MEMORY_STAGING, "slots", o->max_rows, sizeof *r->slots);
@@ -192,15 +193,16 @@ struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *h, const struct gp
                                        struct device *d)
 {
     /* All at once: both sides are laid out alike, pages last. */
-    size_t bytes = (size_t)((const char *)(h->pages + h->n_pages) - (const char *)h->tokens);
-    ASSERT((const char *)h->pages - (const char *)h->tokens
-           == (const char *)to->pages - (const char *)to->tokens);
-    d->ops->upload(d, to->tokens, h->tokens, bytes);
+    size_t bytes = (size_t)((const char *)(h->pages + h->n_pages) - (const char *)h->scalars);
+    ASSERT((const char *)h->pages - (const char *)h->scalars
+           == (const char *)to->pages - (const char *)to->scalars);
+    d->ops->upload(d, to->scalars, h->scalars, bytes);
     return (struct gpt_micro_batch){
         .batch = {.n_rows = h->n_rows, .n_spans = h->n_spans, .tokens = to->tokens,
                   .positions = to->positions, .slots = to->slots, .spans = to->spans,
                   .pages = to->pages},
         .targets = to->targets,
+        .scalars = to->scalars,
     };
 }
 
@@ -242,23 +244,25 @@ static struct gpt_block block_at(const struct gpt_train *t, int64_t i, int64_t n
 }
 
 /* Streams of random bits that must not meet: layers, and the embedding. */
-static uint64_t layer_key(uint64_t step_key, int64_t layer)
+static struct random_key layer_key(const struct gpt_micro_batch *m, int64_t layer)
 {
-    return (step_key + (uint64_t)(layer + 2) * 0xD1B54A32D192ED03u) >> 4;
+    return (struct random_key){.base = &m->scalars->random_key,
+                               .add = (uint64_t)(layer + 2) * 0xD1B54A32D192ED03u};
 }
 
-static void forward(struct gpt_train *t, struct device *d, const struct batch *b, float dropout,
-                    uint64_t key)
+static void forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                    float dropout)
 {
     const struct gpt *g = t->gpt;
+    const struct batch *b = &m->batch;
     int64_t n = b->n_rows, L = g->config.n_layer;
     struct tensor x = rows_of(t->blocks[0].x_in, 0, n);
     d->ops->embed(d, x, b, &g->wte, g->wpe);
-    if (dropout > 0) d->train->dropout(d, x, x, (struct dropout){dropout, layer_key(key, -1)});
+    if (dropout > 0) d->train->dropout(d, x, x, (struct dropout){dropout, layer_key(m, -1)});
     for (int64_t i = 0; i < L; i++) {
         struct gpt_block block = block_at(t, i, n);
         block.dropout = dropout;
-        block.random_key = layer_key(key, i);
+        block.random_key = layer_key(m, i);
         gpt_block_forward(g, (int32_t)i, &block, d, b, &t->kv, 0, NULL);
     }
     d->ops->norm(d, rows_of(t->h_final, 0, n), rows_of(t->shared.x_out, 0, n), &g->final_norm);
@@ -282,7 +286,7 @@ static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_b
         d->ops->matmul(d, logits, h, &g->lm_head, g->lm_head_bias, EPILOGUE_NONE);
         d->train->cross_entropy(d, dlogits, logits, m->targets + row, o, t->losses + row);
         if (!backward) continue;
-        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h, 0);
+        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h, (struct random_key){0});
         d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head);
     }
 }
@@ -359,9 +363,10 @@ static void backward_attention(struct gpt_train *t, struct device *d, const stru
                        b->x_in, &l->attn_norm);
 }
 
-static void backward(struct gpt_train *t, struct device *d, const struct batch *b, uint64_t key)
+static void backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
     const struct gpt *g = t->gpt;
+    const struct batch *b = &m->batch;
     float dropout = t->options.dropout;
     int64_t n = b->n_rows;
     struct tensor dx = rows_of(t->dx, 0, n);
@@ -372,12 +377,12 @@ static void backward(struct gpt_train *t, struct device *d, const struct batch *
     for (int64_t i = g->config.n_layer - 1; i >= 0; i--) {
         struct gpt_block block = block_at(t, i, n);
         block.dropout = dropout;
-        block.random_key = layer_key(key, i);
+        block.random_key = layer_key(m, i);
         recompute_block(t, d, b, i, &block);
         backward_mlp(t, d, &block, i);
         backward_attention(t, d, b, &block, i);
     }
-    if (dropout > 0) d->train->dropout(d, dx, dx, (struct dropout){dropout, layer_key(key, -1)});
+    if (dropout > 0) d->train->dropout(d, dx, dx, (struct dropout){dropout, layer_key(m, -1)});
     d->train->embed_backward(d, &t->grads.wte, t->grads.wpe, dx, b);
 }
 
@@ -392,29 +397,27 @@ static void check_micro_batch(const struct gpt_train *t, const struct gpt_micro_
 void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
     check_micro_batch(t, m);
-    forward(t, d, &m->batch, t->options.dropout, m->random_key);
+    forward(t, d, m, t->options.dropout);
 }
 
-void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
-                        float grad_scale)
+void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
-    struct loss_options o = {grad_scale, t->options.label_smoothing, t->options.z_loss};
+    struct loss_options o = {&m->scalars->grad_scale, t->options.label_smoothing, t->options.z_loss};
     loss(t, d, m, &o, true);
-    backward(t, d, &m->batch, m->random_key);
+    backward(t, d, m);
 }
 
-void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
-                          float grad_scale)
+void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
     gpt_train_forward(t, d, m);
-    gpt_train_backward(t, d, m, grad_scale);
+    gpt_train_backward(t, d, m);
 }
 
 void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
     check_micro_batch(t, m);
-    forward(t, d, &m->batch, 0, 0);
-    loss(t, d, m, &(struct loss_options){.scale = 1}, false);
+    forward(t, d, m, 0);
+    loss(t, d, m, &(struct loss_options){0}, false);
 }
 
 /* Gradients follow each other in the plan, up to the rounding of where they begin: runs of them are zeroed at

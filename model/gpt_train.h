@@ -56,9 +56,17 @@ int64_t gpt_train_pages(const struct gpt_train_options *o);
  * [L] (zeroed) must be set. The workspace is the caller's: device_train_ops.workspace_bytes. */
 void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *plan);
 
+/* What else changes from micro-batch to micro-batch. It goes to the device with the rows: a recorded pass finds all
+ * that is new in device memory. */
+struct gpt_micro_scalars {
+    uint64_t random_key; /* of dropout and rounding; differs per step and micro-batch */
+    float grad_scale;    /* 1 / targets of the whole step, times any loss scale */
+};
+
 /* The rows of a micro-batch: spans (a document, or a part of one) that each begin at position 0 and see only
  * themselves. One on the host to fill, its twin on the device. */
 struct gpt_rows {
+    struct gpt_micro_scalars *scalars;   /* [1] */
     int32_t *tokens, *positions, *slots; /* [R] */
     int32_t *targets;                    /* [R] the next token; -1: no loss here */
     struct span *spans;                  /* [max_spans] */
@@ -70,23 +78,21 @@ void gpt_rows_clear(struct gpt_rows *r);
 /* Adds a span of n tokens with their targets; false, and nothing changed, when there is no room. */
 bool gpt_rows_add(struct gpt_rows *r, const struct gpt_train_options *o, const int32_t *tokens,
                   const int32_t *targets, int32_t n);
-/* Copies host rows to their device twin and describes them. */
+/* Copies host rows to their device twin, scalars as the caller has set them, and describes them. */
 struct gpt_micro_batch {
     struct batch batch;
     const int32_t *targets;
-    uint64_t random_key;      /* set by the caller; differs per step and micro-batch */
+    const struct gpt_micro_scalars *scalars; /* device memory */
 };
 struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *host, const struct gpt_rows *device,
                                        struct device *d);
 
 /* Forward and backward: adds this micro-batch's share to the gradients and leaves each row's loss in t->losses
- * (device memory). grad_scale: 1 / targets of the whole step, times any loss scale. */
-void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
-                          float grad_scale);
+ * (device memory). */
+void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 /* Its two halves: what the second needs of the first is in t->blocks, t->shared.x_out and t->h_final. */
 void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
-void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
-                        float grad_scale);
+void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 /* Forward only, without dropout, smoothing or z-loss: each row's loss in t->losses. */
 void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 void gpt_train_zero_grads(struct gpt_train *t, struct device *d);

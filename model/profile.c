@@ -387,10 +387,10 @@ static void matmul_backward_x(struct device *d, struct tensor dx, struct tensor 
 }
 
 static void matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
-                              struct tensor x, uint64_t rounding_key)
+                              struct tensor x, struct random_key rounding)
 {
     struct moment t = begin(d);
-    inner_of(d)->train->matmul_backward_w(inner_of(d), dw, dbias, dy, x, rounding_key);
+    inner_of(d)->train->matmul_backward_w(inner_of(d), dw, dbias, dy, x, rounding);
     struct cost c = product("matmul_backward_w", d, dw, x.dtype, dy, x);
     c.bytes += matrix_bytes(d, dw); /* read and written */
     end(d, t, c);

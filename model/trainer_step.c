@@ -110,9 +110,12 @@ static bool accumulate(struct trainer *t, int64_t step, int64_t targets, struct 
             add_losses(t, pending, &sum);
         }
         if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
+        *t->host_rows.scalars = (struct gpt_micro_scalars){
+            .random_key = random_key((uint64_t)t->options.config.seed, step, i),
+            .grad_scale = grad_scale,
+        };
         struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
-        m.random_key = random_key((uint64_t)t->options.config.seed, step, i);
-        gpt_train_micro_step(&t->train, t->device, &m, grad_scale);
+        gpt_train_micro_step(&t->train, t->device, &m);
         pending = m.batch.n_rows;
         bring_losses(t, pending);
         *rows += pending;

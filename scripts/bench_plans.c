@@ -72,8 +72,9 @@ static void step(struct trainer *t, int64_t number)
     for (int64_t i = 0; i < c->batch_size; i += c->micro_batch_size) {
         gpt_rows_clear(&t->host_rows);
         for (int64_t k = i; k < min_i64(i + c->micro_batch_size, c->batch_size); k++) fill(t, k);
+        t->host_rows.scalars->grad_scale = 1e-4f;
         struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
-        gpt_train_micro_step(&t->train, t->device, &m, 1e-4f);
+        gpt_train_micro_step(&t->train, t->device, &m);
     }
     double norm = optimizer_grad_norm(&t->optimizer, t->device, 1);
     optimizer_step(&t->optimizer, t->device, 1e-4f, number, 1, norm);

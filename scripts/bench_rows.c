@@ -214,17 +214,18 @@ static void bench_serving(struct rows_bench *b)
 
 static void run_dropout(struct rows_bench *b)
 {
-    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C), (struct dropout){0.1f, 42});
+    const uint64_t key = 42 << 4;
+    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C), (struct dropout){0.1f, {.base = &key}});
 }
 
 static void run_convert(struct rows_bench *b)
 {
-    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C), (struct dropout){0, 42});
+    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C), (struct dropout){0});
 }
 
 static void run_add(struct rows_bench *b)
 {
-    b->d->train->add_dropout(b->d, f32(b->b, R, C), f32(b->a, R, C), (struct dropout){0, 42});
+    b->d->train->add_dropout(b->d, f32(b->b, R, C), f32(b->a, R, C), (struct dropout){0});
 }
 
 static void run_gelu(struct rows_bench *b)
@@ -268,7 +269,8 @@ static void run_embed_backward(struct rows_bench *b)
 
 static void run_loss(struct rows_bench *b)
 {
-    struct loss_options o = {.scale = 1e-3f};
+    const float scale = 1e-3f;
+    struct loss_options o = {.scale = &scale};
     struct loss_row rows[LOSS_ROWS];
     b->d->train->cross_entropy(b->d, b16(b->b, LOSS_ROWS, V), f32(b->logits, LOSS_ROWS, V),
                                b->batch.tokens, &o, rows);
@@ -276,7 +278,8 @@ static void run_loss(struct rows_bench *b)
 
 static void run_loss_f32(struct rows_bench *b)
 {
-    struct loss_options o = {.scale = 1e-3f};
+    const float scale = 1e-3f;
+    struct loss_options o = {.scale = &scale};
     struct loss_row rows[LOSS_ROWS];
     b->d->train->cross_entropy(b->d, f32(b->b, LOSS_ROWS, V), f32(b->logits, LOSS_ROWS, V),
                                b->batch.tokens, &o, rows);

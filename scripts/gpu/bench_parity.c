@@ -63,12 +63,13 @@ static void compute(struct one_side *s, float *logits)
         bool room = gpt_rows_add(&t->host_rows, &t->train.options, tokens, tokens + 1, T);
         ASSERT(room);
     }
+    t->host_rows.scalars->grad_scale = 1.0f / ROWS;
     struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, s->d);
     gpt_train_evaluate(&t->train, s->d, &m);
     s->d->ops->download(s->d, logits, t->train.logits.data, (size_t)(ROWS * V) * sizeof *logits);
     bench_must(s->d->ops->sync(s->d, &err), &err);
     gpt_train_zero_grads(&t->train, s->d);
-    gpt_train_micro_step(&t->train, s->d, &m, 1.0f / ROWS);
+    gpt_train_micro_step(&t->train, s->d, &m);
     bench_must(s->d->ops->sync(s->d, &err), &err);
 }
 

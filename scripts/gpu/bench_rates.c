@@ -88,7 +88,7 @@ static void backward_x(struct product *p) { p->d->train->matmul_backward_x(p->d,
 
 static void backward_w(struct product *p)
 {
-    p->d->train->matmul_backward_w(p->d, &p->dw, NULL, p->y, p->x, 1);
+    p->d->train->matmul_backward_w(p->d, &p->dw, NULL, p->y, p->x, (struct random_key){0});
 }
 
 /* Operations a second of the fastest round; the first warms up. */

@@ -124,8 +124,9 @@ static float *backward(const struct problem *x, enum cpu_isa isa, int32_t n_thre
     struct workspace_shape shape = {.dtype = x->qkv.dtype, .max_rows = x->rows, .max_logit_rows = 1,
                                     .n_embd = 1, .n_ff = 1, .n_head = x->s.h, .n_kv_head = x->s.g,
                                     .head_dim = x->s.k, .vocab_size = 1, .block_size = MAX_T};
+    const uint64_t base = 77 << 4;
     struct attention a = {.n_head = x->s.h, .n_kv_head = x->s.g, .head_dim = x->s.k,
-                          .scale = 1 / sqrtf((float)x->s.k), .dropout = dropout, .dropout_key = 77};
+                          .scale = 1 / sqrtf((float)x->s.k), .dropout = dropout, .dropout_key = {.base = &base}};
     struct batch b = {.n_rows = (int32_t)x->rows, .n_spans = n_spans, .spans = x->spans + first};
     struct tensor dqkv = tensor_blank(DTYPE_F32, x->rows, x->cols);
     struct device *d;

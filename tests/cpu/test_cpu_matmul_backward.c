@@ -51,7 +51,8 @@ static float *gradient(enum cpu_isa isa, int32_t n_threads, enum dtype dtype, en
     memset(dw.data, 0, (size_t)bytes);
     f.d->ops->matrix_write(f.d, &dw, 0, N_OUT, out);
     struct tensor tdy = tensor_from(dtype, rows, N_OUT, dy), tx = tensor_from(dtype, rows, N_IN, x);
-    f.d->train->matmul_backward_w(f.d, &dw, NULL, tdy, tx, key);
+    uint64_t base = key << 4;
+    f.d->train->matmul_backward_w(f.d, &dw, NULL, tdy, tx, (struct random_key){.base = &base});
     f.d->train->matrix_read(f.d, &dw, 0, N_OUT, out);
     free(dy), free(x), free(dw.data), free(tdy.data), free(tx.data);
     cpu_fixture_close(&f);
@@ -101,7 +102,7 @@ static void check_products(enum cpu_isa isa, enum dtype dtype, const struct shap
             for (int64_t o = 0; o < O; o++) sum += (double)dy[r * O + o] * w[o * I + i];
             assert_near(tensor_at(dx, r, i), sum, 1e-4, "dx", r, i);
         }
-    f.d->train->matmul_backward_w(f.d, &dw, NULL, tdy, tx, 0);
+    f.d->train->matmul_backward_w(f.d, &dw, NULL, tdy, tx, (struct random_key){0});
     f.d->train->matrix_read(f.d, &dw, 0, O, got);
     for (int64_t o = 0; o < O; o++)
         for (int64_t i = 0; i < I; i++) {

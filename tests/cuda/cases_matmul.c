@@ -325,8 +325,8 @@ static void backward_w(struct side *s, const struct operands *o, struct shape sh
     struct tensor x = side_tensor(s, type, sh.rows, sh.n_in, o->x);
     struct matrix grad = side_matrix(s, grad_type, sh.n_out, sh.n_in, o->w);
     float *bias = side_floats(s, o->bias, sh.n_out);
-    s->d->train->matmul_backward_w(s->d, &grad, bias, dy, x, 77);
-    s->d->train->matmul_backward_w(s->d, &grad, NULL, dy, x, 78);
+    s->d->train->matmul_backward_w(s->d, &grad, bias, dy, x, side_key(s, 77));
+    s->d->train->matmul_backward_w(s->d, &grad, NULL, dy, x, side_key(s, 0x7000000000000078));
     read_matrix(s, &grad, dw);
     side_read_floats(s, bias, sh.n_out, dbias);
     side_clear(s);

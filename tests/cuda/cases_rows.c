@@ -185,10 +185,11 @@ void test_dropout(void **state)
     for (int i = 0; i < N_SHAPES; i++)
         for (int k = 0; k < 2 * N_TYPES * N_TYPES; k++) {
             enum dtype from = types[k / 2 % N_TYPES], to = types[k / 2 / N_TYPES];
-            struct dropout drop = {k % 2 ? 0.3f : 0, 0x123456789ABCDEF0u + (uint64_t)i};
             int64_t rows = shapes[i].rows, cols = shapes[i].cols;
             for (int s = 0; s < N_SIDES; s++) {
                 struct side *d = &sides[s];
+                struct dropout drop = {0};
+                if (k % 2) drop = (struct dropout){0.3f, side_key(d, 0x123456789ABCDEF0u + (uint64_t)i)};
                 struct tensor a = side_tensor(d, to, rows, cols, NULL);
                 d->d->train->dropout(d->d, a, side_tensor(d, from, rows, cols, x), drop);
                 side_read(d, a, out.a[s]);
@@ -310,14 +311,16 @@ void test_embedding_of_frequent_tokens(void **state)
 
 /* ---- the loss ---- */
 
+/* o.scale is in the host's memory. */
 static void cross_entropy(struct side *s, const float *logits, const int32_t *targets, int64_t rows,
-                          int64_t cols, enum dtype type, int how, const struct loss_options *o,
+                          int64_t cols, enum dtype type, int how, struct loss_options o,
                           float *gradient, struct loss_row *losses)
 {
     struct tensor x = side_tensor(s, DTYPE_F32, rows, cols, logits);
     struct tensor dx = how == 0 ? (struct tensor){0} : how == 1 ? x : side_tensor(s, type, rows, cols, NULL);
     struct loss_row *to = side_bytes(s, rows * (int64_t)sizeof *to, NULL);
-    s->d->train->cross_entropy(s->d, dx, x, side_ints(s, targets, rows), o, to);
+    o.scale = how ? side_floats(s, o.scale, 1) : NULL;
+    s->d->train->cross_entropy(s->d, dx, x, side_ints(s, targets, rows), &o, to);
     s->d->ops->download(s->d, losses, to, (size_t)rows * sizeof *to);
     side_sync(s);
     if (how) side_read(s, dx, gradient);
@@ -326,7 +329,8 @@ static void cross_entropy(struct side *s, const float *logits, const int32_t *ta
 
 void test_cross_entropy(void **state)
 {
-    static const struct loss_options options[] = {{1, 0, 0}, {0.125f, 0.1f, 0}, {1, 0.05f, 1e-2f}};
+    static const float scales[] = {1, 0.125f};
+    static const struct loss_options options[] = {{scales, 0, 0}, {scales + 1, 0.1f, 0}, {scales, 0.05f, 1e-2f}};
     struct side sides[N_SIDES];
     sides_open(sides, &plan);
     float *logits = random_values(12, MAX_VALUES);
@@ -342,7 +346,7 @@ void test_cross_entropy(void **state)
             enum dtype type = types[k / 3];
             int how = k % 3 == 0 ? 0 : k / 3 == 0 ? 1 : 2;
             for (int s = 0; s < N_SIDES; s++)
-                cross_entropy(&sides[s], logits, targets, rows, cols, type, how, &options[k % 3], out.a[s],
+                cross_entropy(&sides[s], logits, targets, rows, cols, type, how, options[k % 3], out.a[s],
                               losses[s]);
             for (int64_t r = 0; r < rows; r++) {
                 assert_near(losses[1][r].logprob, losses[0][r].logprob, 2e-5, "logprob", r, 0);

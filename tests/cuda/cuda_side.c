@@ -100,6 +100,12 @@ float *side_floats(struct side *s, const float *from, int64_t n)
     return side_bytes(s, n * (int64_t)sizeof *from, from);
 }
 
+struct random_key side_key(struct side *s, uint64_t key)
+{
+    const uint64_t add = 0xD1B54A32D192ED03u, base = (key << 4) - add;
+    return (struct random_key){side_bytes(s, sizeof base, &base), add, key >> 60 << 60};
+}
+
 enum dtype side_dtype(const struct side *s, enum dtype dtype)
 {
     return dtype == DTYPE_F16 && !s->is_cuda ? DTYPE_F32 : dtype;

@@ -33,6 +33,9 @@ void *side_bytes(struct side *s, int64_t bytes, const void *from);
 int32_t *side_ints(struct side *s, const int32_t *from, int64_t n);
 float *side_floats(struct side *s, const float *from, int64_t n);
 
+/* A stream of random bits with this key. */
+struct random_key side_key(struct side *s, uint64_t key);
+
 /* The type that stands for `dtype` on this side: f32 for f16 on the CPU. */
 enum dtype side_dtype(const struct side *s, enum dtype dtype);
 /* A tensor of the type with these values, rounded to it; NULL: never written. */

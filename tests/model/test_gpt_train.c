@@ -128,23 +128,22 @@ static void fixture_close_all(struct fixture *f)
 
 /* Spans of the given lengths over consecutive tokens; each predicts its next token. */
 static struct gpt_micro_batch batch_of_spans(struct fixture *f, const int32_t *tokens,
-                                             const int32_t *lengths, int32_t n)
+                                             const int32_t *lengths, int32_t n, float scale)
 {
     gpt_rows_clear(&f->host);
     for (int32_t i = 0; i < n; i++) {
         assert_true(gpt_rows_add(&f->host, &f->train.options, tokens, tokens + 1, lengths[i]));
         tokens += lengths[i];
     }
-    struct gpt_micro_batch m = gpt_rows_upload(&f->host, &f->rows, f->device);
-    m.random_key = 12345;
-    return m;
+    *f->host.scalars = (struct gpt_micro_scalars){12345, scale};
+    return gpt_rows_upload(&f->host, &f->rows, f->device);
 }
 
 static void run_spans(struct fixture *f, const int32_t *tokens, const int32_t *lengths, int32_t n,
                       float scale)
 {
-    struct gpt_micro_batch m = batch_of_spans(f, tokens, lengths, n);
-    gpt_train_micro_step(&f->train, f->device, &m, scale);
+    struct gpt_micro_batch m = batch_of_spans(f, tokens, lengths, n, scale);
+    gpt_train_micro_step(&f->train, f->device, &m);
 }
 
 /* Gradient i as plain rows; free it. */
@@ -306,13 +305,13 @@ static void both_backwards(const char *name, struct fixture *half, struct fixtur
     read_tokens(name, tokens, &length);
     length--;
     round_weights(full);
-    struct gpt_micro_batch a = batch_of_spans(half, tokens, &length, 1);
-    struct gpt_micro_batch b = batch_of_spans(full, tokens, &length, 1);
+    struct gpt_micro_batch a = batch_of_spans(half, tokens, &length, 1, 1.0f / (float)length);
+    struct gpt_micro_batch b = batch_of_spans(full, tokens, &length, 1, 1.0f / (float)length);
     gpt_train_forward(&half->train, half->device, &a);
     gpt_train_forward(&full->train, full->device, &b);
     take_forward(&full->train, &half->train);
-    gpt_train_backward(&half->train, half->device, &a, 1.0f / (float)length);
-    gpt_train_backward(&full->train, full->device, &b, 1.0f / (float)length);
+    gpt_train_backward(&half->train, half->device, &a);
+    gpt_train_backward(&full->train, full->device, &b);
 }
 
 static void check_bf16_backward(const char *name, enum cpu_isa isa)
@@ -553,8 +552,9 @@ static void test_ignored_targets_have_no_loss(void **state)
     for (int i = 0; i < 20; i++) tokens[i] = i, targets[i] = -1;
     gpt_rows_clear(&f.host);
     assert_true(gpt_rows_add(&f.host, &f.train.options, tokens, targets, 20));
+    f.host.scalars->grad_scale = 1;
     struct gpt_micro_batch m = gpt_rows_upload(&f.host, &f.rows, f.device);
-    gpt_train_micro_step(&f.train, f.device, &m, 1);
+    gpt_train_micro_step(&f.train, f.device, &m);
     for (int64_t i = 0; i < gpt_n_params(&f.gpt); i++) {
         int64_t n;
         float *g = read_gradient(&f, i, &n);
