@@ -11,6 +11,7 @@
 using namespace ptxsim;
 
 void ptxsim_set_seed(uint32_t seed) { set_seed(seed); }
+void ptxsim_set_ends(uint64_t n_blocks) { set_ends(n_blocks); }
 void ptxsim_forget(void *p, size_t bytes) { memory_forget(p, bytes); }
 
 void ptxsim_speed(uint64_t *lane_instructions, double *seconds)

@@ -16,9 +16,10 @@ namespace ptxsim {
 
 enum { FAILURE_STATUS = 87, MAX_QUANTUM = 400, MAX_SHARED_BYTES = 163 << 10 };
 
-static struct { uint32_t seed, random; statistics total; } run_state;
+static struct { uint32_t seed, random; uint64_t ends; statistics total; } run_state;
 
 void set_seed(uint32_t seed) { run_state.seed = seed; }
+void set_ends(uint64_t n) { run_state.ends = n; }
 statistics run_statistics() { return run_state.total; }
 
 static uint32_t random_next()
@@ -254,17 +255,17 @@ static void begin_warp(block &b, warp &w)
             set_bits(w, s.at, (int)l, special_value(b, s.which, (uint32_t)w.number * LANES + l));
 }
 
-static void begin_block(block &b, uint32_t linear, size_t dynamic_bytes)
+static void begin_block(block &b, uint32_t turn, uint64_t linear, size_t dynamic_bytes)
 {
-    b.linear = linear;
-    b.index = {linear % b.grid.x, linear / b.grid.x % b.grid.y, linear / b.grid.x / b.grid.y};
+    uint64_t row = linear / b.grid.x;
+    b.turn = turn;
+    b.index = {(uint32_t)(linear % b.grid.x), (uint32_t)(row % b.grid.y), (uint32_t)(row / b.grid.y)};
     b.barriers = b.votes = 0;
     std::fill(b.shared_bytes.begin(), b.shared_bytes.end(), 0x7F);
-    std::vector<uint8_t> &state = b.shared->state;
-    std::fill(state.begin(), state.end(), BYTE_OUTSIDE);
-    for (const shared_variable &v : b.k->shared)
-        memset(state.data() + v.offset, BYTE_UNWRITTEN, v.bytes);
-    memset(state.data() + dynamic_shared_offset(*b.k), BYTE_UNWRITTEN, dynamic_bytes);
+    uint8_t *state = b.shared->state;
+    memset(state, BYTE_OUTSIDE, b.shared->bytes);
+    for (const shared_variable &v : b.k->shared) memset(state + v.offset, BYTE_UNWRITTEN, v.bytes);
+    memset(state + dynamic_shared_offset(*b.k), BYTE_UNWRITTEN, dynamic_bytes);
     b.shared->forget_accesses();
     std::fill(b.local_state.begin(), b.local_state.end(), BYTE_UNWRITTEN);
     for (warp &w : b.warps) begin_warp(b, w);
@@ -340,7 +341,7 @@ static void make_block(block &b, const kernel &k, dim grid, dim size, size_t dyn
 bool launch(kernel &k, dim grid, dim size, size_t dynamic_bytes, void *const *arguments)
 {
     uint64_t threads = (uint64_t)size.x * size.y * size.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
-    if (threads == 0 || threads > (uint64_t)k.max_threads || blocks == 0 || blocks > MAX_BLOCKS
+    if (threads == 0 || threads > (uint64_t)k.max_threads || blocks == 0
         || size.z > 64 || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535
         || dynamic_shared_offset(k) + dynamic_bytes > MAX_SHARED_BYTES)
         return false;
@@ -350,8 +351,11 @@ bool launch(kernel &k, dim grid, dim size, size_t dynamic_bytes, void *const *ar
     memory_begin_launch();
     block b;
     make_block(b, k, grid, size, dynamic_bytes, arguments);
-    for (uint32_t i = 0; i < blocks; i++) {
-        begin_block(b, run_state.seed % 2 ? (uint32_t)blocks - 1 - i : i, dynamic_bytes);
+    uint64_t n = run_state.ends && run_state.ends * 2 < blocks ? run_state.ends * 2 : blocks;
+    if (n > MAX_BLOCKS) fail("%s: %llu blocks are more than can be watched", k.name.c_str(), (unsigned long long)n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t turn = run_state.seed % 2 ? (uint32_t)n - 1 - i : i;
+        begin_block(b, turn, turn < n / 2 ? turn : blocks - n + turn, dynamic_bytes);
         run_block(b);
     }
     std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;

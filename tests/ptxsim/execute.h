@@ -39,7 +39,8 @@ struct warp {
 struct block {
     const kernel *k;
     dim grid, size, index;
-    uint32_t linear, n_threads, barriers, votes; // votes: of a reducing barrier
+    uint32_t turn;                      // of the blocks that are run, which one
+    uint32_t n_threads, barriers, votes; // votes: of a reducing barrier
     std::vector<warp> warps;
     std::vector<uint8_t> shared_bytes;
     std::unique_ptr<region> shared;
@@ -67,7 +68,7 @@ inline void set_bits(warp &w, operand o, int lane, uint64_t v)
 
 inline stamp stamp_of_warp(const warp &w)
 {
-    return stamp_of(w.in->linear, w.in->barriers, (uint32_t)w.number, w.warp_barriers);
+    return stamp_of(w.in->turn, w.in->barriers, (uint32_t)w.number, w.warp_barriers);
 }
 
 // Runs a launch to its end. False: no GPU would take this configuration.
@@ -75,6 +76,8 @@ bool launch(kernel &k, dim grid, dim size, size_t dynamic_shared_bytes, void *co
 
 // How warps take turns from now on; the order of blocks too.
 void set_seed(uint32_t seed);
+// Of the grids from now on, only so many blocks at either end are run; 0: all.
+void set_ends(uint64_t n);
 
 struct statistics { uint64_t lane_instructions; double seconds; };
 statistics run_statistics();

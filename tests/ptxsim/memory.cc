@@ -1,8 +1,11 @@
 // Device memory and the shadow that watches it: see memory.h.
 #include "tests/ptxsim/memory.h"
 
+#include <sys/mman.h>
+
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include "tests/ptxsim/execute.h"
 
@@ -43,9 +46,49 @@ static inline stamp join_readers(stamp a, stamp b)
     return b | SEVERAL;
 }
 
-region::region(uint8_t *data_, size_t bytes_)
-    : data(data_), bytes(bytes_), state(bytes_, BYTE_UNWRITTEN), pages(bytes_ / PAGE_BYTES + 1)
+// ---- bytes of which few are touched ----
+
+enum : size_t { HOST_PAGE = 4096 };
+
+static uint8_t *map_bytes(size_t bytes)
 {
+    if (bytes == 0) return nullptr;
+    void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : (uint8_t *)p;
+}
+
+sparse_bytes::sparse_bytes(size_t bytes_) : at(map_bytes(bytes_)), bytes(bytes_) {}
+
+sparse_bytes::~sparse_bytes()
+{
+    if (at) munmap(at, bytes);
+}
+
+void sparse_bytes::clear(size_t offset, size_t n)
+{
+    size_t first = (offset + HOST_PAGE - 1) / HOST_PAGE * HOST_PAGE, last = (offset + n) / HOST_PAGE * HOST_PAGE;
+    if (first >= last) {
+        memset(at + offset, 0, n);
+        return;
+    }
+    memset(at + offset, 0, first - offset);
+    if (madvise(at + first, last - first, MADV_DONTNEED) != 0) fail("cannot give back %zu bytes", last - first);
+    memset(at + last, 0, offset + n - last);
+}
+
+// ---- a region ----
+
+region::region(uint8_t *data_, size_t bytes_)
+    : own_data(data_ ? 0 : bytes_), states(bytes_), page_pointers((bytes_ / PAGE_BYTES + 1) * sizeof(page *)),
+      data(data_ ? data_ : own_data.at), bytes(bytes_), state(states.at), pages((page **)page_pointers.at)
+{
+    if (bytes > 0 && (!state || !pages)) fail("there is no room to watch %zu bytes", bytes);
+}
+
+void region::forget(size_t offset, size_t n)
+{
+    states.clear(offset, n);
+    if (own_data.at) own_data.clear(offset, n);
 }
 
 bool region::all_written(size_t offset, size_t n) const
@@ -57,8 +100,8 @@ bool region::all_written(size_t offset, size_t n) const
 
 region::page &region::page_of(size_t offset, size_t n)
 {
-    std::unique_ptr<page> &slot = pages[offset / PAGE_BYTES];
-    if (!slot) slot = std::make_unique<page>();
+    page *&slot = pages[offset / PAGE_BYTES];
+    if (!slot) slot = &touched.emplace_back();
     page &p = *slot;
     if (p.generation != generation) {
         p.generation = generation;
@@ -97,8 +140,6 @@ template stamp region::note<false>(size_t, size_t, stamp);
 
 // ---- device memory ----
 
-enum { ALLOC_ALIGN = 512 };
-
 struct heap {
     std::map<uint64_t, std::unique_ptr<region>> regions; // by address
     region *last = nullptr;
@@ -115,12 +156,11 @@ static heap &the_heap()
 void *memory_alloc(size_t bytes)
 {
     heap &h = the_heap();
-    size_t room = (bytes + ALLOC_ALIGN - 1) / ALLOC_ALIGN * ALLOC_ALIGN;
-    uint8_t *p = (uint8_t *)aligned_alloc(ALLOC_ALIGN, room);
+    auto r = std::make_unique<region>(nullptr, bytes > 0 ? bytes : 1);
+    uint8_t *p = r->data; // of pages: aligned like what cudaMalloc gives
     if (!p) return nullptr;
-    memset(p, 0x7F, room);
-    h.regions[(uint64_t)p] = std::make_unique<region>(p, bytes);
-    h.in_use += bytes;
+    h.in_use += r->bytes;
+    h.regions[(uint64_t)p] = std::move(r);
     return p;
 }
 
@@ -132,7 +172,6 @@ bool memory_free(void *p)
     h.in_use -= it->second->bytes;
     h.regions.erase(it);
     h.last = nullptr;
-    free(p);
     return true;
 }
 
@@ -165,8 +204,7 @@ void memory_begin_launch()
 void memory_forget(void *p, size_t n)
 {
     region *r = memory_range(p, n, "forgetting");
-    memset(r->state.data() + ((uint8_t *)p - r->data), BYTE_UNWRITTEN, n);
-    memset(p, 0x7F, n);
+    r->forget((size_t)((uint8_t *)p - r->data), n);
 }
 
 } // namespace ptxsim

@@ -7,7 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <deque>
 #include <vector>
 
 namespace ptxsim {
@@ -19,14 +19,37 @@ enum { MAX_BARRIERS = 0xFFFF, MAX_WARP_BARRIERS = 0xFFF, MAX_BLOCKS = 0xFFFFFE }
 struct stamp_fields { uint32_t block; int32_t warp, lane; }; // -1: several
 stamp_fields fields_of(stamp s);
 
-enum byte_state : uint8_t { BYTE_UNWRITTEN, BYTE_WRITTEN, BYTE_IN_FLIGHT, BYTE_OUTSIDE };
+enum byte_state : uint8_t { BYTE_UNWRITTEN = 0, BYTE_WRITTEN, BYTE_IN_FLIGHT, BYTE_OUTSIDE };
+
+// Bytes that are zero at first. Those that nobody touches take no memory: so a tensor may be larger than the machine.
+class sparse_bytes {
+public:
+    explicit sparse_bytes(size_t bytes);
+    ~sparse_bytes();
+    sparse_bytes(const sparse_bytes &) = delete;
+    sparse_bytes &operator=(const sparse_bytes &) = delete;
+    uint8_t *const at; // nullptr: there is no room for them
+    // Zero again.
+    void clear(size_t offset, size_t n);
+
+private:
+    size_t bytes;
+};
 
 class region {
 public:
+    // Of memory at `data`, or (nullptr) of its own.
     region(uint8_t *data, size_t bytes);
-    uint8_t *data;
-    size_t bytes;
-    std::vector<uint8_t> state; // byte_state each
+
+private:
+    sparse_bytes own_data, states, page_pointers;
+
+public:
+    uint8_t *const data; // nullptr: there is no room for it
+    const size_t bytes;
+    uint8_t *const state; // byte_state each
+    // As if the bytes had never been written.
+    void forget(size_t offset, size_t n);
 
     // A new launch (or block, for shared memory): nobody has touched anything yet.
     void forget_accesses() { generation++; }
@@ -44,13 +67,14 @@ private:
         int shift = 2;
         std::vector<cell> cells;
     };
-    std::vector<std::unique_ptr<page>> pages;
+    page **const pages; // nullptr: not touched so far
+    std::deque<page> touched;
     uint64_t generation = 1;
     page &page_of(size_t offset, size_t n);
     template <bool WRITE> stamp note(size_t offset, size_t n, stamp who);
 };
 
-// Device memory. Contents begin as 0x7F bytes, marked unwritten.
+// Device memory. Contents begin as zeros, marked unwritten.
 void *memory_alloc(size_t bytes);
 bool memory_free(void *p);               // false: no such allocation
 size_t memory_in_use();

@@ -336,7 +336,7 @@ static void read_global(token_list &t, module &m)
     size_t each = (size_t)type_bytes(d.type), at = 0;
     uint8_t *p = (uint8_t *)memory_alloc(d.bytes);
     memset(p, 0, d.bytes);
-    memset(memory_find((uint64_t)p)->state.data(), BYTE_WRITTEN, d.bytes);
+    memset(memory_find((uint64_t)p)->state, BYTE_WRITTEN, d.bytes);
     if (t.eat("=")) {
         bool list = t.eat("{");
         do {

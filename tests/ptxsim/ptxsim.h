@@ -17,6 +17,11 @@ extern "C" {
 
 /* How warps take turns, and the order of blocks, from the next launch on. */
 void ptxsim_set_seed(uint32_t seed);
+/* Of the grids from now on only so many blocks at either end are run, so that tensors may be as large as they get: memory
+ * that nobody touches costs nothing. 0, at first: all blocks. */
+void ptxsim_set_ends(uint64_t n_blocks);
+/* The GPU's memory; 8 GiB at first. */
+void ptxsim_set_memory(size_t bytes);
 /* So many GPUs, all alike and with one memory; 1 at first. A stream serves only threads that work on its GPU. */
 void ptxsim_set_gpus(int32_t n);
 /* A GPU of this many multiprocessors, as its properties say; 4 at first. */

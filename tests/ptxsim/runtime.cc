@@ -37,6 +37,7 @@ struct runtime {
     std::vector<pending_download> downloads;
     std::vector<pending_upload> uploads;
     std::map<const uint8_t *, size_t> page_locked;   // blocks of the host's memory, their bytes
+    size_t memory_bytes = (size_t)8 << 30;           // the GPU's
     size_t host_limit = SIZE_MAX;                    // of page_locked
     dim3 grid, block;                                // of the launch being written down
     size_t shared_bytes = 0;
@@ -50,7 +51,7 @@ struct runtime {
 };
 
 enum { DEFAULT_SHARED_BYTES = 48 << 10 };
-static constexpr size_t TOTAL_BYTES = (size_t)8 << 30, CONTEXT_BYTES = (size_t)400 << 20;
+static constexpr size_t CONTEXT_BYTES = (size_t)400 << 20;
 
 static runtime *new_runtime()
 {
@@ -65,6 +66,8 @@ static runtime &the_runtime()
     static runtime *r = new_runtime(); // kernels register before main
     return *r;
 }
+
+void ptxsim_set_memory(size_t bytes) { the_runtime().memory_bytes = bytes; }
 
 void ptxsim_set_gpus(int32_t n) { the_runtime().n_gpus = n; }
 
@@ -248,7 +251,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
     p->major = the_runtime().compute_capability / 10;
     p->minor = the_runtime().compute_capability % 10;
     p->multiProcessorCount = the_runtime().n_multiprocessors;
-    p->totalGlobalMem = TOTAL_BYTES;
+    p->totalGlobalMem = the_runtime().memory_bytes;
     p->warpSize = LANES;
     p->maxThreadsPerBlock = 1024;
     p->sharedMemPerBlock = DEFAULT_SHARED_BYTES;
@@ -258,8 +261,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 {
-    *total = TOTAL_BYTES;
-    *free_bytes = TOTAL_BYTES - CONTEXT_BYTES - memory_in_use();
+    *total = the_runtime().memory_bytes;
+    *free_bytes = *total - CONTEXT_BYTES - memory_in_use();
     return cudaSuccess;
 }
 

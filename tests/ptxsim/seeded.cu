@@ -1,6 +1,7 @@
 /* Kernels that are wrong, one bug each, and one that is right: so that the interpreter's checks cannot rot. See
  * test_ptxsim.cc, which says what each has to be told. */
 #include "cuda/gpu.cuh"
+#include "tests/ptxsim/ptxsim.h"
 #include "tests/ptxsim/seeded.h"
 
 /* ---- right: out [16, 8] = a [16, 16] b [8, 16]^T, through cp.async, ldmatrix and mma.sync ---- */
@@ -135,4 +136,32 @@ void seeded_strides(int stride)
     cudaMemcpyAsync(in, host, sizeof host, cudaMemcpyHostToDevice, 0);
     strided_kernel<<<1, 32>>>(out, in, stride);
     cudaStreamSynchronize(0);
+}
+
+/* ---- larger than what 32 bits count ---- */
+
+__global__ void index_kernel(uint8_t *out, bool narrow)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    out[narrow ? (int64_t)(int)i : i] = (uint8_t)(i * 7 >> 3);
+}
+
+bool seeded_ends(int narrow)
+{
+    enum { ENDS = 3, THREADS = 256, BYTES = ENDS * THREADS };
+    const int64_t n = (int64_t)1 << 33;
+    static uint8_t first[BYTES], last[BYTES];
+    uint8_t *out;
+    ptxsim_set_memory((size_t)n * 2);
+    ptxsim_set_ends(ENDS);
+    bool same = cudaMalloc((void **)&out, n) == cudaSuccess;
+    index_kernel<<<n / THREADS, THREADS>>>(out, narrow);
+    ptxsim_set_ends(0);
+    cudaMemcpyAsync(first, out, BYTES, cudaMemcpyDeviceToHost, 0);
+    cudaMemcpyAsync(last, out + n - BYTES, BYTES, cudaMemcpyDeviceToHost, 0);
+    cudaStreamSynchronize(0);
+    for (int64_t i = 0; i < BYTES; i++)
+        same &= first[i] == (uint8_t)(i * 7 >> 3) && last[i] == (uint8_t)((n - BYTES + i) * 7 >> 3);
+    cudaFree(out);
+    return same;
 }

@@ -16,3 +16,7 @@ bool seeded_product(bool waits);
 void seeded_conflicts(int stride);
 void seeded_wide_conflicts(int stride);
 void seeded_strides(int stride);
+
+/* A grid of 2^33 threads that writes a byte each, its index's lowest, of which only the blocks at the ends are run: true
+ * when all of theirs are right. `narrow`: with indices of 32 bits. */
+bool seeded_ends(int narrow);

@@ -50,6 +50,14 @@ static void test_bugs_are_found(void **)
     assert_int_equal(status, 0);
 }
 
+static void run_narrow(int) { seeded_ends(true); }
+
+static void test_indices_of_more_than_32_bits(void **)
+{
+    assert_true(seeded_ends(false));
+    expect_words(run_narrow, 0, "OUT OF BOUNDS");
+}
+
 // ---- what is counted ----
 
 // What one more run of a kernel adds.
@@ -182,6 +190,7 @@ int main()
         cmocka_unit_test(test_sectors_are_counted),
         cmocka_unit_test(test_tensor_cores_and_copies),
         cmocka_unit_test(test_bugs_are_found),
+        cmocka_unit_test(test_indices_of_more_than_32_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
