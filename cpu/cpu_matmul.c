@@ -166,10 +166,16 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
     };
     tile_kernel(k, m->w->dtype)(&t);
 
-    const float *bias = m->bias ? m->bias + n0 : NULL;
-    for (int64_t r = 0; r < rows; r++)
-        k->finish(tile_output(m, row0 + r, n0), m->out.dtype, tile + r * PANEL, bias, m->epilogue,
-                  n);
+    k->finish_tile(&(struct tile_output){
+        .out = tile_output(m, row0, n0),
+        .dtype = m->out.dtype,
+        .out_stride = m->out.cols,
+        .y = tile,
+        .bias = m->bias ? m->bias + n0 : NULL,
+        .epilogue = m->epilogue,
+        .rows = rows,
+        .n = n,
+    });
 }
 
 /* Each tile calls for a part of the lines that the thread wants next: a lone block for those some

@@ -58,6 +58,18 @@ struct matmul_tile {
     int64_t prefetch_step;
 };
 
+/* Where a tile goes: y [rows][PANEL], of which `n` outputs a row count, to rows of out that lie out_stride elements
+ * apart. */
+struct tile_output {
+    void *out;
+    enum dtype dtype; /* of out */
+    int64_t out_stride;
+    const float *y;
+    const float *bias; /* [n] or NULL */
+    enum epilogue epilogue;
+    int64_t rows, n;
+};
+
 /* Calls for the lines that come with a step of q8_0 or q4_0: see above. */
 static inline void prefetch_step(const char *prefetch, int64_t bytes, int64_t rows)
 {
@@ -175,6 +187,8 @@ struct cpu_kernels {
      * argument rounded to out's type. */
     void (*finish)(void *out, enum dtype dtype, const float *y, const float *bias,
                    enum epilogue epilogue, int64_t n);
+    /* The same for all rows of a tile. */
+    void (*finish_tile)(const struct tile_output *t);
 
     void (*attend_f32)(const struct attend_block *b);
     void (*attend_bf16)(const struct attend_block *b);

@@ -73,6 +73,13 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
     }
 }
 
+static void finish_tile(const struct tile_output *t)
+{
+    int64_t row_bytes = t->out_stride * (t->dtype == DTYPE_BF16 ? 2 : 4);
+    for (int64_t r = 0; r < t->rows; r++)
+        finish((uint8_t *)t->out + r * row_bytes, t->dtype, t->y + r * PANEL, t->bias, t->epilogue, t->n);
+}
+
 static void attend_f32(const struct attend_block *b)
 {
     int64_t n = b->head_dim, value_stride = b->acc_stride;
@@ -233,6 +240,7 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .matmul_f32 = matmul_f32,
         .matmul_bf16 = matmul_bf16,
         .finish = finish,
+        .finish_tile = finish_tile,
         .attend_f32 = attend_f32,
         .attend_bf16 = attend_bf16,
         .attend_join = attend_join,

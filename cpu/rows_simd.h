@@ -29,8 +29,8 @@ static inline vf round_lanes(enum dtype dtype, vf y)
     return dtype == DTYPE_BF16 ? vf_round_bf16(y) : y;
 }
 
-static void finish(void *out, enum dtype dtype, const float *y, const float *bias,
-                   enum epilogue epilogue, int64_t n)
+static inline __attribute__((always_inline)) void
+finish_row(void *out, enum dtype dtype, const float *y, const float *bias, enum epilogue epilogue, int64_t n)
 {
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t m = lanes_left(n, i);
@@ -41,6 +41,35 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
         if (epilogue == EPILOGUE_ADD) v = vf_add(v, vf_load_n((float *)out + i, m));
         store_lanes(out, dtype, i, v, m);
     }
+}
+
+static void finish(void *out, enum dtype dtype, const float *y, const float *bias,
+                   enum epilogue epilogue, int64_t n)
+{
+    finish_row(out, dtype, y, bias, epilogue, n);
+}
+
+static inline __attribute__((always_inline)) void
+finish_rows(const struct tile_output *t, enum dtype dtype, const float *bias, enum epilogue epilogue, int64_t n)
+{
+    int64_t row_bytes = t->out_stride * (dtype == DTYPE_BF16 ? 2 : 4);
+    uint8_t *out = t->out;
+    for (int64_t r = 0; r < t->rows; r++, out += row_bytes)
+        finish_row(out, dtype, t->y + r * PANEL, bias, epilogue, n);
+}
+
+/* A few tens of cycles a row are some of a small product's: whole panels of what is common have code of their own. */
+static void finish_tile(const struct tile_output *t)
+{
+    bool plain = t->n == PANEL && !t->bias, f32 = t->dtype == DTYPE_F32;
+    if (plain && f32 && t->epilogue == EPILOGUE_NONE)
+        finish_rows(t, DTYPE_F32, NULL, EPILOGUE_NONE, PANEL);
+    else if (plain && f32 && t->epilogue == EPILOGUE_ADD)
+        finish_rows(t, DTYPE_F32, NULL, EPILOGUE_ADD, PANEL);
+    else if (plain && t->epilogue == EPILOGUE_NONE)
+        finish_rows(t, DTYPE_BF16, NULL, EPILOGUE_NONE, PANEL);
+    else
+        finish_rows(t, t->dtype, t->bias, t->epilogue, t->n);
 }
 
 static void scale_row(void *out, enum dtype dtype, const float *x, float scale, int64_t n)
@@ -205,6 +234,7 @@ static void rotate(float *x, const float *cos_sin, int64_t half)
 static void rows_simd(struct cpu_kernels *k)
 {
     k->finish = finish;
+    k->finish_tile = finish_tile;
     k->scale_row = scale_row;
     k->norm_row = norm_row;
     k->swiglu_row = swiglu_row;
