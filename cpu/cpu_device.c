@@ -90,7 +90,7 @@ static int64_t cpu_workspace_bytes(const struct device *d, const struct workspac
     const struct cpu_device *c = cpu_of_const(d);
     int64_t rows = max_i64(s->max_rows, s->max_logit_rows);
     int64_t n_in = max_i64(max_i64(s->n_embd, s->n_ff), s->n_head * s->head_dim);
-    int64_t bytes = max_i64(cpu_matmul_workspace(rows, n_in), cpu_attention_workspace(c));
+    int64_t bytes = max_i64(cpu_matmul_workspace(c, rows, n_in), cpu_attention_workspace(c));
     return round_up(max_i64(bytes, cpu_sample_workspace(c, s->vocab_size)), DEVICE_ALIGN);
 }
 
@@ -129,6 +129,7 @@ static const struct device_ops ops = {
     .embed = cpu_embed,
     .norm = cpu_norm,
     .matmul = cpu_matmul,
+    .norm_matmul = cpu_norm_matmul,
     .swiglu = cpu_swiglu,
     .kv_write = cpu_kv_write,
     .attention = cpu_attention,

@@ -60,9 +60,10 @@ void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int
 void cpu_embed(struct device *d, struct tensor out, const struct batch *b,
                const struct matrix *wte, const float *wpe);
 /* cpu_matmul.c */
-int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in);
+int64_t cpu_matmul_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in);
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue);
+void cpu_norm_matmul(struct device *d, struct tensor out, const struct norm_matmul *m);
 /* cpu_rows.c */
 void cpu_norm(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
 void cpu_swiglu(struct device *d, struct tensor out, struct tensor gate_up);

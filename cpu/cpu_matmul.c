@@ -1,7 +1,12 @@
 /* Matrix products. Threads share out the panels of the matrix; a thread takes its panel through all rows
  * before it goes on, so weights come from memory once whatever the number of rows. Rows are first packed
  * in blocks of a tile's height, word by word side by side ([steps][rows]): a tile then reads one short stream
- * instead of twelve far ones that fall into the same cache set. */
+ * instead of twelve far ones that fall into the same cache set.
+ *
+ * What one thread has written reaches another at some 100 ns a line, and at several times that where they share no
+ * cache. Many rows are packed once, by all threads; of few rows each thread packs all for itself, the norm before the
+ * product included: it then waits for the lines of x alone. SwiGLU likewise runs where its operands were
+ * made: a thread takes the panels of the gate and those of the other half that belong to them. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -18,6 +23,10 @@ enum {
      * more. Found by trying. */
     FEW_PREFETCH_BYTES = 3 << 10,
     PREFETCH_BYTES = 6 << 10,
+    /* Rows of up to so many bytes, packed and as they are, are packed by each of up to so many threads. With more threads
+     * packing would be a large part of what each does. */
+    OWN_BYTES = 128 << 10,
+    OWN_THREADS = 4,
 };
 
 struct matmul {
@@ -201,52 +210,102 @@ static void multiply_panels(const struct matmul *m, int64_t begin, int64_t end)
             multiply_panel(m, panel, b, min_i64(b + group, m->n_blocks));
 }
 
-struct matmul_parts {
+/* All of a product. */
+struct product {
     struct matmul parts[MATRIX_PARTS];
     struct matrix w[MATRIX_PARTS];
     int32_t n;
+    struct tensor swiglu; /* data NULL: none; else where it goes, from the parts' out */
+    /* Where each thread packs for itself: so many bytes of the workspace for each, else 0. */
+    int64_t own_bytes;
+    struct tensor before; /* what is normed to be x; data NULL: x is there */
+    const struct norm *norm;
+    bool has_packed[OWN_THREADS];
 };
 
+/* Packed rows, and room for what the norm makes of them. */
+static int64_t own_bytes(int64_t n_rows, int64_t n_in, int64_t row_words, enum dtype x)
+{
+    return round_up(n_rows * (row_words * 4 + n_in * (int64_t)element_bytes(x)), DEVICE_ALIGN);
+}
+
+/* Calls for all of a tensor at once: half of it is another thread's work, and line by line would take many times as
+ * long. */
+static void call_for(struct tensor t)
+{
+    const char *at = t.data, *end = at + (size_t)(t.rows * t.cols) * element_bytes(t.dtype);
+    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+}
+
+/* The rows as this thread is to read them. Its own come with its first range. */
+static uint32_t *packed_rows(struct product *p, int32_t thread)
+{
+    struct matmul m = p->parts[0];
+    if (p->own_bytes == 0) return m.packed;
+    m.packed += thread * p->own_bytes / (int64_t)sizeof *m.packed;
+    if (p->has_packed[thread]) return m.packed;
+    call_for(p->before.data ? p->before : m.x);
+    if (p->before.data) {
+        m.x.data = m.packed + m.x.rows * m.row_words;
+        for (int64_t r = 0; r < m.x.rows; r++)
+            m.kernels->norm_row(tensor_row(m.x, r), m.x.dtype, tensor_row(p->before, r), m.x.cols, p->norm);
+    }
+    if (m.quantized) pack_steps(&m, 0, m.steps, thread);
+    else pack_blocks(&m, 0, m.n_blocks, thread);
+    p->has_packed[thread] = true;
+    return m.packed;
+}
+
 /* Panels [begin, end) of all parts, counted through. */
-static void multiply_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
+static void multiply_parts(const struct product *p, uint32_t *packed, int64_t begin, int64_t end)
 {
-    const struct matmul_parts *all = ctx;
-    for (int32_t i = 0; i < all->n; i++) {
-        const struct matmul *m = &all->parts[i];
-        int64_t from = max_i64(begin - m->panel0, 0);
-        int64_t to = min_i64(end - m->panel0, ceil_div(m->w->n_out, PANEL));
-        if (from < to) multiply_panels(m, from, to);
+    for (int32_t i = 0; i < p->n; i++) {
+        struct matmul m = p->parts[i];
+        int64_t from = max_i64(begin - m.panel0, 0);
+        int64_t to = min_i64(end - m.panel0, ceil_div(m.w->n_out, PANEL));
+        m.packed = packed;
+        if (from < to) multiply_panels(&m, from, to);
     }
 }
 
-int64_t cpu_matmul_workspace(int64_t n_rows, int64_t n_in)
+static void multiply_range(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
-    int64_t quantized = ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS;
-    int64_t words = n_rows * max_i64(round_up(n_in, 2), quantized);
+    struct product *p = ctx;
+    uint32_t *packed = packed_rows(p, thread);
+    multiply_parts(p, packed, begin, end);
+    if (!p->swiglu.data) return;
+    struct tensor gate_up = p->parts[0].out, out = p->swiglu;
+    size_t bytes = element_bytes(out.dtype), at = (size_t)(begin * PANEL) * bytes;
+    multiply_parts(p, packed, begin + out.cols / PANEL, end + out.cols / PANEL);
+    for (int64_t r = 0; r < out.rows; r++) {
+        const uint8_t *gate = (const uint8_t *)tensor_row(gate_up, r) + at;
+        p->parts[0].kernels->swiglu_row((uint8_t *)tensor_row(out, r) + at, out.dtype, gate,
+                                        gate + (size_t)out.cols * bytes, (end - begin) * PANEL);
+    }
+}
+
+static int64_t quantized_words(int64_t n_in) { return ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS; }
+
+int64_t cpu_matmul_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in)
+{
+    int64_t words = max_i64(round_up(n_in, 2), quantized_words(n_in)), threads = pool_n_threads(c->pool);
+    int64_t own = min_i64(own_bytes(n_rows, n_in, words, DTYPE_F32), OWN_BYTES) * min_i64(threads, OWN_THREADS);
     int64_t amx = max_i64(amx_matmul_workspace(n_rows, n_in), amx_quantized_workspace(n_rows, n_in));
-    return max_i64(words * 4, amx);
+    return max_i64(max_i64(n_rows * words * 4, own), amx);
 }
 
-void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
-                const float *bias, enum epilogue epilogue)
+static bool runs_on_amx(const struct cpu_device *c, const struct matrix *w, int64_t n_rows)
 {
-    struct cpu_device *c = cpu_of(d);
-    bool quantized = cpu_is_quantized(w->dtype); /* all parts are, or the one */
-    ASSERT(x.dtype == (quantized ? DTYPE_BF16 : w->dtype));
-    ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
-    ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
-    ASSERT(cpu_matmul_workspace(x.rows, x.cols) <= c->workspace_bytes);
-    if (x.rows == 0) return;
-    if (c->kernels.amx && w->dtype == DTYPE_BF16) {
-        amx_matmul(c, out, x, w, bias, epilogue);
-        return;
-    }
-    if (c->kernels.amx && quantized && x.rows >= AMX_QUANT_ROWS) {
-        amx_matmul_quantized(d, out, x, w, bias, epilogue);
-        return;
-    }
-    int64_t steps = cpu_panel_steps(w->dtype, x.cols);
+    return c->kernels.amx && (w->dtype == DTYPE_BF16 || (cpu_is_quantized(w->dtype) && n_rows >= AMX_QUANT_ROWS));
+}
+
+/* A product on tiles of vectors, all but its rows. Returns its panels. */
+static int64_t set_up(struct cpu_device *c, struct product *p, struct tensor out, struct tensor x,
+                      const struct matrix *w, const float *bias, enum epilogue epilogue)
+{
     bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
+    bool quantized = cpu_is_quantized(w->dtype); /* all parts are, or the one */
+    int64_t steps = cpu_panel_steps(w->dtype, x.cols), n_panels = 0, column;
     struct matmul m = {
         .kernels = &c->kernels, .out = out, .x = x, .epilogue = epilogue,
         .quantized = quantized,
@@ -255,19 +314,72 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
         .packed = (uint32_t *)c->workspace,
     };
     m.n_blocks = ceil_div(x.rows, tile_rows(&m));
-    pack_rows(c, &m);
-    struct matmul_parts all = {0};
-    int64_t n_panels = 0, column;
-    for (; matrix_part_of(d, w, all.n, &all.w[all.n], &column); all.n++) {
-        struct matmul *part = &all.parts[all.n];
+    int64_t own = own_bytes(x.rows, x.cols, m.row_words, x.dtype);
+    if (own <= OWN_BYTES && pool_n_threads(c->pool) <= OWN_THREADS) p->own_bytes = own;
+    for (; matrix_part_of(&c->base, w, p->n, &p->w[p->n], &column); p->n++) {
+        struct matmul *part = &p->parts[p->n];
         *part = m;
-        part->w = &all.w[all.n];
+        part->w = &p->w[p->n];
         part->bias = bias ? bias + column : NULL;
         part->column = column;
         part->panel0 = n_panels;
         part->step_bytes = cpu_panel_step_bytes(part->w->dtype);
         n_panels += ceil_div(part->w->n_out, PANEL);
     }
+    return n_panels;
+}
+
+static void multiply(struct cpu_device *c, struct product *p, int64_t n_panels)
+{
+    struct tensor x = p->parts[0].x;
+    if (p->own_bytes == 0) pack_rows(c, &p->parts[0]);
     int64_t products = PANEL * x.cols * x.rows; /* of a panel */
-    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_parts, &all);
+    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_range, p);
+}
+
+void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
+                const float *bias, enum epilogue epilogue)
+{
+    struct cpu_device *c = cpu_of(d);
+    ASSERT(x.dtype == (cpu_is_quantized(w->dtype) ? DTYPE_BF16 : w->dtype));
+    ASSERT(x.cols == w->n_in && out.cols == w->n_out && out.rows == x.rows);
+    ASSERT(epilogue != EPILOGUE_ADD || out.dtype == DTYPE_F32);
+    ASSERT(cpu_matmul_workspace(c, x.rows, x.cols) <= c->workspace_bytes);
+    if (x.rows == 0) return;
+    if (runs_on_amx(c, w, x.rows)) {
+        if (w->dtype == DTYPE_BF16) amx_matmul(c, out, x, w, bias, epilogue);
+        else amx_matmul_quantized(d, out, x, w, bias, epilogue);
+        return;
+    }
+    struct product p = {0};
+    int64_t n_panels = set_up(c, &p, out, x, w, bias, epilogue);
+    multiply(c, &p, n_panels);
+}
+
+/* Does each panel of the gate have one of the other half that it meets in SwiGLU? */
+static bool halves_match(const struct product *p, int64_t n_ff)
+{
+    for (int32_t i = 0; i + 1 < p->n; i++)
+        if (p->w[i].n_out % PANEL != 0) return false;
+    return n_ff % PANEL == 0;
+}
+
+void cpu_norm_matmul(struct device *d, struct tensor out, const struct norm_matmul *m)
+{
+    struct cpu_device *c = cpu_of(d);
+    struct tensor y = m->gate_up.data ? m->gate_up : out;
+    struct product p = {0};
+    ASSERT(m->x.dtype == DTYPE_F32 && m->x.rows == m->h.rows && m->x.cols == m->h.cols);
+    ASSERT(m->h.cols == m->w->n_in && y.cols == m->w->n_out && y.rows == m->h.rows && out.rows == y.rows);
+    ASSERT(cpu_matmul_workspace(c, m->h.rows, m->h.cols) <= c->workspace_bytes);
+    if (out.rows == 0) return;
+    bool amx = runs_on_amx(c, m->w, out.rows);
+    int64_t n_panels = amx ? 0 : set_up(c, &p, y, m->h, m->w, m->bias, m->epilogue);
+    bool swiglu = m->gate_up.data && !amx && halves_match(&p, out.cols);
+    p.before = m->x, p.norm = m->norm;
+    if (p.own_bytes == 0) cpu_norm(d, m->h, m->x, m->norm);
+    if (swiglu) p.swiglu = out, n_panels /= 2;
+    if (amx) cpu_matmul(d, y, m->h, m->w, m->bias, m->epilogue);
+    else multiply(c, &p, n_panels);
+    if (m->gate_up.data && !swiglu) cpu_swiglu(d, out, m->gate_up);
 }

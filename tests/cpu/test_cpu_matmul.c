@@ -300,6 +300,52 @@ static void rows_do_not_know_their_neighbours(void **state)
         }
 }
 
+/* A product with the norm before it and SwiGLU after it has the bits of the three by themselves, whoever packs the
+ * rows: each thread for itself (few), or all together. */
+static void check_fused(struct device *d, enum dtype dtype, int64_t rows, struct shape s, bool swiglu)
+{
+    struct cpu_rng rng = {(uint64_t)(rows + s.n_out)};
+    enum dtype act = dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
+    float *wv = random_values(&rng, s.n_out * s.n_in, 0), *xv = random_values(&rng, rows * s.n_in, 0);
+    float *weight = random_values(&rng, s.n_in, 0), *bias = random_values(&rng, s.n_out, 0);
+    struct norm norm = {weight, NULL, 1e-5f, true};
+    struct matrix w = packed(d, dtype, s, wv);
+    int64_t n = swiglu ? s.n_out / 2 : s.n_out;
+    enum epilogue e = swiglu ? EPILOGUE_NONE : EPILOGUE_GELU_TANH;
+    struct tensor x = tensor_from(DTYPE_F32, rows, s.n_in, xv), h = tensor_blank(act, rows, s.n_in);
+    struct tensor between = tensor_blank(act, rows, s.n_out);
+    struct tensor want = tensor_blank(act, rows, n), out = tensor_blank(act, rows, n);
+    d->ops->norm(d, h, x, &norm);
+    d->ops->matmul(d, swiglu ? between : want, h, &w, bias, e);
+    if (swiglu) d->ops->swiglu(d, want, between);
+    memset(h.data, 0xA5, (size_t)(rows * s.n_in) * element_bytes(act));
+    struct norm_matmul m = {.x = x, .norm = &norm, .h = h, .w = &w, .bias = bias, .epilogue = e};
+    if (swiglu) m.gate_up = between;
+    d->ops->norm_matmul(d, out, &m);
+    assert_memory_equal(out.data, want.data, (size_t)(rows * n) * element_bytes(act));
+    free(wv), free(xv), free(weight), free(bias), free(w.data), free(x.data), free(h.data), free(between.data);
+    free(want.data), free(out.data);
+}
+
+static void fused_products_have_the_bits_of_their_parts(void **state)
+{
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
+    static const int64_t rows[] = {1, 3, 16, 150}; /* at 512 inputs the last are packed once */
+    for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
+        for (int32_t threads = 1; threads <= 5; threads += 2) {
+            if (isa == CPU_ISA_AMX && threads != 3) continue; /* emulated, they take time */
+            struct cpu_fixture f;
+            struct workspace_shape plan = plan_for(150, 512);
+            cpu_fixture_open(&f, (enum cpu_isa)isa, threads, &plan);
+            for (int i = 0; i < 16; i++) {
+                check_fused(f.d, types[i % 4], rows[i / 4], (struct shape){192, 512}, true);
+                check_fused(f.d, types[i % 4], rows[i / 4], (struct shape){100, 35}, true); /* halves of 50 */
+                check_fused(f.d, types[i % 4], rows[i / 4], (struct shape){70, 129}, false);
+            }
+            cpu_fixture_close(&f);
+        }
+}
+
 /* The embedding reads its rows back out of the packed matrix. */
 static void embedding_reads_packed_rows(void **state)
 {
@@ -365,6 +411,7 @@ int main(void)
         cmocka_unit_test(quantized_poison_does_not_spread),
         cmocka_unit_test(activations_hold_at_extremes),
         cmocka_unit_test(rows_do_not_know_their_neighbours),
+        cmocka_unit_test(fused_products_have_the_bits_of_their_parts),
         cmocka_unit_test(embedding_reads_packed_rows),
         cmocka_unit_test(poison_does_not_spread),
     };
