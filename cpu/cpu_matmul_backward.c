@@ -144,13 +144,16 @@ static void multiply_columns(const struct backward_x *m, int64_t k0, const uint3
         int64_t row0 = block_begin(b, m->n_blocks, m->dy.rows);
         int64_t rows = block_begin(b + 1, m->n_blocks, m->dy.rows) - row0;
         _Alignas(64) float tile[TILE_ROWS * PANEL];
+        /* The packed rows of a micro-batch exceed the second-level cache: the tile calls for the next block's. */
+        const uint32_t *x = m->packed + row0 * words;
         struct matmul_tile t = {
             .out = tile,
-            .x = m->packed + row0 * words,
+            .x = x,
             .w = panel,
             .steps = steps_of(m->words, n),
             .rows = (int32_t)rows,
-            .prefetch = (const char *)panel,
+            .prefetch = (const char *)(x + rows * words),
+            .prefetch_step = rows * words * 4 / steps_of(m->words, n),
         };
         /* What the tile goes to may be far away: call for it before the arithmetic. */
         for (int64_t r = 0; r < rows; r++) {
@@ -282,14 +285,24 @@ static void pack_outputs(const struct backward_w *m, int64_t n0, uint32_t *panel
     }
 }
 
-/* Calls for what the tile will be added to. */
-static void prefetch_tile(const struct backward_w *m, int64_t p, int64_t k0, int64_t n)
+/* Where input k0 of a panel of the gradient begins (in bf16: its pair), and how long n of them are. */
+static const char *gradient_at(const struct backward_w *m, int64_t panel, int64_t k0)
 {
     bool half = m->dw->dtype == DTYPE_BF16;
-    int64_t row = half ? p * ceil_div(m->x.cols, 2) + k0 / 2 : p * m->x.cols + k0;
-    const uint32_t *out = (const uint32_t *)m->dw->data + row * PANEL;
-    for (int64_t i = 0; i < (half ? ceil_div(n, 2) : n) * PANEL; i += 16)
-        __builtin_prefetch(out + i, 1);
+    int64_t row = half ? panel * ceil_div(m->x.cols, 2) + k0 / 2 : panel * m->x.cols + k0;
+    return (const char *)m->dw->data + row * PANEL * 4;
+}
+
+static int64_t gradient_bytes(const struct backward_w *m, int64_t n)
+{
+    return (m->dw->dtype == DTYPE_BF16 ? ceil_div(n, 2) : n) * PANEL * 4;
+}
+
+/* Into the first-level cache: what the tile will be added to, which the tile before it called nearer. */
+static void prefetch_tile(const struct backward_w *m, int64_t panel, int64_t k0, int64_t n)
+{
+    const char *at = gradient_at(m, panel, k0);
+    for (int64_t i = 0; i < gradient_bytes(m, n); i += 64) __builtin_prefetch(at + i, 1);
 }
 
 void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
@@ -310,6 +323,7 @@ static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct backward_w *m = ctx;
     int64_t n_in = m->x.cols, words = packed_words(m->words, m->chunk);
+    int64_t steps = steps_of(m->words, m->x.rows);
     uint32_t *panel = m->panels + thread * steps_of(m->words, m->chunk) * PANEL;
     for (int64_t p = begin; p < end; p++) {
         pack_outputs(m, p * PANEL, panel);
@@ -321,9 +335,10 @@ static void multiply_w(void *ctx, int64_t begin, int64_t end, int32_t thread)
                 .out = tile,
                 .x = m->columns + k0 * words,
                 .w = panel,
-                .steps = steps_of(m->words, m->x.rows),
+                .steps = steps,
                 .rows = (int32_t)n,
-                .prefetch = (const char *)panel,
+                .prefetch = gradient_at(m, p, k0 + n),
+                .prefetch_step = ceil_div(gradient_bytes(m, n), steps),
             };
             prefetch_tile(m, p, k0, n);
             multiply(m->c, m->words, &t);
