@@ -21,6 +21,7 @@ enum {
     R_CHUNK = 512,  /* rows summed in registers for dw */
     R_CHUNK_BF16 = 2048,
     BIAS_COLUMNS = 64,
+    SQUARES_AHEAD = 3,  /* of W, called for while one is turned */
     CHUNK_WORDS = 64,   /* of rows that are packed side by side, at a time */
     GROUP_COLUMNS = 192, /* of x, packed at a time */
 };
@@ -118,8 +119,9 @@ static void turn_f32(const struct backward_x *m, int64_t k0, int64_t n_k, uint32
     }
 }
 
-/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. The next square lies too far
- * on for the processor to foresee it. */
+/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. Squares lie too far
+ * apart for the processor to foresee them; each is called for, no nearer than the second-level cache, while those
+ * before it are turned. */
 static void turn_bf16(const struct backward_x *m, int64_t k0, int64_t n_k, uint32_t *panel)
 {
     const uint32_t *w = m->w->data;
@@ -127,8 +129,9 @@ static void turn_bf16(const struct backward_x *m, int64_t k0, int64_t n_k, uint3
     for (int64_t n = m->n0; n < m->n1; n += PANEL) {
         const uint32_t *src = w + (n / PANEL * words + k0 / 2) * PANEL;
         uint32_t square[PANEL * PANEL / 2] = {0};
-        if (n + PANEL < m->n1)
-            for (int64_t i = 0; i < pairs * PANEL; i += 16) __builtin_prefetch(src + words * PANEL + i);
+        if (n + SQUARES_AHEAD * PANEL < m->n1)
+            for (int64_t i = 0; i < pairs * PANEL; i += 16)
+                __builtin_prefetch(src + SQUARES_AHEAD * words * PANEL + i, 0, 2);
         if (pairs < PANEL / 2)
             src = memcpy(square, src, (size_t)(pairs * PANEL) * sizeof *square);
         int64_t n_pairs = ceil_div(min_i64(PANEL, m->n1 - n), 2);
