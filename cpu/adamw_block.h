@@ -48,12 +48,12 @@ static inline float noise_fraction(struct noise n, int32_t i)
 
 /* ---- moments ---- */
 
-static void load_bf16(float *out, const uint16_t *in, int32_t n)
+static void load_bf16(float *restrict out, const uint16_t *restrict in, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) out[i] = bf16_to_f32(in[i]);
 }
 
-static void store_bf16(uint16_t *out, const float *x, int32_t n, struct noise noise)
+static void store_bf16(uint16_t *restrict out, const float *restrict x, int32_t n, struct noise noise)
 {
     for (int32_t i = 0; i < n; i++) {
         union word v = {.f = x[i]};
@@ -65,17 +65,17 @@ static void store_bf16(uint16_t *out, const float *x, int32_t n, struct noise no
  * taken in any. */
 static float largest(const float *x, int32_t n)
 {
-    union word max = {.u = 0};
+    int32_t max = 0;
     for (int32_t i = 0; i < n; i++) {
         union word v = {.f = x[i]};
-        uint32_t magnitude = v.u & 0x7FFFFFFF;
+        int32_t magnitude = (int32_t)(v.u & 0x7FFFFFFF);
         magnitude = magnitude > 0x7F800000 ? 0 : magnitude;
-        max.u = magnitude > max.u ? magnitude : max.u;
+        max = magnitude > max ? magnitude : max;
     }
-    return max.f;
+    return (union word){.u = (uint32_t)max}.f;
 }
 
-static void load_q8_m(float *out, const int8_t *q, float scale, int32_t n)
+static void load_q8_m(float *restrict out, const int8_t *restrict q, float scale, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) {
         float u = (float)q[i] * (1.0f / 127);
@@ -84,7 +84,7 @@ static void load_q8_m(float *out, const int8_t *q, float scale, int32_t n)
 }
 
 /* Between the codes below and above, with the odds that keep the mean. */
-static void store_q8_m(int8_t *q, const float *x, float scale, int32_t n, struct noise noise)
+static void store_q8_m(int8_t *restrict q, const float *restrict x, float scale, int32_t n, struct noise noise)
 {
     float inverse = scale > 0 ? 1 / scale : 0;
     for (int32_t i = 0; i < n; i++) {
@@ -100,12 +100,12 @@ static void store_q8_m(int8_t *q, const float *x, float scale, int32_t n, struct
 
 static inline float fourth(float u) { return u * u * (u * u); }
 
-static void load_q8_v(float *out, const uint8_t *q, float scale, int32_t n)
+static void load_q8_v(float *restrict out, const uint8_t *restrict q, float scale, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) out[i] = scale * fourth((float)q[i] * (1.0f / 255));
 }
 
-static void store_q8_v(uint8_t *q, const float *x, float scale, int32_t n, struct noise noise)
+static void store_q8_v(uint8_t *restrict q, const float *restrict x, float scale, int32_t n, struct noise noise)
 {
     float inverse = scale > 0 ? 1 / scale : 0;
     for (int32_t i = 0; i < n; i++) {
@@ -214,6 +214,15 @@ static const float *load_gradient(const struct adamw_block *b, float *room)
     return room;
 }
 
+static void add_remainders(float *restrict w, const int16_t *restrict rest, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        union word v = {.f = w[i]};
+        v.u += (uint32_t)(int32_t)rest[i];
+        w[i] = v.f;
+    }
+}
+
 /* The f32 value of the weights. */
 static float *load_weight(const struct adamw_block *b, float *room)
 {
@@ -222,13 +231,29 @@ static float *load_weight(const struct adamw_block *b, float *room)
     if (t->master_format == MASTER_F32) return (float *)t->master + b->at;
     load_rows(room, t->weight, t->n_in, b->at, b->n);
     if (t->master_format != MASTER_REMAINDER) return room;
-    const int16_t *rest = (const int16_t *)t->master + b->at;
-    for (int32_t i = 0; i < b->n; i++) {
-        union word v = {.f = room[i]};
-        v.u += (uint32_t)(int32_t)rest[i];
-        room[i] = v.f;
-    }
+    add_remainders(room, (const int16_t *)t->master + b->at, b->n);
     return room;
+}
+
+/* To the nearest bf16, half up, and what is left of it: modulo 2^16. */
+static void split_weight(uint16_t *restrict halves, int16_t *restrict rest, const float *restrict w, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        union word v = {.f = w[i]};
+        halves[i] = (uint16_t)((v.u + 0x8000) >> 16);
+        rest[i] = (int16_t)v.u;
+    }
+}
+
+/* To the nearest bf16, ties to even; NaN stays NaN. */
+static void round_weight(uint16_t *restrict halves, const float *restrict w, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        union word v = {.f = w[i]};
+        uint32_t nan = (v.u & 0x7FFFFFFF) > 0x7F800000;
+        uint32_t rounded = (v.u + 0x7FFF + (v.u >> 16 & 1)) >> 16;
+        halves[i] = (uint16_t)(nan ? v.u >> 16 | 0x40 : rounded);
+    }
 }
 
 static void store_weight(const struct adamw_block *b, const float *w)
@@ -236,21 +261,8 @@ static void store_weight(const struct adamw_block *b, const float *w)
     const struct adamw_tensor *t = b->t;
     uint16_t halves[ADAMW_BLOCK];
     if (t->dtype == DTYPE_F32) return; /* stepped where it lies; so is an f32 master */
-    if (t->master_format == MASTER_REMAINDER) {
-        int16_t *rest = (int16_t *)t->master + b->at;
-        for (int32_t i = 0; i < b->n; i++) {
-            union word v = {.f = w[i]};
-            halves[i] = (uint16_t)((v.u + 0x8000) >> 16);
-            rest[i] = (int16_t)v.u; /* what is left of it: modulo 2^16 */
-        }
-    } else {
-        for (int32_t i = 0; i < b->n; i++) {
-            union word v = {.f = w[i]};
-            uint32_t nan = (v.u & 0x7FFFFFFF) > 0x7F800000;
-            uint32_t rounded = (v.u + 0x7FFF + (v.u >> 16 & 1)) >> 16;
-            halves[i] = (uint16_t)(nan ? v.u >> 16 | 0x40 : rounded);
-        }
-    }
+    if (t->master_format == MASTER_REMAINDER) split_weight(halves, (int16_t *)t->master + b->at, w, b->n);
+    else round_weight(halves, w, b->n);
     store_rows(t->weight, t->n_in, b->at, b->n, halves);
 }
 
