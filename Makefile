@@ -69,7 +69,8 @@ SIM_ARCH  ?= 80
 SIM       := build/ptxsim$(SIM_ARCH:80=)
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
-SIM_TESTS := $(SIM)/test_opcodes $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model
+SIM_TESTS := $(SIM)/test_opcodes $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model \
+             $(SIM)/test_cuda_huge
 SIM_KERNELS := $(patsubst %.cu,$(SIM)/%.cu.o,$(wildcard cuda/*.cu))
 SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) $(filter-out $(SIM)/tests/ptxsim/test_%,$(SIM_CC:%.cc=$(SIM)/%.o))
 HOST_OBJS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/cuda_none.c,$(SRCS)))
@@ -142,7 +143,7 @@ $(SIM)/%.o: %.cc
 
 $(SIM)/test_opcodes: $(SIM)/tests/ptxsim/test_opcodes.o
 $(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded.cu.o
-$(SIM)/test_cuda_ops $(SIM)/test_cuda_model: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
+$(SIM)/test_cuda_ops $(SIM)/test_cuda_model $(SIM)/test_cuda_huge: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
 # All of gptd on the interpreter, for black-box tests.
 $(SIM)/gptd: $(BUILD)/server/main.o
 $(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(HOST_OBJS) $(BUILD)/tests/helpers.a

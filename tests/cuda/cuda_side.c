@@ -117,20 +117,29 @@ float rounded_to(enum dtype dtype, float x)
     return dtype == DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(x)) : x;
 }
 
+void side_write(struct side *s, struct tensor t, int64_t first, int64_t n, const float *values)
+{
+    uint8_t *host = malloc((size_t)dtype_bytes(t.dtype, n) + 1);
+    for (int64_t i = 0; i < n; i++) {
+        if (t.dtype == DTYPE_F32) ((float *)host)[i] = values[i];
+        else ((uint16_t *)host)[i] = t.dtype == DTYPE_BF16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
+    }
+    s->d->ops->upload(s->d, (uint8_t *)t.data + dtype_bytes(t.dtype, first), host, (size_t)dtype_bytes(t.dtype, n));
+    side_sync(s);
+    free(host);
+}
+
 struct tensor side_tensor(struct side *s, enum dtype dtype, int64_t rows, int64_t cols,
                           const float *values)
 {
     enum dtype type = side_dtype(s, dtype);
-    int64_t n = rows * cols, bytes = dtype_bytes(type, n);
-    if (!values) return (struct tensor){side_bytes(s, bytes, NULL), type, rows, cols};
-    uint8_t *host = malloc((size_t)bytes + 1);
-    for (int64_t i = 0; i < n; i++) {
-        float x = rounded_to(dtype, values[i]);
-        if (type == DTYPE_F32) ((float *)host)[i] = x;
-        else ((uint16_t *)host)[i] = type == DTYPE_BF16 ? f32_to_bf16(x) : f32_to_f16(x);
-    }
-    struct tensor t = {side_bytes(s, bytes, host), type, rows, cols};
-    free(host);
+    int64_t n = rows * cols;
+    struct tensor t = {side_bytes(s, dtype_bytes(type, n), NULL), type, rows, cols};
+    if (!values) return t;
+    float *rounded = malloc((size_t)n * sizeof *rounded + 1);
+    for (int64_t i = 0; i < n; i++) rounded[i] = rounded_to(dtype, values[i]);
+    side_write(s, t, 0, n, rounded);
+    free(rounded);
     return t;
 }
 

@@ -41,6 +41,8 @@ enum dtype side_dtype(const struct side *s, enum dtype dtype);
 /* A tensor of the type with these values, rounded to it; NULL: never written. */
 struct tensor side_tensor(struct side *s, enum dtype dtype, int64_t rows, int64_t cols,
                           const float *values);
+/* Elements [first, first + n) of a tensor of 32 or 16 bits an element. */
+void side_write(struct side *s, struct tensor t, int64_t first, int64_t n, const float *values);
 struct matrix side_matrix(struct side *s, enum dtype dtype, int64_t n_out, int64_t n_in,
                           const float *values);
 /* Waits, and fails the test if the device has failed. */
