@@ -36,6 +36,7 @@ struct attend {
     const struct attention *attention;
     const struct kv_cache *kv;
     int32_t layer;
+    const struct kv_write *write; /* what each query is to write before; NULL: it has been done */
     int32_t heads_per_query; /* how query heads and positions are grouped */
     int32_t queries_per_kv_head;
     int32_t positions_per_query;
@@ -245,14 +246,22 @@ static struct query cursor_next(const struct attend *m, struct cursor *c)
     return span_query(m, c->span, c->index++);
 }
 
+/* A decoding query's own key and value. Each is written while the query before it is attended to: read back at once,
+ * bytes stored one by one would be waited for. */
+static void write_query(const struct attend *m, const struct query *q)
+{
+    if (m->write) cpu_kv_write_head(m->write, q->span->row0, q->kv_head);
+}
+
 static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct attend *m = ctx;
     struct cursor at = {m->batch->spans, (int32_t)begin};
     struct query q = cursor_next(m, &at), next = q;
+    write_query(m, &q);
     for (int64_t i = begin; i < end; i++, q = next) {
         bool last = i + 1 == end;
-        if (!last) next = cursor_next(m, &at);
+        if (!last) next = cursor_next(m, &at), write_query(m, &next);
         attend_query(m, &q, last ? NULL : &next);
     }
 }
@@ -319,8 +328,15 @@ static void choose_grouping(struct attend *m)
     while (m->positions_per_query * m->heads_per_query > QUERY_ROWS) m->positions_per_query /= 2;
 }
 
-void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                   const struct attention *a, const struct kv_cache *kv, int32_t layer)
+static bool is_split(const struct cpu_device *c, int64_t n_queries, int64_t n_keys)
+{
+    bool few = n_queries <= split_queries(c);
+    return few && n_keys > KEY_BLOCK && pool_n_threads(c->pool) > 1 && n_queries > 0;
+}
+
+/* `unwritten`: keys and values of this step are still to go to the cache. */
+static void attend(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer, bool unwritten)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows && out.rows == b->n_rows);
@@ -329,19 +345,36 @@ void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const
     ASSERT(a->head_dim % 4 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct attend m = {.kernels = &c->kernels, .out = out, .qkv = qkv, .batch = b, .attention = a,
                        .kv = kv, .layer = layer};
-    if (a->dropout > 0) {
-        cpu_attention_dropout(d, out, qkv, b, a);
-        return;
-    }
+    struct kv_write write = {&c->kernels, qkv, b, a, kv, layer};
     choose_grouping(&m);
     int64_t n_queries = 0, n_keys = 0;
     for (int32_t i = 0; i < b->n_spans; i++) {
         n_queries += span_queries(&m, &b->spans[i]);
         n_keys = max_i64(n_keys, b->spans[i].start + b->spans[i].n_rows);
     }
-    bool few = n_queries <= split_queries(c);
-    if (few && n_keys > KEY_BLOCK && pool_n_threads(c->pool) > 1 && n_queries > 0)
-        attend_split(c, &m, n_queries);
-    else
-        pool_for(c->pool, n_queries, 1, attend_queries, &m);
+    bool split = is_split(c, n_queries, n_keys);
+    /* A lone row's query is the only one to see what it writes. */
+    bool joined = unwritten && !split && b->n_rows == b->n_spans && m.queries_per_kv_head == 1;
+    if (joined) m.write = &write;
+    else if (unwritten) cpu_kv_write(d, qkv, b, a, kv, layer);
+    if (split) attend_split(c, &m, n_queries);
+    else pool_for(c->pool, n_queries, 1, attend_queries, &m);
+}
+
+void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    if (a->dropout > 0) cpu_attention_dropout(d, out, qkv, b, a);
+    else attend(d, out, qkv, b, a, kv, layer, false);
+}
+
+void cpu_kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                      const struct attention *a, const struct kv_cache *kv, int32_t layer)
+{
+    if (a->dropout > 0) {
+        cpu_kv_write(d, qkv, b, a, kv, layer);
+        cpu_attention_dropout(d, out, qkv, b, a);
+    } else {
+        attend(d, out, qkv, b, a, kv, layer, true);
+    }
 }

@@ -133,6 +133,7 @@ static const struct device_ops ops = {
     .swiglu = cpu_swiglu,
     .kv_write = cpu_kv_write,
     .attention = cpu_attention,
+    .kv_attention = cpu_kv_attention,
     .gather = cpu_gather,
     .sample = cpu_sample,
 };

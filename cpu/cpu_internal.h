@@ -74,10 +74,22 @@ int64_t cpu_kv_page_bytes(const struct device *d, enum dtype dtype, int32_t n_kv
 const uint8_t *cpu_kv_head(const struct kv_cache *kv, int32_t layer, int32_t page, int32_t head);
 void cpu_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
                   const struct attention *a, const struct kv_cache *kv, int32_t layer);
+struct kv_write {
+    const struct cpu_kernels *kernels;
+    struct tensor qkv;
+    const struct batch *batch;
+    const struct attention *attention;
+    const struct kv_cache *kv;
+    int32_t layer;
+};
+/* kv_write of one row and KV head with its query heads. */
+void cpu_kv_write_head(const struct kv_write *job, int64_t row, int32_t kv_head);
 /* cpu_attention.c */
 int64_t cpu_attention_workspace(const struct cpu_device *c);
 void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
                    const struct attention *a, const struct kv_cache *kv, int32_t layer);
+void cpu_kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
+                      const struct attention *a, const struct kv_cache *kv, int32_t layer);
 /* cpu_sample.c */
 int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
 /* log sum exp of a row is shift + log_sum. */

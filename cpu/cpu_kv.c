@@ -63,15 +63,6 @@ static void store_q8(const struct cpu_kernels *kernels, uint8_t *head, int64_t i
     for (int64_t j = 0; j < n; j++) values[j * 4 + kv_q8_place(i)] = (int8_t)row[j];
 }
 
-struct kv_write {
-    const struct cpu_kernels *kernels;
-    struct tensor qkv;
-    const struct batch *batch;
-    const struct attention *attention;
-    const struct kv_cache *kv;
-    int32_t layer;
-};
-
 /* Norm and rotation of one head, in place. */
 static void turn_head(const struct kv_write *job, float *x, const float *weight, int64_t row)
 {
@@ -86,28 +77,27 @@ static void turn_head(const struct kv_write *job, float *x, const float *weight,
     }
 }
 
+void cpu_kv_write_head(const struct kv_write *job, int64_t r, int32_t g)
+{
+    const struct attention *a = job->attention;
+    const struct kv_cache *kv = job->kv;
+    int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
+    float *q = tensor_row(job->qkv, r), *k = q + (a->n_head + g) * n, *v = k + a->n_kv_head * n;
+    int32_t slot = job->batch->slots[r];
+    ASSERT(slot >= 0 && slot / P < kv->n_pages);
+    for (int64_t h = g * group; h < (g + 1) * group; h++) turn_head(job, q + h * n, a->q_norm, r);
+    turn_head(job, k, a->k_norm, r);
+    uint8_t *head = (uint8_t *)cpu_kv_head(kv, job->layer, slot / P, g);
+    if (kv->dtype == DTYPE_F32) store_f32((float *)head, slot % P, n, k, v);
+    else if (kv->dtype == DTYPE_Q8_0) store_q8(job->kernels, head, slot % P, n, k, v);
+    else store_bf16(job->kernels, (uint16_t *)head, slot % P, n, k, v);
+}
+
 static void write_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct kv_write *job = ctx;
-    const struct attention *a = job->attention;
-    const struct kv_cache *kv = job->kv;
-    int64_t n = a->head_dim;
-    for (int64_t r = begin; r < end; r++) {
-        float *q = tensor_row(job->qkv, r), *k = q + a->n_head * n, *v = k + a->n_kv_head * n;
-        int32_t slot = job->batch->slots[r];
-        ASSERT(slot >= 0 && slot / P < kv->n_pages);
-        for (int32_t h = 0; h < a->n_head; h++) turn_head(job, q + h * n, a->q_norm, r);
-        for (int32_t g = 0; g < a->n_kv_head; g++) {
-            turn_head(job, k + g * n, a->k_norm, r);
-            uint8_t *head = (uint8_t *)cpu_kv_head(kv, job->layer, slot / P, g);
-            if (kv->dtype == DTYPE_F32)
-                store_f32((float *)head, slot % P, n, k + g * n, v + g * n);
-            else if (kv->dtype == DTYPE_Q8_0)
-                store_q8(job->kernels, head, slot % P, n, k + g * n, v + g * n);
-            else
-                store_bf16(job->kernels, (uint16_t *)head, slot % P, n, k + g * n, v + g * n);
-        }
-    }
+    for (int64_t r = begin; r < end; r++)
+        for (int32_t g = 0; g < job->attention->n_kv_head; g++) cpu_kv_write_head(job, r, g);
 }
 
 void cpu_kv_write(struct device *d, struct tensor qkv, const struct batch *b,
