@@ -153,13 +153,12 @@ static double sum_squares(struct device *d, const void *x, enum dtype dtype, int
     return sum;
 }
 
-double cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
-                        int64_t n)
+void cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                      int64_t n, double *sum)
 {
-    double sum = 0;
+    *sum = 0;
     for (int64_t i = 0; i < n; i++) {
         const struct adamw_tensor *t = &tensors[i];
-        if (!skip[i]) sum += sum_squares(d, t->grad, t->grad_dtype, n_elements_as(d, t, t->grad_dtype));
+        if (!skip[i]) *sum += sum_squares(d, t->grad, t->grad_dtype, n_elements_as(d, t, t->grad_dtype));
     }
-    return sum;
 }

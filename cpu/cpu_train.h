@@ -48,8 +48,8 @@ void cpu_cross_entropy(struct device *d, struct tensor dlogits, struct tensor lo
 int64_t cpu_loss_workspace(const struct cpu_device *c, int64_t vocab_size);
 
 /* cpu_optimizer.c */
-double cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
-                        int64_t n);
+void cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                      int64_t n, double *sum);
 void cpu_master_init(struct device *d, const struct adamw_tensor *t);
 int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int64_t n);
 void cpu_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,

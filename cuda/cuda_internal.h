@@ -169,8 +169,8 @@ void cuda_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, str
 void cuda_cross_entropy(struct device *d, struct tensor dlogits, struct tensor logits,
                         const int32_t *targets, const struct loss_options *o, struct loss_row *rows);
 /* optimizer.cu */
-double cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
-                         int64_t n);
+void cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                       int64_t n, double *sum);
 void cuda_master_init(struct device *d, const struct adamw_tensor *t);
 void cuda_adamw(struct device *d, const struct adamw_tensor *tensors, const bool *skip, int64_t n,
                const struct adamw_step *s);

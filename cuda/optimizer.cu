@@ -512,8 +512,8 @@ static int64_t launch_squares(struct cuda_device *c, const squares_table &t, int
     return done + chunks;
 }
 
-double cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
-                         int64_t n)
+void cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                       int64_t n, double *sum)
 {
     struct cuda_device *c = cuda_of(d);
     squares_table t = {};
@@ -529,10 +529,6 @@ double cuda_grad_squares(struct device *d, const struct adamw_tensor *tensors, c
         t.n = 0, chunks = 0;
     }
     done = launch_squares(c, t, chunks, done);
-    double *sums = (double *)cuda_workspace(c, 0, (done + 1) * (int64_t)sizeof(double)), sum = 0;
-    cuda_launch(c, "grad_squares", total_kernel, dim3(1), dim3(SQUARES_THREADS), 0, sums + done, sums,
-                done);
-    d->ops->download(d, &sum, sums + done, sizeof sum);
-    cuda_note(c, cudaStreamSynchronize(c->stream), "grad_squares");
-    return c->failure == cudaSuccess ? sum : 0; /* device_sync says why */
+    cuda_launch(c, "grad_squares", total_kernel, dim3(1), dim3(SQUARES_THREADS), 0, sum,
+                cuda_workspace(c, 0, done * (int64_t)sizeof(double)), done);
 }

@@ -232,7 +232,8 @@ struct device_ops {
     /* Optional: NULL where launching costs nothing. What is called between graph_begin and graph_end is recorded
      * and not run; graph_launch runs it as often as one likes, with the pointers and counts that it had: what
      * changes from time to time lies in device memory. Only embed, norm, matmul, norm_matmul, swiglu, kv_write,
-     * attention, kv_attention and gather may be recorded. NULL from graph_end: it failed, as device_sync will report. */
+     * attention, kv_attention and gather may be recorded; and, once they have run with the same shapes, training's from
+     * zero to cross_entropy. NULL from graph_end: it failed, as device_sync will report. */
     void (*graph_begin)(struct device *d);
     struct device_graph *(*graph_end)(struct device *d);
     void (*graph_launch)(struct device *d, struct device_graph *graph);

@@ -121,10 +121,9 @@ struct device_train_ops {
                           const int32_t *targets, const struct loss_options *o,
                           struct loss_row *rows);
 
-    /* The sum of squares of the gradients of n tensors, without those where skip[i], to the host: the one
-     * wait for the device between gradients and update. Whatever was downloaded before is there then. */
-    double (*grad_squares)(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
-                           int64_t n);
+    /* The sum of squares of the gradients of n tensors, without those where skip[i], to *sum in device memory. */
+    void (*grad_squares)(struct device *d, const struct adamw_tensor *tensors, const bool *skip,
+                         int64_t n, double *sum);
     /* The master copy of a weight as it stands: widened (F32), or a remainder of zero. */
     void (*master_init)(struct device *d, const struct adamw_tensor *t);
     int64_t (*moment_bytes)(const struct device *d, enum moment_format format, int64_t n);

@@ -90,6 +90,7 @@ void optimizer_layout(struct optimizer *o, struct gpt *g, struct gpt *grads, con
         o->frozen[i] = is_frozen(&o->options, &p);
         tensor_layout(&o->tensors[i], &o->options, &p, &grad, d, plan);
     }
+    o->squares = plan_take(plan, MEMORY_STAGING, "grad_squares", 1, sizeof *o->squares);
 }
 
 void optimizer_start(struct optimizer *o, struct device *d)
@@ -104,10 +105,13 @@ void optimizer_start(struct optimizer *o, struct device *d)
     }
 }
 
-double optimizer_grad_norm(const struct optimizer *o, struct device *d, double grad_scale)
+void optimizer_sum_squares(const struct optimizer *o, struct device *d, double *squares)
 {
-    return sqrt(d->train->grad_squares(d, o->tensors, o->frozen, o->n)) * grad_scale;
+    d->train->grad_squares(d, o->tensors, o->frozen, o->n, o->squares);
+    d->ops->download(d, squares, o->squares, sizeof *squares);
 }
+
+double optimizer_grad_norm(double squares, double grad_scale) { return sqrt(squares) * grad_scale; }
 
 void optimizer_step(struct optimizer *o, struct device *d, float lr, int64_t step,
                     double grad_scale, double norm)

@@ -19,6 +19,7 @@ struct optimizer {
     struct adamw_tensor *tensors; /* [n], host memory given by the caller: gpt_n_params of them */
     bool *frozen;                 /* [n], likewise */
     int64_t n;
+    double *squares;              /* device memory: of the gradients, their sum */
 };
 
 /* Lays out moments and masters for g (component optimizer). */
@@ -26,8 +27,11 @@ void optimizer_layout(struct optimizer *o, struct gpt *g, struct gpt *grads, con
                       struct plan *plan);
 /* Moments zero, masters as the weights stand. */
 void optimizer_start(struct optimizer *o, struct device *d);
-/* Global norm of the gradients of what learns, times grad_scale. Waits for the device. */
-double optimizer_grad_norm(const struct optimizer *o, struct device *d, double grad_scale);
+/* Sums up the squares of the gradients of what learns, and has the sum brought to *squares on the host, where it is after
+ * the next sync. */
+void optimizer_sum_squares(const struct optimizer *o, struct device *d, double *squares);
+/* The gradients' global norm, times grad_scale. */
+double optimizer_grad_norm(double squares, double grad_scale);
 /* One update with clipping; `norm` is optimizer_grad_norm's. step: 1, 2, ... */
 void optimizer_step(struct optimizer *o, struct device *d, float lr, int64_t step,
                     double grad_scale, double norm);

@@ -466,14 +466,15 @@ static void cross_entropy(struct device *d, struct tensor dlogits, struct tensor
                             .bytes = tensor_bytes(logits) + tensor_bytes(dlogits)});
 }
 
-static double grad_squares(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n)
+static void grad_squares(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n,
+                         double *sum)
 {
     struct moment t = begin(d);
-    double sum = inner_of(d)->train->grad_squares(inner_of(d), w, skip, n), bytes = 0;
+    inner_of(d)->train->grad_squares(inner_of(d), w, skip, n, sum);
+    double bytes = 0;
     for (int64_t i = 0; i < n; i++)
         if (!skip[i]) bytes += bytes_of(w[i].grad_dtype, w[i].n_out * w[i].n_in);
     end(d, t, (struct cost){.name = "grad_squares", .bytes = bytes});
-    return sum;
 }
 
 static void master_init(struct device *d, const struct adamw_tensor *w)

@@ -9,7 +9,7 @@
  *
  * All that a step does is a pure function of the config, the data and the step's number; so a
  * run that was killed and resumed has the bits of one that was not. After trainer_open a step
- * allocates nothing.
+ * allocates nothing, except that a GPU's driver keeps what was recorded of the first ones.
  *
  * One thread opens, runs and closes; trainer_stop may be called from any. */
 #pragma once

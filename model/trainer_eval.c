@@ -10,10 +10,10 @@ enum { PROMPT_TOKENS = 8, SAMPLE_LIMIT = 1 << 22 };
 
 static bool run_rows(struct trainer *t, struct loss_sum *sum, struct error *err)
 {
-    if (t->host_rows.n_rows == 0) return true;
-    struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
+    if (t->host_rows->n_rows == 0) return true;
+    struct gpt_micro_batch m = gpt_rows_upload(t->host_rows, &t->device_rows, t->device);
     gpt_train_evaluate(&t->train, t->device, &m);
-    gpt_rows_clear(&t->host_rows);
+    gpt_rows_clear(t->host_rows);
     return trainer_sum_losses(t, m.batch.n_rows, sum, err);
 }
 
@@ -25,11 +25,11 @@ static bool evaluate_set(struct trainer *t, const struct trainer_set *set, doubl
     int64_t in_set = dataset_sequences(set->data, set->split), targets = 0;
     int64_t n = min_i64(c->eval_iters * c->batch_size, in_set);
     struct loss_sum sum = {0};
-    gpt_rows_clear(&t->host_rows);
+    gpt_rows_clear(t->host_rows);
     for (int64_t i = 0; i < n; i++) {
         int64_t index = (int64_t)((double)i * (double)in_set / (double)n);
         if (i > 0 && i % c->micro_batch_size == 0 && !run_rows(t, &sum, err)) return false;
-        int64_t added = dataset_add(set->data, set->split, index, &t->host_rows,
+        int64_t added = dataset_add(set->data, set->split, index, t->host_rows,
                                     &t->train.options);
         if (added < 0)
             return error_set(err, ERR_FORMAT, NULL, "evaluation set %s: sequence %lld does not fit "
@@ -58,7 +58,7 @@ static bool next_token(struct trainer *t, int32_t *tokens, int32_t n, struct sam
     p.seed = (uint64_t)t->options.config.seed + (uint64_t)t->state.step;
     struct sample_row row = {.params = &p, .history = tokens, .n_prompt = n, .n_history = n,
                              .forced = -1};
-    struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
+    struct gpt_micro_batch m = gpt_rows_upload(t->host_rows, &t->device_rows, t->device);
     gpt_train_evaluate(&t->train, t->device, &m);
     /* The last chunk's logits are still there. */
     struct tensor logits = t->train.logits;
@@ -71,7 +71,7 @@ static bool next_token(struct trainer *t, int32_t *tokens, int32_t n, struct sam
 
 static bool one_span(struct trainer *t, const int32_t *tokens, int32_t n)
 {
-    struct gpt_rows *r = &t->host_rows;
+    struct gpt_rows *r = t->host_rows;
     gpt_rows_clear(r);
     if (!gpt_rows_add(r, &t->train.options, tokens, tokens, n)) return false;
     for (int32_t i = 0; i < n; i++) r->targets[i] = -1;
@@ -91,12 +91,12 @@ static bool sample(struct trainer *t, struct buf *text, struct error *err)
     const struct trainer_options *o = &t->options;
     const struct dataset *data = o->n_sets > 0 ? o->sets[0].data : o->data;
     enum dataset_split split = o->n_sets > 0 ? o->sets[0].split : SPLIT_TRAIN;
-    gpt_rows_clear(&t->host_rows);
-    if (dataset_add(data, split, 0, &t->host_rows, &t->train.options) < 0)
+    gpt_rows_clear(t->host_rows);
+    if (dataset_add(data, split, 0, t->host_rows, &t->train.options) < 0)
         return error_set(err, ERR_FORMAT, NULL, "the first sequence does not fit the model");
     /* host_rows.tokens doubles as the text so far: gpt_rows_add copies it onto itself. */
-    int32_t *tokens = t->host_rows.tokens;
-    int32_t n = (int32_t)min_i64(PROMPT_TOKENS, t->host_rows.spans[0].n_rows);
+    int32_t *tokens = t->host_rows->tokens;
+    int32_t n = (int32_t)min_i64(PROMPT_TOKENS, t->host_rows->spans[0].n_rows);
     int64_t most = min_i64(n + o->config.sample_tokens, o->config.sequence_length);
     struct token_decoder decoder = {0};
     struct sample_out out;

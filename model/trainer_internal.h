@@ -10,6 +10,16 @@
 #include "model/train_state.h"
 #include "model/trainer.h"
 
+/* Micro-batches that the host holds at a time: as many go to the device without a wait. */
+enum { TRAINER_MAX_STAGED = 8 };
+
+/* A micro-batch's pass as the device has recorded it, by what its launches depend on. */
+enum { TRAINER_MAX_GRAPHS = 4 };
+struct trainer_graph {
+    int32_t n_rows, n_spans;
+    struct device_graph *recorded; /* NULL: not yet */
+};
+
 struct trainer {
     struct trainer_options options; /* names and data borrowed */
     struct device *device;
@@ -23,8 +33,14 @@ struct trainer {
     void *device_arena, *host_arena;
     void *workspace;
     int64_t workspace_bytes;
-    struct gpt_rows host_rows, device_rows;
-    struct loss_row *losses; /* [max_rows] host */
+    /* Host memory of n_staged micro-batches: rows on their way up, losses [max_rows] on their way down. Others use the
+     * first of each between steps. */
+    int64_t n_micro_batches, n_staged; /* of a step; the smaller of that and TRAINER_MAX_STAGED */
+    struct gpt_rows host_rows[TRAINER_MAX_STAGED], device_rows;
+    struct loss_row *losses[TRAINER_MAX_STAGED];
+    double *squares;         /* [1] host: of the step's gradients */
+    struct trainer_graph graphs[TRAINER_MAX_GRAPHS];
+    uint32_t next_graph;     /* to give to a new shape, in turn */
     float *load_staging;     /* gpt_load's */
 
     struct train_state state;    /* what a checkpoint remembers */
@@ -42,11 +58,15 @@ void trainer_release(struct trainer *t);
  * that is not finite, and a spike, are ERR_INVALID, with nothing updated. */
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
 
+/* trainer_graphs.c: gpt_train_micro_step, recorded when its shape comes a second time. */
+void trainer_micro_step(struct trainer *t, const struct gpt_micro_batch *m);
+void trainer_free_graphs(struct trainer *t);
+
 /* trainer_eval.c: all sets, and the sample. *out's sample lives in `text`, which the caller
  * frees. */
 bool trainer_evaluate(struct trainer *t, struct trainer_evaluation *out, struct buf *text,
                       struct error *err) MUST_CHECK;
-/* Sum of -log p over a micro-batch's targets, from t->train.losses. */
+/* Adds a micro-batch's losses up, from t->train.losses, which it waits for. */
 struct loss_sum { double loss, nll; };
 bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
     MUST_CHECK;

@@ -69,9 +69,12 @@ static struct trainer *layout_host(struct trainer *t, struct plan *plan)
     struct trainer *self = plan_take(plan, MEMORY_HOST, "trainer", 1, sizeof *self);
     struct layer_arrays arrays = take_arrays(t, plan);
     if (self) use_arrays(t, &arrays);
-    gpt_rows_layout(&t->host_rows, &t->train.options, plan);
-    t->losses = plan_take(plan, MEMORY_STAGING, "losses", t->train.options.max_rows,
-                          sizeof *t->losses);
+    for (int64_t i = 0; i < t->n_staged; i++) {
+        gpt_rows_layout(&t->host_rows[i], &t->train.options, plan);
+        t->losses[i] = plan_take(plan, MEMORY_STAGING, "losses", t->train.options.max_rows,
+                                 sizeof *t->losses[i]);
+    }
+    t->squares = plan_take(plan, MEMORY_STAGING, "grad_squares", 1, sizeof *t->squares);
     t->load_staging = plan_take(plan, MEMORY_STAGING, "load_staging",
                                 gpt_load_staging_bytes(&t->gpt), 1);
     return self;
@@ -115,6 +118,8 @@ static bool resolve(struct trainer *t, struct error *err)
         .z_loss = (float)c->z_loss,
         .gradients = c->gradients,
     };
+    t->n_micro_batches = ceil_div(c->batch_size * c->grad_accum_steps, c->micro_batch_size);
+    t->n_staged = min_i64(t->n_micro_batches, TRAINER_MAX_STAGED);
     t->optimizer.options = (struct optimizer_options){
         .beta1 = (float)c->beta1,
         .beta2 = (float)c->beta2,
@@ -228,6 +233,7 @@ struct trainer *trainer_allocate(struct trainer *t, struct error *err)
 
 void trainer_release(struct trainer *t)
 {
+    trainer_free_graphs(t);
     plan_release(t->device, t->host_arena, t->device_arena, t->device_plan.total); /* with *t */
 }
 

@@ -13,11 +13,6 @@ static int64_t sequences_per_step(const struct trainer *t)
     return t->options.config.batch_size * t->options.config.grad_accum_steps;
 }
 
-static int64_t n_micro_batches(const struct trainer *t)
-{
-    return ceil_div(sequences_per_step(t), t->options.config.micro_batch_size);
-}
-
 static bool bad_sequence(int64_t why, int64_t index, struct error *err)
 {
     if (why == DATASET_BAD_TOKEN)
@@ -27,17 +22,17 @@ static bool bad_sequence(int64_t why, int64_t index, struct error *err)
                      (long long)index);
 }
 
-/* Fills the host's rows with micro-batch i of the step (1, 2, ...). Returns its targets, or -1. */
+/* Fills the host's rows of its turn with micro-batch i of the step (1, 2, ...). Returns its targets, or -1. */
 static int64_t fill_rows(struct trainer *t, int64_t step, int64_t i, struct error *err)
 {
     const struct train_config *c = &t->options.config;
     int64_t per_step = sequences_per_step(t), begin = i * c->micro_batch_size;
     int64_t end = min_i64(begin + c->micro_batch_size, per_step), targets = 0;
-    gpt_rows_clear(&t->host_rows);
+    struct gpt_rows *rows = &t->host_rows[i % t->n_staged];
+    gpt_rows_clear(rows);
     for (int64_t k = begin; k < end; k++) {
         int64_t index = (step - 1) * per_step + k;
-        int64_t n = dataset_add(t->options.data, SPLIT_TRAIN, index, &t->host_rows,
-                                &t->train.options);
+        int64_t n = dataset_add(t->options.data, SPLIT_TRAIN, index, rows, &t->train.options);
         if (n < 0) {
             (void)bad_sequence(n, index, err);
             return -1;
@@ -51,7 +46,7 @@ static int64_t fill_rows(struct trainer *t, int64_t step, int64_t i, struct erro
 static int64_t count_targets(struct trainer *t, int64_t step, struct error *err)
 {
     int64_t targets = 0;
-    for (int64_t i = 0; i < n_micro_batches(t); i++) {
+    for (int64_t i = 0; i < t->n_micro_batches; i++) {
         int64_t n = fill_rows(t, step, i, err);
         if (n < 0) return -1;
         targets += n;
@@ -70,59 +65,63 @@ static uint64_t random_key(uint64_t seed, int64_t step, int64_t micro)
     return (uint64_t)words[1] << 32 | words[0];
 }
 
-/* Has the losses of the micro-batch brought to the host; they are there after the next wait. */
-static void bring_losses(struct trainer *t, int64_t n_rows)
+/* Has the losses of a micro-batch brought to the host's rows i; they are there after the next wait. */
+static void bring_losses(struct trainer *t, int64_t i, int64_t n_rows)
 {
-    t->device->ops->download(t->device, t->losses, t->train.losses,
-                             (size_t)n_rows * sizeof *t->losses);
+    t->device->ops->download(t->device, t->losses[i], t->train.losses,
+                             (size_t)n_rows * sizeof *t->losses[i]);
 }
 
-static void add_losses(const struct trainer *t, int64_t n_rows, struct loss_sum *sum)
+static void add_losses(const struct trainer *t, int64_t i, int64_t n_rows, struct loss_sum *sum)
 {
-    for (int64_t i = 0; i < n_rows; i++) {
-        sum->loss += t->losses[i].loss;
-        sum->nll -= t->losses[i].logprob;
+    for (int64_t r = 0; r < n_rows; r++) {
+        sum->loss += t->losses[i][r].loss;
+        sum->nll -= t->losses[i][r].logprob;
     }
 }
 
 bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum, struct error *err)
 {
-    bring_losses(t, n_rows);
+    bring_losses(t, 0, n_rows);
     if (!t->device->ops->sync(t->device, err)) return false;
-    add_losses(t, n_rows, sum);
+    add_losses(t, 0, n_rows, sum);
     return true;
 }
 
-/* Gradients of the mean loss over the step's targets, and their norm as the last micro-batch leaves it; *rows:
- * the tokens computed. The host waits for the device once a micro-batch, for the last one with the
- * norm: what it gave to the device (rows) and gets (losses) is its own again then. */
+/* Waits for the device, for the losses of the n micro-batches that it was given since the last wait; what they lay in
+ * is the host's again. */
+static bool collect(struct trainer *t, int64_t n, struct loss_sum *sum, struct error *err)
+{
+    if (!t->device->ops->sync(t->device, err)) return false;
+    for (int64_t i = 0; i < n; i++) add_losses(t, i, t->host_rows[i].n_rows, sum);
+    return true;
+}
+
+/* Gradients of the mean loss over the step's targets, and their norm; *rows: the tokens computed. One wait for the
+ * device, if the host can hold all micro-batches: while one is computed, it gives the next. */
 static bool accumulate(struct trainer *t, int64_t step, int64_t targets, struct trainer_step *out,
                        int64_t *rows, struct error *err)
 {
     struct loss_sum sum = {0};
-    int64_t n = n_micro_batches(t), pending = 0;
-    double unscale = 1 / loss_scale_factor(&t->state.loss_scale);
-    float grad_scale = (float)(loss_scale_factor(&t->state.loss_scale) / (double)targets);
+    int64_t n = t->n_micro_batches, staged = t->n_staged;
+    double scale = loss_scale_factor(&t->state.loss_scale);
     gpt_train_zero_grads(&t->train, t->device);
     for (int64_t i = 0; i < n; i++) {
-        if (i > 0) {
-            if (!t->device->ops->sync(t->device, err)) return false;
-            add_losses(t, pending, &sum);
-        }
-        if (n > 1 && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
-        *t->host_rows.scalars = (struct gpt_micro_scalars){
+        struct gpt_rows *host = &t->host_rows[i % staged];
+        if (i > 0 && i % staged == 0 && !collect(t, staged, &sum, err)) return false;
+        if (n > staged && fill_rows(t, step, i, err) < 0) return false; /* else they are there */
+        *host->scalars = (struct gpt_micro_scalars){
             .random_key = random_key((uint64_t)t->options.config.seed, step, i),
-            .grad_scale = grad_scale,
+            .grad_scale = (float)(scale / (double)targets),
         };
-        struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
-        gpt_train_micro_step(&t->train, t->device, &m);
-        pending = m.batch.n_rows;
-        bring_losses(t, pending);
-        *rows += pending;
+        struct gpt_micro_batch m = gpt_rows_upload(host, &t->device_rows, t->device);
+        trainer_micro_step(t, &m);
+        bring_losses(t, i % staged, host->n_rows);
+        *rows += host->n_rows;
     }
-    out->grad_norm = optimizer_grad_norm(&t->optimizer, t->device, unscale);
-    if (!t->device->ops->sync(t->device, err)) return false; /* no wait: nothing is under way */
-    add_losses(t, pending, &sum);
+    optimizer_sum_squares(&t->optimizer, t->device, t->squares);
+    if (!collect(t, (n - 1) % staged + 1, &sum, err)) return false;
+    out->grad_norm = optimizer_grad_norm(*t->squares, 1 / scale);
     out->loss = sum.loss / (double)targets;
     return true;
 }

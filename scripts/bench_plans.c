@@ -61,7 +61,7 @@ static void fill(struct trainer *t, int64_t sequence)
     int64_t T = t->options.config.sequence_length, V = t->options.model.vocab_size;
     int32_t tokens[T + 1];
     for (int64_t i = 0; i <= T; i++) tokens[i] = (int32_t)((sequence * 7919 + i * 104729) % V);
-    bool room = gpt_rows_add(&t->host_rows, &t->train.options, tokens, tokens + 1, (int32_t)T);
+    bool room = gpt_rows_add(t->host_rows, &t->train.options, tokens, tokens + 1, (int32_t)T);
     ASSERT(room);
 }
 
@@ -70,14 +70,16 @@ static void step(struct trainer *t, int64_t number)
     const struct train_config *c = &t->options.config;
     gpt_train_zero_grads(&t->train, t->device);
     for (int64_t i = 0; i < c->batch_size; i += c->micro_batch_size) {
-        gpt_rows_clear(&t->host_rows);
+        gpt_rows_clear(t->host_rows);
         for (int64_t k = i; k < min_i64(i + c->micro_batch_size, c->batch_size); k++) fill(t, k);
-        t->host_rows.scalars->grad_scale = 1e-4f;
-        struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, t->device);
+        t->host_rows->scalars->grad_scale = 1e-4f;
+        struct gpt_micro_batch m = gpt_rows_upload(t->host_rows, &t->device_rows, t->device);
         gpt_train_micro_step(&t->train, t->device, &m);
     }
-    double norm = optimizer_grad_norm(&t->optimizer, t->device, 1);
-    optimizer_step(&t->optimizer, t->device, 1e-4f, number, 1, norm);
+    struct error err;
+    optimizer_sum_squares(&t->optimizer, t->device, t->squares);
+    must(t->device->ops->sync(t->device, &err), &err);
+    optimizer_step(&t->optimizer, t->device, 1e-4f, number, 1, optimizer_grad_norm(*t->squares, 1));
 }
 
 /* Seconds of the fastest of `steps` steps; *plan is what was allocated. */

@@ -290,7 +290,8 @@ static void grad_squares(struct rows_bench *b, const void *grad, enum dtype dtyp
     struct adamw_tensor t = {.n_out = WEIGHTS_OUT, .n_in = WEIGHTS_IN, .packed = true, .grad = grad,
                              .grad_dtype = dtype};
     bool skip = false;
-    b->d->train->grad_squares(b->d, &t, &skip, 1);
+    double sum;
+    b->d->train->grad_squares(b->d, &t, &skip, 1, &sum);
 }
 
 static void run_sum_squares(struct rows_bench *b) { grad_squares(b, b->a, DTYPE_F32); }

@@ -57,14 +57,14 @@ static void compute(struct one_side *s, float *logits)
     int64_t V = t->gpt.config.vocab_size;
     uint32_t state = 99;
     int32_t tokens[T + 1];
-    gpt_rows_clear(&t->host_rows);
+    gpt_rows_clear(t->host_rows);
     for (int k = 0; k < SEQUENCES; k++) {
         for (int i = 0; i <= T; i++) tokens[i] = bench_random_token(&state, V);
-        bool room = gpt_rows_add(&t->host_rows, &t->train.options, tokens, tokens + 1, T);
+        bool room = gpt_rows_add(t->host_rows, &t->train.options, tokens, tokens + 1, T);
         ASSERT(room);
     }
-    t->host_rows.scalars->grad_scale = 1.0f / ROWS;
-    struct gpt_micro_batch m = gpt_rows_upload(&t->host_rows, &t->device_rows, s->d);
+    t->host_rows->scalars->grad_scale = 1.0f / ROWS;
+    struct gpt_micro_batch m = gpt_rows_upload(t->host_rows, &t->device_rows, s->d);
     gpt_train_evaluate(&t->train, s->d, &m);
     s->d->ops->download(s->d, logits, t->train.logits.data, (size_t)(ROWS * V) * sizeof *logits);
     bench_must(s->d->ops->sync(s->d, &err), &err);
@@ -147,8 +147,8 @@ static void dump_side(struct one_side *s, const char *root, int model, const flo
     }
     fprintf(config, "%s\n", models[model].config);
     fclose(config);
-    dump_ids(dir, index, "tokens", s->t->host_rows.tokens);
-    dump_ids(dir, index, "targets", s->t->host_rows.targets);
+    dump_ids(dir, index, "tokens", s->t->host_rows->tokens);
+    dump_ids(dir, index, "targets", s->t->host_rows->targets);
     dump(dir, index, "logits", logits, ROWS, s->t->gpt.config.vocab_size);
     dump_params(dir, index, "w", &s->t->gpt, s->d);
     dump_params(dir, index, "g", &s->t->train.grads, s->d);

@@ -8,6 +8,7 @@
 #include "model/dtype.h"
 #include "tests/ptxsim/execute.h"
 #include "tests/ptxsim/ptxsim.h"
+#include "tests/ptxsim/record.h"
 
 using namespace ptxsim;
 
@@ -186,6 +187,13 @@ static cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t description,
                              const cublasLtMatmulAlgo_t *algo, void *workspace, size_t workspace_bytes,
                              cudaStream_t stream)
 {
+    // A graph has the description, the scalars and the algorithm as they are now.
+    auto again = [=, of_now = of<desc>(description, DESC, "a description"), one = *(const float *)alpha,
+                  scale = *(const float *)beta, algorithm = *algo]() mutable {
+        matmul(nullptr, (cublasLtMatmulDesc_t)&of_now, &one, a, a_layout, b, b_layout, &scale, c, c_layout, d,
+               d_layout, &algorithm, workspace, workspace_bytes, stream);
+    };
+    if (record(again)) return CUBLAS_STATUS_SUCCESS;
     algorithm *g;
     memcpy(&g, algo, sizeof g);
     if (!g || g->is != ALGORITHM) fail("cublasLt: the algorithm is none");

@@ -11,6 +11,7 @@
 
 #include "tests/ptxsim/execute.h"
 #include "tests/ptxsim/ptxsim.h"
+#include "tests/ptxsim/record.h"
 
 using namespace ptxsim;
 
@@ -18,14 +19,11 @@ struct pending_download { void *to; std::vector<uint8_t> bytes; };
 // What comes from page-locked memory is read some time before the stream is synchronized.
 struct pending_upload { const void *from; std::vector<uint8_t> bytes; };
 
-// A launch of a graph: what was recorded, its arguments copied.
-struct recorded_launch {
-    kernel *k;
-    dim3 grid, block;
-    size_t shared_bytes;
-    std::vector<std::vector<uint8_t>> arguments;
+// A graph: its work in order, and how many kernels are among it.
+struct recorded_work {
+    std::vector<std::function<void()>> work;
+    int64_t kernels;
 };
-using recorded_launches = std::vector<recorded_launch>;
 
 // A stream is its GPU's: only threads that work on that one may use it.
 struct gpu_stream { int32_t gpu; };
@@ -42,7 +40,7 @@ struct runtime {
     dim3 grid, block;                                // of the launch being written down
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
-    recorded_launches *recording = nullptr;          // between cudaStreamBeginCapture and EndCapture
+    recorded_work *recording = nullptr;              // between cudaStreamBeginCapture and EndCapture
     struct ptxsim_calls calls = {};
     cudaError_t last = cudaSuccess;
     int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
@@ -101,6 +99,30 @@ static cudaError_t note(cudaError_t e)
 // Stream 0 is that of the GPU that the thread works on.
 static bool usable(cudaStream_t stream) { return !stream || ((gpu_stream *)stream)->gpu == the_gpu; }
 
+bool ptxsim::record(std::function<void()> work)
+{
+    recorded_work *to = the_runtime().recording;
+    if (to) to->work.push_back(std::move(work));
+    return to;
+}
+
+// Its arguments are copied.
+static void record_launch(kernel *k, dim3 grid, dim3 size, void **arguments, size_t shared_bytes)
+{
+    std::vector<std::vector<uint8_t>> values;
+    for (size_t i = 0; i < k->parameters.size(); i++) {
+        const uint8_t *from = (const uint8_t *)arguments[i];
+        values.emplace_back(from, from + k->parameters[i].bytes);
+    }
+    the_runtime().recording->kernels++;
+    record([=]() mutable {
+        std::vector<void *> to;
+        for (std::vector<uint8_t> &v : values) to.push_back(v.data());
+        if (!launch(*k, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes, to.data()))
+            fail("a graph launches a kernel in a configuration that no GPU would take");
+    });
+}
+
 static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes,
                        cudaStream_t stream)
 {
@@ -113,12 +135,7 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
     if (raised != r.shared_limits.end() && raised->second > limit) limit = raised->second;
     if (shared_bytes > limit) return note(cudaErrorInvalidValue);
     if (r.recording) {
-        recorded_launch l = {k->second, grid, size, shared_bytes, {}};
-        for (size_t i = 0; i < k->second->parameters.size(); i++) {
-            const uint8_t *from = (const uint8_t *)arguments[i];
-            l.arguments.emplace_back(from, from + k->second->parameters[i].bytes);
-        }
-        r.recording->push_back(l);
+        record_launch(k->second, grid, size, arguments, shared_bytes);
         return cudaSuccess;
     }
     r.calls.launches++;
@@ -334,7 +351,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
 {
-    if (the_runtime().recording) return note(cudaErrorStreamCaptureUnsupported);
+    if (record([=] { cudaMemsetAsync(p, value, bytes, nullptr); })) return cudaSuccess;
     region *r = memory_range(p, bytes, "setting");
     memset(p, value, bytes);
     memset(&r->state[(size_t)((uint8_t *)p - r->data)], BYTE_WRITTEN, bytes);
@@ -373,14 +390,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t)
 cudaError_t cudaProfilerStart() { return cudaSuccess; }
 cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
-// Graphs: kernels alone, which is what cuda/ records.
+// Graphs: kernels, memory set, and products by cuBLASLt, which is what cuda/ records.
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
 {
     runtime &r = the_runtime();
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
-    r.recording = new recorded_launches;
+    r.recording = new recorded_work{};
     return cudaSuccess;
 }
 
@@ -395,19 +412,19 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
 {
-    *out = (cudaGraphExec_t) new recorded_launches(*(recorded_launches *)graph);
+    *out = (cudaGraphExec_t) new recorded_work(*(recorded_work *)graph);
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 {
-    delete (recorded_launches *)graph;
+    delete (recorded_work *)graph;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 {
-    delete (recorded_launches *)graph;
+    delete (recorded_work *)graph;
     return cudaSuccess;
 }
 
@@ -415,14 +432,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     the_runtime().calls.graph_launches++;
-    the_runtime().calls.graph_kernels += (int64_t)((recorded_launches *)graph)->size();
-    for (recorded_launch &l : *(recorded_launches *)graph) {
-        std::vector<void *> arguments;
-        for (std::vector<uint8_t> &a : l.arguments) arguments.push_back(a.data());
-        bool fits = launch(*l.k, {l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z},
-                           l.shared_bytes, arguments.data());
-        if (!fits) return note(cudaErrorInvalidConfiguration);
-    }
+    the_runtime().calls.graph_kernels += ((recorded_work *)graph)->kernels;
+    for (std::function<void()> &work : ((recorded_work *)graph)->work) work();
     return cudaSuccess;
 }
 
