@@ -144,7 +144,8 @@ static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
 
 /* Whole numbers: words of 32 bits, in lanes of 64. */
 static inline vi vi_set(uint32_t x) { return _mm256_set1_epi32((int)x); }
-static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi vi_xor3(vi a, vi b, vi c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
 /* Low words times low words. */
 static inline vi vi_mul_wide(vi a, vi b) { return _mm256_mul_epu32(a, b); }
 /* Each lane's high word in the low one's place. */

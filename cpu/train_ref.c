@@ -1,5 +1,6 @@
 /* Training's row kernels in plain C, sums in double: what the vector ones are tested against. */
 #include <math.h>
+#include <string.h>
 
 #include "cpu/kernels.h"
 #include "model/sampler.h"
@@ -114,9 +115,16 @@ static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
     }
 }
 
-static void random_words(uint32_t counter[4], const uint32_t key[2], uint32_t words[PANEL])
+struct philox_keys { uint32_t key[2]; };
+
+static void philox_keys_init(struct philox_keys *keys, const uint32_t key[2])
 {
-    for (int i = 0; i < PANEL; i += 4, counter[0]++) philox4x32(counter, key, words + i);
+    memcpy(keys->key, key, sizeof keys->key);
+}
+
+static void random_words(uint32_t counter[4], const struct philox_keys *keys, uint32_t words[PANEL])
+{
+    for (int i = 0; i < PANEL; i += 4, counter[0]++) philox4x32(counter, keys->key, words + i);
 }
 
 #include "cpu/adamw_block.h"

@@ -2,6 +2,8 @@
  * first and lends its loads and stores. */
 #pragma once
 
+#include <string.h>
+
 #include "cpu/kernels.h"
 
 static void norm_backward_row(float *dx, float *stats, const float *dy, const float *x, int64_t n,
@@ -131,41 +133,65 @@ static double sum_squares_f64(const float *x, int64_t n)
 static inline void philox_round(vi c[4], vi k0, vi k1)
 {
     vi a = vi_mul_wide(c[0], vi_set(0xD2511F53u)), b = vi_mul_wide(c[2], vi_set(0xCD9E8D57u));
-    c[0] = vi_xor(vi_xor(vi_high_words(b), c[1]), k0);
-    c[2] = vi_xor(vi_xor(vi_high_words(a), c[3]), k1);
+    c[0] = vi_xor3(vi_high_words(b), c[1], k0);
+    c[2] = vi_xor3(vi_high_words(a), c[3], k1);
     c[1] = b;
     c[3] = a;
 }
 
-/* The words of LANES / 2 counters from c0 on, in order. */
-static inline void philox_words(const uint32_t counter[4], const uint32_t key[2], uint32_t c0,
-                                vi out[2])
+enum { PHILOX_ROUNDS = 10 };
+
+/* The keys of all rounds, which all counters share. */
+struct philox_keys { vi k0[PHILOX_ROUNDS], k1[PHILOX_ROUNDS]; };
+
+static inline void philox_keys_init(struct philox_keys *keys, const uint32_t key[2])
+{
+    for (uint32_t i = 0; i < PHILOX_ROUNDS; i++) {
+        keys->k0[i] = vi_set(key[0] + i * 0x9E3779B9u);
+        keys->k1[i] = vi_set(key[1] + i * 0xBB67AE85u);
+    }
+}
+
+/* The words of n x LANES / 2 counters from c0 on, in order: 2 n vectors. Each round waits for the one before it: of
+ * two counters' rounds the one is computed while the other waits. */
+static inline __attribute__((always_inline)) void
+philox_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t c0, vi *out, const int n)
 {
     /* Joining pairs of words takes even lanes, then odd ones: so the second half of the counters is there. */
-    uint64_t at[LANES / 2];
-    for (int i = 0; i < LANES / 4; i++) {
-        at[2 * i] = c0 + (uint32_t)i;
-        at[2 * i + 1] = c0 + (uint32_t)i + LANES / 4;
+    static const uint64_t places[] = {0, LANES / 4, 1, LANES / 4 + 1, 2, LANES / 4 + 2, 3, LANES / 4 + 3};
+    vi c[2][4];
+#pragma GCC unroll 2
+    for (int s = 0; s < n; s++) {
+        c[s][0] = vi_add(vi_load(places), vi_set(c0 + (uint32_t)(s * LANES / 2)));
+        for (int i = 1; i < 4; i++) c[s][i] = vi_set(counter[i]);
     }
-    vi c[4] = {vi_load(at), vi_set(counter[1]), vi_set(counter[2]), vi_set(counter[3])};
-    uint32_t k0 = key[0], k1 = key[1];
-    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
-        philox_round(c, vi_set(k0), vi_set(k1));
-    vi first = vi_pairs(c[0], c[1]), second = vi_pairs(c[2], c[3]);
-    out[0] = vi_join_even(first, second);
-    out[1] = vi_join_odd(first, second);
+#pragma GCC unroll 10
+    for (int round = 0; round < PHILOX_ROUNDS; round++)
+#pragma GCC unroll 2
+        for (int s = 0; s < n; s++) philox_round(c[s], keys->k0[round], keys->k1[round]);
+#pragma GCC unroll 2
+    for (int s = 0; s < n; s++) {
+        vi first = vi_pairs(c[s][0], c[s][1]), second = vi_pairs(c[s][2], c[s][3]);
+        out[2 * s] = vi_join_even(first, second);
+        out[2 * s + 1] = vi_join_odd(first, second);
+    }
 }
+
+enum { DROPOUT_AT_ONCE = 4 * LANES };
 
 static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
 {
-    vi threshold = vi_set((uint32_t)((double)d->p * 4294967296.0)), words[2];
+    vi threshold = vi_set((uint32_t)((double)d->p * 4294967296.0)), words[4];
     vf scale = vf_set(1 / (1 - d->p));
-    for (int64_t i = 0; i < n; i += 2 * LANES) {
-        philox_words(d->counter, d->key, d->counter[0] + (uint32_t)(i / 4), words);
-        vf_store_n(keep + i, vf_if_at_least(words[0], threshold, scale), lanes_left(n, i));
-        if (i + LANES >= n) break;
-        vf_store_n(keep + i + LANES, vf_if_at_least(words[1], threshold, scale),
-                   lanes_left(n, i + LANES));
+    float last[DROPOUT_AT_ONCE];
+    struct philox_keys keys;
+    philox_keys_init(&keys, d->key);
+    for (int64_t i = 0; i < n; i += DROPOUT_AT_ONCE) {
+        float *out = n - i < DROPOUT_AT_ONCE ? last : keep + i;
+        philox_words(d->counter, &keys, d->counter[0] + (uint32_t)(i / 4), words, 2);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) vf_store(out + v * LANES, vf_if_at_least(words[v], threshold, scale));
+        if (out == last) memcpy(keep + i, last, (size_t)(n - i) * sizeof *last);
     }
 }
 
@@ -182,10 +208,10 @@ static void softmax_backward_row(float *p, float *ds, const float *z, int64_t n,
     }
 }
 
-static void random_words(const uint32_t counter[4], const uint32_t key[2], uint32_t words[PANEL])
+static void random_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t words[PANEL])
 {
     for (int i = 0; i < PANEL; i += 2 * LANES)
-        philox_words(counter, key, counter[0] + (uint32_t)i / 4, (vi *)(words + i));
+        philox_words(counter, keys, counter[0] + (uint32_t)i / 4, (vi *)(words + i), 1);
 }
 
 #include "cpu/adamw_block.h"
