@@ -175,10 +175,12 @@ static void quantize_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
             int64_t at = (r / AMX_ROWS * steps + s) * AMX_ROWS + r % AMX_ROWS;
             uint16_t block[QUANT_BLOCK] = {0};
             int64_t n = s + 1 == steps && last ? last : QUANT_BLOCK;
-            int32_t sum;
+            uint32_t words[QUANT_WORDS];
             if (x) memcpy(block, x + s * QUANT_BLOCK, (size_t)n * sizeof *block);
-            q->f.kernels->quantize_block(block, q->codes + at * QUANT_BLOCK, &q->scales[at], &sum);
-            q->sums[at] = (float)sum * q->scales[at];
+            q->f.kernels->quantize_row(words, block, 1);
+            memcpy(q->codes + at * QUANT_BLOCK, words, QUANT_BLOCK);
+            memcpy(&q->scales[at], words + 8, sizeof *q->scales);
+            q->sums[at] = (float)(int32_t)words[9] * q->scales[at];
         }
     }
 }

@@ -56,21 +56,16 @@ static int64_t block_begin(const struct matmul *m, int64_t block)
     return block * m->x.rows / m->n_blocks;
 }
 
-/* Steps [begin, end) of a row of x, quantized, into every `rows`-th word from out: of a lone row at once where they go
- * (words read back as soon as they are stored as bytes would wait for that). */
-static void pack_quantized(const struct matmul *m, int64_t row, int64_t begin, int64_t end, int64_t rows,
-                           uint32_t *out)
+/* Steps [begin, end) of a row of x, quantized. */
+static void quantize_steps(const struct matmul *m, int64_t row, int64_t begin, int64_t end, uint32_t *out)
 {
-    const uint16_t *x = (const uint16_t *)tensor_row(m->x, row) + begin * QUANT_BLOCK;
-    out += begin * QUANT_WORDS * rows;
-    for (int64_t s = begin; s < end; s++, x += QUANT_BLOCK, out += QUANT_WORDS * rows) {
+    const uint16_t *x = tensor_row(m->x, row);
+    int64_t whole = min_i64(end, m->x.cols / QUANT_BLOCK);
+    m->kernels->quantize_row(out, x + begin * QUANT_BLOCK, whole - begin);
+    if (whole < end) { /* the last inputs are no block */
         uint16_t last[QUANT_BLOCK] = {0};
-        int64_t n = m->x.cols - s * QUANT_BLOCK;
-        uint32_t room[QUANT_WORDS], *words = rows == 1 ? out : room;
-        if (n < QUANT_BLOCK) memcpy(last, x, (size_t)n * sizeof *x);
-        m->kernels->quantize_block(n < QUANT_BLOCK ? last : x, (int8_t *)words, (float *)&words[8],
-                                   (int32_t *)&words[9]);
-        for (int i = 0; rows > 1 && i < QUANT_WORDS; i++) out[i * rows] = words[i];
+        memcpy(last, x + whole * QUANT_BLOCK, (size_t)(m->x.cols % QUANT_BLOCK) * sizeof *last);
+        m->kernels->quantize_row(out + (whole - begin) * QUANT_WORDS, last, 1);
     }
 }
 
@@ -78,10 +73,16 @@ static void pack_quantized(const struct matmul *m, int64_t row, int64_t begin, i
 static void pack_steps(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matmul *m = ctx;
+    enum { CHUNK = 8, CHUNK_WORDS = CHUNK * QUANT_WORDS };
+    uint32_t room[TILE_ROWS * CHUNK_WORDS];
     for (int64_t b = 0; b < m->n_blocks; b++) {
         int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
-        for (int64_t r = 0; r < rows; r++)
-            pack_quantized(m, row0 + r, begin, end, rows, m->packed + row0 * m->row_words + r);
+        uint32_t *out = m->packed + row0 * m->row_words;
+        for (int64_t from = begin; from < end; from += CHUNK) {
+            int64_t to = min_i64(from + CHUNK, end);
+            for (int64_t r = 0; r < rows; r++) quantize_steps(m, row0 + r, from, to, room + r * CHUNK_WORDS);
+            transpose_words(out + from * QUANT_WORDS * rows, room, CHUNK_WORDS, rows, (to - from) * QUANT_WORDS);
+        }
     }
 }
 

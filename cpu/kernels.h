@@ -180,9 +180,10 @@ struct cpu_kernels {
     void (*matmul_q4)(const struct matmul_tile *t);
     /* By type: q4_1, q5_0, q5_1, q4_K, q5_K, q6_K. See cpu/kquant.h. */
     void (*matmul_kquant[N_DTYPES])(const struct matmul_tile *t);
-    /* One block of a row as int8 codes: scale = the largest magnitude / 127, code = x / scale to the nearest
-     * even. Values that are not finite have no code worth having, but nothing breaks. */
-    void (*quantize_block)(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum);
+    /* n blocks of a row as int8 codes with what belongs to them, out [n][QUANT_WORDS]: scale = the largest magnitude /
+     * 127, code = x / scale to the nearest even. Values that are not finite have no code worth having, but nothing
+     * breaks. */
+    void (*quantize_row)(uint32_t *out, const uint16_t *x, int64_t n);
     /* out[i] = epilogue(y[i] + bias[i]); bias may be NULL; EPILOGUE_ADD adds to out (f32); gelu takes its
      * argument rounded to out's type. */
     void (*finish)(void *out, enum dtype dtype, const float *y, const float *bias,

@@ -68,24 +68,23 @@ static inline __m256i codes_of(const uint16_t *x, __m256 inverse)
     return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)), inverse));
 }
 
-static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum)
+static inline __m256i block_codes(const uint16_t *x, float factor)
 {
-    __m256i mask = _mm256_set1_epi16(0x7FFF);
-    __m256i low = _mm256_loadu_si256((const __m256i *)x), high = _mm256_loadu_si256((const __m256i *)(x + 16));
-    __m256i larger = _mm256_max_epu16(_mm256_and_si256(low, mask), _mm256_and_si256(high, mask));
-    __m256 inverse = _mm256_set1_ps(block_scale(larger, scale));
+    __m256 inverse = _mm256_set1_ps(factor);
     __m256i ab = _mm256_packs_epi32(codes_of(x, inverse), codes_of(x + 8, inverse));
     __m256i cd = _mm256_packs_epi32(codes_of(x + 16, inverse), codes_of(x + 24, inverse));
     /* Packing goes by halves: groups of four codes lie as 0 2 4 6, 1 3 5 7. */
-    __m256i all = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd),
-                                              _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)codes, all);
-    *sum = codes_sum(all);
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static void quantize_row(uint32_t *out, const uint16_t *x, int64_t n)
+{
+    quantize_blocks(out, x, n, block_codes);
 }
 
 void cpu_quant_kernels_avx2(struct cpu_kernels *k)
 {
     k->matmul_q8 = matmul_q8;
     k->matmul_q4 = matmul_q4;
-    k->quantize_block = quantize_block;
+    k->quantize_row = quantize_row;
 }

@@ -116,16 +116,17 @@ static inline __m512 load_bf16(const uint16_t *x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
 }
 
-static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum)
+static inline __m256i block_codes(const uint16_t *x, float factor)
 {
-    __m512i sizes = _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi16(0x7FFF));
-    __m256i larger = _mm256_max_epu16(_mm512_castsi512_si256(sizes), _mm512_extracti64x4_epi64(sizes, 1));
-    __m512 inverse = _mm512_set1_ps(block_scale(larger, scale));
+    __m512 inverse = _mm512_set1_ps(factor);
     __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x), inverse));
     __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + 16), inverse));
-    __m256i all = _mm256_set_m128i(_mm512_cvtsepi32_epi8(b), _mm512_cvtsepi32_epi8(a));
-    _mm256_storeu_si256((__m256i *)codes, all);
-    *sum = codes_sum(all);
+    return _mm256_set_m128i(_mm512_cvtsepi32_epi8(b), _mm512_cvtsepi32_epi8(a));
+}
+
+static void quantize_row(uint32_t *out, const uint16_t *x, int64_t n)
+{
+    quantize_blocks(out, x, n, block_codes);
 }
 
 void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k)
@@ -133,5 +134,5 @@ void cpu_quant_kernels_avx512vnni(struct cpu_kernels *k)
     k->quant_rows = QUANT_ROWS;
     k->matmul_q8 = matmul_q8;
     k->matmul_q4 = matmul_q4;
-    k->quantize_block = quantize_block;
+    k->quantize_row = quantize_row;
 }

@@ -47,19 +47,27 @@ static inline void matmul(const struct matmul_tile *t, int32_t (*code)(const uin
 static void matmul_q8(const struct matmul_tile *t) { matmul(t, code_q8, Q8_BLOCK_BYTES); }
 static void matmul_q4(const struct matmul_tile *t) { matmul(t, code_q4, Q4_BLOCK_BYTES); }
 
-static void quantize_block(const uint16_t *x, int8_t codes[QUANT_BLOCK], float *scale, int32_t *sum)
+static void quantize_block(uint32_t *out, const uint16_t *x)
 {
+    int8_t codes[QUANT_BLOCK];
+    int32_t sum = 0;
     float largest = 0;
     for (int i = 0; i < QUANT_BLOCK; i++) largest = fmaxf(largest, fabsf(bf16_to_f32(x[i])));
-    float inverse = 127.0f / largest;
+    float inverse = 127.0f / largest, scale = largest / 127.0f;
     if (!(inverse <= FLT_MAX)) inverse = 0; /* all zero, or nearly */
-    *scale = largest / 127.0f;
-    *sum = 0;
     for (int i = 0; i < QUANT_BLOCK; i++) {
         float code = nearbyintf(bf16_to_f32(x[i]) * inverse);
         codes[i] = (int8_t)(code >= -127 && code <= 127 ? code : 0);
-        *sum += codes[i];
+        sum += codes[i];
     }
+    memcpy(out, codes, sizeof codes);
+    memcpy(out + 8, &scale, sizeof scale);
+    memcpy(out + 9, &sum, sizeof sum);
+}
+
+static void quantize_row(uint32_t *out, const uint16_t *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) quantize_block(out + i * QUANT_WORDS, x + i * QUANT_BLOCK);
 }
 
 void cpu_quant_kernels_reference(struct cpu_kernels *k)
@@ -67,5 +75,5 @@ void cpu_quant_kernels_reference(struct cpu_kernels *k)
     k->quant_rows = TILE_ROWS;
     k->matmul_q8 = matmul_q8;
     k->matmul_q4 = matmul_q4;
-    k->quantize_block = quantize_block;
+    k->quantize_row = quantize_row;
 }
