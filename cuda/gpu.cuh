@@ -3,8 +3,8 @@
  * #if on the architecture.
  *
  * Rules of all kernels: blocks never wait for each other; lanes order memory by __syncwarp and
- * __syncthreads alone; no atomics, so that two runs give the same bits; sums in an order fixed by
- * the index. */
+ * __syncthreads alone; sums in an order fixed by the index, or of integers, so that two runs give the same bits:
+ * hence no atomics but sums of integers in shared memory. */
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,17 +1,16 @@
 /* From a row of logits to a token: model/sampler.h says what, this says how, without sorting a vocabulary.
  *
- * Candidates have a total order: value downwards, then id upwards. A set of the best ends at a cut, a value and an
- * id, found by bisection: 32 steps over the bits of the value, then as few over the ids as ties need, each a count (top_k)
- * or a sum of probabilities (top_p) over the row, which stays in the second-level cache. Few logits are changed by
- * penalties, bias and bans: they are changed in place and put back, so that log-probabilities and ranks
- * see the raw ones.
+ * Few logits are changed by penalties, bias and bans: they are changed in place and put back, so that
+ * log-probabilities and ranks see the raw ones. Cuts and draws: candidates.cuh.
  *
- * Grid: a block a row, 32 rows a launch. Bytes: 4 V, some fifty times from cache; greedy: five times. To the device go
- * only the lists of rows that have penalties, bias or bans; back come the answers of all rows at once. CPU twin:
- * cpu_sample; draws may differ where rounding decides. */
+ * Grid: a block a row, 32 rows a launch. Readings of the row, 4 V bytes each: greedy one, a plain draw two, top_k and
+ * top_p three together as long as what can be drawn is among the best thousand; one more for changes, three for
+ * alternatives and a rank. Bound by a multiprocessor's bandwidth to the second-level cache, some 60 bytes a clock: expected,
+ * not measured, 2 us a reading of 50,304 logits and 6 us of 151,936, whatever the number of rows up to that of
+ * multiprocessors. To the device go only the lists of rows that have penalties, bias or bans; back come the answers of all
+ * rows at once. CPU twin: cpu_sample; draws may differ where rounding decides. */
+#include "cuda/candidates.cuh"
 #include "cuda/cuda_internal.h"
-#include "cuda/logits.cuh"
-#include "cuda/philox.cuh"
 
 struct bias_pair { int32_t id; float bias; };
 
@@ -25,108 +24,10 @@ struct row_request {
     int32_t n_changes;                             /* how many entries that room has */
 };
 
-/* ---- sums of the whole row ---- */
-
 /* Requests travel as the kernel's arguments, which have 4 KiB: no copy, and so none that would wait for the step. */
 static constexpr int SAMPLE_ROWS = 32;
 struct request_table { row_request at[SAMPLE_ROWS]; };
 static_assert(sizeof(request_table) <= 4096 - 64);
-
-struct cut { float value; int32_t id; }; /* kept: value above, or equal and id at most */
-
-__device__ __forceinline__ bool keeps(cut c, float x, int32_t id)
-{
-    return x > c.value || (x == c.value && id <= c.id);
-}
-
-/* Floats in order as unsigned numbers in order. */
-__device__ __forceinline__ uint32_t ordered(float x)
-{
-    uint32_t u = __float_as_uint(x);
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
-__device__ __forceinline__ float from_ordered(uint32_t u)
-{
-    return __uint_as_float(u & 0x80000000u ? u & 0x7FFFFFFFu : ~u);
-}
-
-struct row_view {
-    float *x;
-    int32_t n;
-    float highest, scale; /* probability, times a constant: exp((x - highest) scale) */
-    float *room;
-};
-
-__device__ __forceinline__ float weight(const row_view &r, float x)
-{
-    return expf((clean_logit(x) - r.highest) * r.scale);
-}
-
-/* The weight (or, with `counting`, number) of what c keeps, of those that `within` keeps. */
-__device__ float mass(const row_view &r, cut c, cut within, bool counting)
-{
-    float sum = 0;
-    for (int32_t i = threadIdx.x; i < r.n; i += LOGITS_THREADS) {
-        float x = clean_logit(r.x[i]);
-        if (keeps(c, x, i) && keeps(within, x, i)) sum += counting ? 1 : weight(r, x);
-    }
-    return block_sum(sum, r.room);
-}
-
-/* The least set of the best within `within` whose mass reaches `target`. */
-__device__ cut find_cut(const row_view &r, cut within, float target, bool counting)
-{
-    uint32_t low = ordered(-CUDART_INF_F), high = ordered(CUDART_MAX_NORMAL_F); /* low: reaches */
-    while (low < high) {
-        uint32_t middle = low + (high - low + 1) / 2;
-        if (mass(r, {from_ordered(middle), INT32_MAX}, within, counting) >= target) low = middle;
-        else high = middle - 1;
-    }
-    float value = from_ordered(low);
-    int32_t first = 0, last = r.n - 1; /* the least id that reaches */
-    while (first < last) {
-        int32_t middle = first + (last - first) / 2;
-        if (mass(r, {value, middle}, within, counting) >= target) last = middle;
-        else first = middle + 1;
-    }
-    return {value, first};
-}
-
-/* The best candidate after `before` in the order: its id, and its value to *value. -1: none. */
-__device__ int32_t best_after(const row_view &r, float before_value, int32_t before_id, bool any,
-                              float *value)
-{
-    __shared__ float values[LOGITS_THREADS];
-    __shared__ int32_t ids[LOGITS_THREADS];
-    float best = -CUDART_INF_F;
-    int32_t id = -1;
-    for (int32_t i = threadIdx.x; i < r.n; i += LOGITS_THREADS) {
-        float x = clean_logit(r.x[i]);
-        bool later = any || x < before_value || (x == before_value && i > before_id);
-        if (later && (id < 0 || x > best)) {
-            best = x;
-            id = i;
-        }
-    }
-    __syncthreads();
-    values[threadIdx.x] = best;
-    ids[threadIdx.x] = id;
-    __syncthreads();
-    for (int half = LOGITS_THREADS / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) {
-            int o = threadIdx.x + half, a = ids[threadIdx.x], b = ids[o];
-            float va = values[threadIdx.x], vb = values[o];
-            if (b >= 0 && (a < 0 || vb > va || (vb == va && b < a))) {
-                values[threadIdx.x] = vb;
-                ids[threadIdx.x] = b;
-            }
-        }
-        __syncthreads();
-    }
-    *value = values[0];
-    return ids[0];
-}
 
 /* ---- changes ---- */
 
@@ -191,107 +92,102 @@ __device__ void put_back(float *x, int32_t n, const row_request &q, const int32_
     __syncthreads();
 }
 
-/* ---- the draw ---- */
-
-/* Ids upwards, the first whose cumulative weight exceeds u times the whole. Each thread sums a run of ids. */
-__device__ int32_t draw(const row_view &r, cut kept, float min_weight, float u)
-{
-    __shared__ float sums[LOGITS_THREADS];
-    __shared__ int32_t drawn;
-    int32_t run = (r.n + LOGITS_THREADS - 1) / LOGITS_THREADS;
-    int32_t first = min((int32_t)threadIdx.x * run, r.n), last = min(first + run, r.n);
-    float sum = 0;
-    for (int32_t i = first; i < last; i++) {
-        float x = clean_logit(r.x[i]), w = keeps(kept, x, i) ? weight(r, x) : 0;
-        if (w >= min_weight) sum += w;
-    }
-    __syncthreads();
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        double total = 0, before = 0;
-        for (int i = 0; i < LOGITS_THREADS; i++) total += sums[i];
-        double wanted = u * total;
-        int at = 0, last_with = 0;
-        for (; at < LOGITS_THREADS; at++) {
-            if (sums[at] > 0) last_with = at;
-            if (before + sums[at] > wanted) break;
-            before += sums[at];
-        }
-        if (at == LOGITS_THREADS) { /* rounding left it short: the last that counts */
-            at = last_with;
-            before -= sums[at];
-        }
-        drawn = -1;
-        int32_t end = min((at + 1) * run, r.n);
-        for (int32_t i = at * run; i < end; i++) {
-            float x = clean_logit(r.x[i]), w = keeps(kept, x, i) ? weight(r, x) : 0;
-            if (w < min_weight || w == 0) continue;
-            drawn = i;
-            before += w;
-            if (before > wanted) break;
-        }
-    }
-    __syncthreads();
-    return drawn;
-}
-
-__device__ int32_t choose(row_view r, const row_request &q)
-{
-    float best;
-    int32_t id = best_after(r, 0, 0, true, &best);
-    if (q.temperature == 0 || best == -CUDART_INF_F) return best == -CUDART_INF_F ? 0 : id;
-    cut all = {-CUDART_INF_F, INT32_MAX}, kept = all;
-    r.highest = best;
-    r.scale = fminf(1 / q.temperature, CUDART_MAX_NORMAL_F);
-    if (q.top_k > 0 && q.top_k < r.n) kept = find_cut(r, all, (float)q.top_k, true);
-    float total = mass(r, kept, all, false);
-    if (q.top_p < 1) {
-        /* What min_p drops is dropped from the set that top_p takes, not from the sum that it is a share of. */
-        cut probable = find_cut(r, kept, q.top_p * total, false);
-        if (keeps(kept, probable.value, probable.id)) kept = probable;
-    }
-    int32_t drawn = draw(r, kept, q.min_p, (float)q.uniform * 0x1p-24f);
-    return drawn < 0 ? id : drawn;
-}
-
 /* ---- the row ---- */
+
+/* Over all threads. */
+__device__ __forceinline__ int32_t lowest_id(int32_t id, float *room)
+{
+    /* Ids are exact in f32: CONFIG_MAX_VOCAB is less than 2^24. */
+    return (int32_t)-block_max(id == INT32_MAX ? -CUDART_INF_F : -(float)id, room);
+}
+
+/* 1 + how many are before it in the order. One reading. */
+__device__ __forceinline__ int32_t rank_of(const float *x, int32_t n, float value, int32_t id, uint64_t *sums)
+{
+    uint64_t before = 0;
+    each_logit(x, 0, n, threadIdx.x, LOGITS_THREADS,
+               [&](float other, int32_t i) { before += other > value || (other == value && i < id); });
+    return (int32_t)(1 + warps_sums(before, sums));
+}
+
+/* The n_top best of the row and the rank of `id` in it. Three readings. */
+__device__ __forceinline__ void report(sample_out *o, candidates c, logsumexp z, int32_t id, int32_t n_top,
+                                       float hint)
+{
+    int32_t rank = rank_of(c.x, c.n, clean_logit(c.x[id]), id, c.room->sums);
+    uint64_t *list = c.room->list;
+    if (threadIdx.x == 0) o->rank = rank;
+    if (c.highest > -CUDART_INF_F) {
+        cut_down(c, n_top, 0, hint);
+        if (!c.gathered) gather(c);
+        __syncthreads(); /* whoever looked for the cut has read the list */
+        /* Best first; ties by lower id. */
+        for (int32_t i = threadIdx.x; i < c.n; i += LOGITS_THREADS) list[i] = ~list[i] << 32 | list[i] >> 32;
+        sort_list(list, c.n);
+    } else {
+        c.n = 0;
+    }
+    n_top = min(n_top, c.n);
+    if (threadIdx.x == 0) o->n_top = n_top;
+    for (int32_t i = threadIdx.x; i < n_top; i += LOGITS_THREADS)
+        o->top[i] = {(int32_t)(uint32_t)list[i], logprob_of(z, from_ordered(~(uint32_t)(list[i] >> 32)))};
+}
+
+/* highest > -inf, and best is its id; temperature > 0. */
+__device__ __forceinline__ int32_t draw(candidates c, const row_request &q, float hint)
+{
+    int32_t n_vocab = c.n;
+#pragma unroll 1 /* one copy of the code for both */
+    for (int by_share = 0; by_share < 2; by_share++) {
+        if (by_share ? q.top_p < 1 : q.top_k > 0 && q.top_k < n_vocab)
+            cut_down(c, by_share ? 0 : q.top_k, q.top_p, hint);
+    }
+    /* What min_p drops is dropped from the set that top_p takes, not from the sum that it is a share of. */
+    c.least = q.min_p;
+    return first_over(c, false, q.uniform, true);
+}
 
 __global__ void __launch_bounds__(LOGITS_THREADS)
 sample_kernel(sample_out *out, float *logits, const request_table requests, int32_t *words, int32_t n)
 {
-    __shared__ float room[WARP];
+    __shared__ candidate_room room;
+    __shared__ float floats[WARP];
     row_request q = requests.at[blockIdx.x];
-    row_view r = {logits + (int64_t)blockIdx.x * n, n, 0, 0, room};
+    float *x = logits + (int64_t)blockIdx.x * n, *saved = (float *)(words + q.saved);
     sample_out *o = &out[blockIdx.x];
-    logsumexp z = row_logsumexp(r.x, n, room);
-    int32_t id = q.forced;
-    if (id < 0) {
-        if (q.n_changes > 0) change(r.x, n, q, words, (float *)(words + q.saved));
-        id = choose(r, q);
-        if (q.n_changes > 0) put_back(r.x, n, q, words, (const float *)(words + q.saved));
+    /* Twice where logits are changed: log-probabilities are those of the raw ones. */
+    logsumexp z;
+    logits_seen seen;
+    float highest, raw_hint = 0, hint;
+    bool changed = false;
+    for (;; changed = true) {
+        seen = read_row(x, n);
+        highest = block_max(seen.highest, floats);
+        /* Each thread has seen one at least as good as this: some five hundred are, and few more than thousands. */
+        hint = highest + block_max(-seen.highest, floats);
+        if (!changed) z = join_seen(seen, highest, floats), raw_hint = hint;
+        if (changed || q.n_changes == 0) break;
+        change(x, n, q, words, saved);
     }
-    float value = clean_logit(r.x[id]);
+    int32_t id = q.forced;
+    if (id < 0 && highest == -CUDART_INF_F) {
+        id = 0;
+    } else if (id < 0 && q.temperature == 0) {
+        id = lowest_id(n % 4 == 0 ? seen_id<4>(x, n, seen, highest) : seen_id<1>(x, n, seen, highest), floats);
+    } else if (id < 0) {
+        float scale = fminf(1 / q.temperature, CUDART_MAX_NORMAL_F);
+        id = draw(all_candidates(&room, x, n, highest, scale), q, hint);
+    }
+    if (changed) put_back(x, n, q, words, saved);
     if (threadIdx.x == 0) {
         o->id = id;
-        o->logprob = logprob_of(z, value);
-        o->rank = 0;
+        o->logprob = logprob_of(z, x[id]);
+        o->rank = o->n_top = 0;
     }
-    int32_t n_top = 0;
-    if (q.n_top > 0) {
-        float rank = mass(r, {value, id}, {-CUDART_INF_F, INT32_MAX}, true);
-        if (threadIdx.x == 0) o->rank = (int32_t)rank;
-    }
-    float v = 0;
-    for (int32_t last = 0; n_top < q.n_top; n_top++) {
-        float before = v;
-        last = best_after(r, before, last, n_top == 0, &v);
-        if (v == -CUDART_INF_F) break; /* nothing that could be drawn is left */
-        if (threadIdx.x == 0) o->top[n_top] = {last, logprob_of(z, v)};
-    }
-    if (threadIdx.x == 0) o->n_top = n_top;
     /* Every byte of the answer is written, so that it is the same in every run. */
-    for (int32_t i = n_top + threadIdx.x; i < SAMPLE_MAX_TOP; i += LOGITS_THREADS) o->top[i] = {0, 0};
+    for (int32_t i = threadIdx.x; i < SAMPLE_MAX_TOP; i += LOGITS_THREADS) o->top[i] = {0, 0};
+    __syncthreads();
+    if (q.n_top > 0) report(o, all_candidates(&room, x, n, z.shift, 1), z, id, q.n_top, raw_hint);
 }
 
 /* ---- the host's part ---- */

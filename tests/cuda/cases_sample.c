@@ -1,4 +1,5 @@
-/* Sampling on the CUDA device: the CPU's tokens, log-probabilities, ranks and alternatives. */
+/* Sampling on the CUDA device: the CPU's tokens, log-probabilities, ranks and alternatives; and over rows that make it
+ * hard, what the definition says. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -50,15 +51,15 @@ static void requests_make(struct requests *q, int64_t vocab, int round)
     }
 }
 
-static void sample(struct side *s, const float *logits, int64_t vocab, const struct requests *q,
+static void sample(struct side *s, const float *logits, int64_t n, int64_t vocab, const struct sample_row *rows,
                    struct sample_out *out)
 {
-    struct tensor x = side_tensor(s, DTYPE_F32, ROWS, vocab, logits);
-    float *after = malloc((size_t)(ROWS * vocab) * sizeof *after);
-    s->d->ops->sample(s->d, x, q->rows, out);
+    struct tensor x = side_tensor(s, DTYPE_F32, n, vocab, logits);
+    float *after = malloc((size_t)(n * vocab) * sizeof *after);
+    s->d->ops->sample(s->d, x, rows, out);
     side_sync(s);
     side_read(s, x, after); /* the raw logits are there again */
-    if (s->is_cuda) assert_memory_equal(after, logits, (size_t)(ROWS * vocab) * sizeof *after);
+    if (s->is_cuda) assert_memory_equal(after, logits, (size_t)(n * vocab) * sizeof *after);
     free(after);
     side_clear(s);
 }
@@ -103,9 +104,184 @@ void test_sampling(void **state)
             requests_make(&q, vocabs[v], round);
             schedule_seed((uint32_t)round);
             memset(out, 0, sizeof out);
-            for (int s = 0; s < N_SIDES; s++) sample(&sides[s], logits, vocabs[v], &q, out[s]);
+            for (int s = 0; s < N_SIDES; s++) sample(&sides[s], logits, ROWS, vocabs[v], q.rows, out[s]);
             for (int64_t r = 0; r < ROWS; r++) compare(&out[1][r], &out[0][r], r);
         }
+    free(logits);
+    sides_close(sides);
+}
+
+/* ---- hard rows, and what the definition says ---- */
+
+enum pattern { EQUAL, ONE_FINITE, TWO_VALUES, WHOLE_NUMBERS, RISING, HUGE_RANGE, BROKEN, CLOSE, NORMAL, N_PATTERNS };
+
+static void make_row(float *x, int64_t vocab, enum pattern pattern, struct cpu_rng *rng)
+{
+    for (int64_t i = 0; i < vocab; i++) {
+        float r = cpu_rng_float(rng); /* -1..1 */
+        switch (pattern) {
+        case EQUAL: x[i] = -3.25f; break;
+        case ONE_FINITE: x[i] = i == vocab / 3 ? -7 : -INFINITY; break;
+        case TWO_VALUES: x[i] = r > 0 ? 1.5f : -0.0f; break;
+        case WHOLE_NUMBERS: x[i] = roundf(r * 4); break;
+        case RISING: x[i] = (float)i / (float)vocab; break; /* the cut's candidate has the lowest id */
+        case HUGE_RANGE: x[i] = r * powf(10, (float)(i % 39)); break;
+        case BROKEN: x[i] = i % 4 == 0 ? NAN : i % 4 == 1 ? -INFINITY : i % 97 == 2 ? INFINITY : r; break;
+        case CLOSE: x[i] = i == vocab / 2 ? 16 : r * 1e-6f; break; /* more values than distances from the best */
+        default: x[i] = r * 9 + cpu_rng_float(rng) * 4;
+        }
+    }
+}
+
+/* A row as the definition sees it: candidates best first, weights in double, by id. */
+struct ranking { float *x; int32_t *ids; double *weights; int64_t n_vocab, n; };
+
+static const float *compared; /* qsort has no context */
+
+static int best_first(const void *a, const void *b)
+{
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+    float x = compared[i], y = compared[j];
+    return x > y ? -1 : x < y ? 1 : i - j;
+}
+
+static void rank_row(struct ranking *r, const float *logits, int64_t vocab)
+{
+    r->n_vocab = vocab;
+    r->n = 0;
+    for (int64_t i = 0; i < vocab; i++) {
+        r->x[i] = isnan(logits[i]) ? -INFINITY : fminf(logits[i], 0x1.fffffep127f);
+        if (r->x[i] > -INFINITY) r->ids[r->n++] = (int32_t)i;
+    }
+    compared = r->x;
+    qsort(r->ids, (size_t)r->n, sizeof *r->ids, best_first);
+}
+
+static double sum_of_best(const struct ranking *r, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += r->weights[r->ids[i]];
+    return sum;
+}
+
+/* Is `id` what a draw from the best n gives, to the rounding of f32 sums? */
+static bool drawn_from(const struct ranking *r, int64_t n, double u, int32_t id)
+{
+    double total = sum_of_best(r, n), before = 0;
+    bool among = false;
+    for (int64_t i = 0; i < n; i++) {
+        among |= r->ids[i] == id;
+        if (r->ids[i] < id) before += r->weights[r->ids[i]];
+    }
+    double slack = 3e-6 * total;
+    return among && before <= u * total + slack && before + r->weights[id] >= u * total - slack;
+}
+
+/* How many of the best n the least set has whose sum reaches a share of all n. */
+static int64_t reaching(const struct ranking *r, int64_t n, double share)
+{
+    double target = share * sum_of_best(r, n), sum = 0;
+    int64_t kept = 0;
+    while (kept < n && (sum < target || kept == 0)) sum += r->weights[r->ids[kept++]];
+    return kept;
+}
+
+static bool may_draw(struct ranking *r, const struct sample_row *row, int32_t id)
+{
+    const struct sample_params *p = row->params;
+    if (r->n == 0) return id == 0;
+    if (p->temperature == 0) return id == r->ids[0];
+    float scale = fminf(1 / p->temperature, 0x1.fffffep127f), best = r->x[r->ids[0]];
+    for (int64_t i = 0; i < r->n; i++)
+        r->weights[r->ids[i]] = exp((double)(r->x[r->ids[i]] - best) * (double)scale);
+    int64_t n = p->top_k > 0 && p->top_k < r->n ? p->top_k : r->n;
+    double u = (double)sample_uniform(p->seed, row->choice, row->n_history);
+    for (int way = -1; way <= 1; way++) { /* as if f32 had rounded either way, or not */
+        double slightly = 1 + way * 3e-6;
+        int64_t kept = p->top_p < 1 ? reaching(r, n, fmin(1, (double)p->top_p * slightly)) : n;
+        while (kept > 1 && r->weights[r->ids[kept - 1]] < (double)p->min_p * slightly) kept--;
+        if (drawn_from(r, kept, u, id)) return true;
+    }
+    return false;
+}
+
+static void check_report(const struct ranking *r, const struct sample_row *row, const struct sample_out *out)
+{
+    int64_t rank = 1;
+    for (int64_t i = 0; i < r->n_vocab; i++)
+        rank += r->x[i] > r->x[out->id] || (r->x[i] == r->x[out->id] && i < out->id);
+    assert_int_equal(out->rank, row->n_top > 0 ? rank : 0);
+    assert_int_equal(out->n_top, row->n_top < r->n ? row->n_top : r->n);
+    for (int32_t i = 0; i < out->n_top; i++) assert_int_equal(out->top[i].id, r->ids[i]);
+}
+
+/* So that the draw takes the first of the kept ids, if it is not worth less than the others. */
+static uint64_t seed_near_zero(int64_t from)
+{
+    uint64_t seed = (uint64_t)from;
+    while (sample_uniform(seed, 0, 1) > 1e-4f) seed++;
+    return seed;
+}
+
+static void check_hard_rows(struct side *cuda, int64_t vocab, enum pattern pattern, struct ranking *r, float *logits)
+{
+    const struct sample_params cases[] = {
+        {.temperature = 1, .top_p = 1},
+        {.temperature = 0.7f, .top_p = 1e-6f},
+        {.temperature = 1, .top_p = 0.999999f},
+        {.temperature = 1e-4f, .top_k = 5, .top_p = 0.9f},
+        {.temperature = 100, .top_k = (int32_t)vocab, .top_p = 0.5f, .min_p = 0.1f},
+        {.temperature = 100, .top_k = (int32_t)vocab / 2 + 1, .top_p = 0.9f},
+        {.temperature = 1, .top_k = 7, .top_p = 1, .min_p = 0.3f},
+        {.temperature = 0, .top_p = 1},
+        {.temperature = 100, .top_k = 1300, .top_p = 1},
+    };
+    enum { N = sizeof cases / sizeof *cases };
+    struct sample_params params[N];
+    struct sample_row rows[N];
+    struct sample_out out[N];
+    struct cpu_rng rng = {(uint64_t)(vocab * 100 + pattern)};
+    const int32_t history[] = {0};
+    for (int i = 0; i < N; i++) {
+        params[i] = cases[i];
+        params[i].repetition_penalty = 1;
+        params[i].seed = pattern == RISING ? seed_near_zero(vocab * i) : (uint64_t)(vocab + i + 40 * pattern);
+        rows[i] = (struct sample_row){.params = &params[i], .history = history, .n_prompt = 1, .n_history = 1,
+                                      .forced = -1, .n_top = i % 3 == 0 ? 20 : 0};
+    }
+    make_row(logits, vocab, pattern, &rng);
+    for (int i = 1; i < N; i++) memcpy(logits + i * vocab, logits, (size_t)vocab * sizeof *logits);
+    sample(cuda, logits, N, vocab, rows, out);
+    rank_row(r, logits, vocab);
+    for (int i = 0; i < N; i++) {
+        if (!may_draw(r, &rows[i], out[i].id))
+            fail_msg("vocabulary %lld, pattern %d, case %d: drew %d", (long long)vocab, (int)pattern, i, out[i].id);
+        check_report(r, &rows[i], &out[i]);
+    }
+}
+
+void test_sampling_of_hard_rows(void **state)
+{
+    static const int64_t vocabs[] = {1, 2, 31, 257, 2051};
+    enum { MOST_ROWS = 9, MOST = 151936 };
+    struct workspace_shape plan = {
+        .dtype = DTYPE_F32, .max_rows = 1, .max_logit_rows = MOST_ROWS, .n_embd = 16, .n_ff = 16, .n_head = 1,
+        .n_kv_head = 1, .head_dim = 16, .vocab_size = MOST, .block_size = 1,
+    };
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    float *logits = malloc((size_t)MOST_ROWS * MOST * sizeof *logits);
+    struct ranking r = {malloc(MOST * sizeof *r.x), malloc(MOST * sizeof *r.ids), malloc(MOST * sizeof *r.weights), 0, 0};
+    for (size_t v = 0; v < sizeof vocabs / sizeof *vocabs; v++)
+        for (int pattern = 0; pattern < N_PATTERNS; pattern++) {
+            schedule_seed((uint32_t)pattern);
+            check_hard_rows(&sides[SIDE_CUDA], vocabs[v], pattern, &r, logits);
+        }
+    check_hard_rows(&sides[SIDE_CUDA], 50304, TWO_VALUES, &r, logits);
+    check_hard_rows(&sides[SIDE_CUDA], 151936, NORMAL, &r, logits);
+    free(r.x);
+    free(r.ids);
+    free(r.weights);
     free(logits);
     sides_close(sides);
 }

@@ -31,6 +31,7 @@ void test_rope_backward(void **state);
 
 /* cases_sample.c */
 void test_sampling(void **state);
+void test_sampling_of_hard_rows(void **state);
 
 /* cases_optimizer.c */
 void test_adamw(void **state);

@@ -156,14 +156,16 @@ static inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t selector)
     return out;
 }
 
-static void insert_bits(warp &w, const instruction &i, uint32_t lanes)
+// b with n bits of a in the place of its own from bit `at` on.
+template <class T> static void insert_bits(warp &w, const instruction &i, uint32_t lanes)
 {
+    constexpr uint32_t BITS = sizeof(T) * 8;
     for (int l = 0; l < LANES; l++) {
         if (!(lanes >> l & 1)) continue;
-        uint32_t a = (uint32_t)bits_of(w, i.src[0], l), b = (uint32_t)bits_of(w, i.src[1], l);
+        T a = (T)bits_of(w, i.src[0], l), b = (T)bits_of(w, i.src[1], l);
         uint32_t at = bits_of(w, i.src[2], l) & 255, n = bits_of(w, i.src[3], l) & 255;
-        uint64_t mask = at > 31 ? 0 : ((n >= 32 ? ~0ull : (1ull << n) - 1) << at) & 0xFFFFFFFF;
-        set_bits(w, i.dst[0], l, (b & ~mask) | ((at > 31 ? 0 : (uint64_t)a << at) & mask));
+        T mask = at >= BITS ? 0 : (T)((n >= BITS ? ~(T)0 : ((T)1 << n) - 1) << at);
+        set_bits(w, i.dst[0], l, (b & ~mask) | (at >= BITS ? 0 : (T)(a << at) & mask));
     }
 }
 
@@ -197,7 +199,6 @@ static action bits_action(const string &op, const vector<string> &m)
     if (op == "bfind" && has(m, "shiftamt")) return UNARY(T, a ? __builtin_clz(a) : ~0u);
     if (op == "bfind") return UNARY(T, a ? 31 - __builtin_clz(a) : ~0u);
     if (op == "prmt") return TERNARY(T, permuted(a, b, c));
-    if (op == "bfi") return insert_bits;
     return nullptr;
 }
 
@@ -285,6 +286,7 @@ action arithmetic_action(const string &op, const vector<string> &m, const string
     if (op == "bfe")
         return type == "s32" ? extract_action<int32_t>() : type == "u32" ? extract_action<uint32_t>()
                : type == "s64" ? extract_action<int64_t>() : extract_action<uint64_t>();
+    if (op == "bfi") return type == "b64" ? insert_bits<uint64_t> : insert_bits<uint32_t>;
     if (type == "b32" || type == "u32")
         if (action a = bits_action(op, m)) return a;
     if (type == "s16") return integer_action<int16_t>(op);

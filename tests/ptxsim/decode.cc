@@ -1,5 +1,5 @@
 // Instructions: operands by their syntax, actions by their names. What is not here is refused by name, never
-// guessed: among it atomics and branches to computed places, which the project's kernels do without.
+// guessed: among it atomics on global memory and branches to computed places, which the project's kernels do without.
 #include <algorithm>
 #include <set>
 #include <sstream>
@@ -95,6 +95,23 @@ void body::decode_memory(const string &op, const vector<string> &m, instruction 
         read_values(i, type);
         i.run = run_store;
     }
+}
+
+// Sums of 32-bit integers in shared memory: those whose order shows in no result but atom's.
+bool body::decode_atomic(const string &op, const vector<string> &m, instruction &i)
+{
+    bool sums = has(m, "add") && (m.back() == "u32" || m.back() == "s32");
+    i.where = space_of(m);
+    if (!sums || i.where != space::shared) return false;
+    if (op == "atom") {
+        read_results(i);
+        t.need(",");
+    }
+    read_address(i);
+    t.need(",");
+    read_values(i, m.back());
+    i.run = run_atomic_add;
+    return i.n_src == 2;
 }
 
 bool body::decode_copy(const vector<string> &m, instruction &i)
@@ -239,6 +256,8 @@ void body::decode(const string &full, instruction i)
         known = decode_collective(op, m, i);
     } else if (op == "ld" || op == "st") {
         decode_memory(op, m, i);
+    } else if (op == "atom" || op == "red") {
+        known = decode_atomic(op, m, i);
     } else if (op == "cp") {
         known = decode_copy(m, i);
     } else if (op == "setp") {

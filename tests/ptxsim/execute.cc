@@ -197,7 +197,7 @@ static void run_warp(warp &w, int32_t quantum)
                     pc++;
                     out = outcome::regroup;
                 }
-                if (g.until != INT_MAX) out = outcome::regroup;
+                if (g.lanes != w.live) out = outcome::regroup; // others may stand where it leads
             } else if (i.kind == flow::exit) {
                 exit_lanes(w, lanes);
                 g.lanes &= ~lanes;

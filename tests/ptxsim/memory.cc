@@ -11,7 +11,7 @@
 
 namespace ptxsim {
 
-enum : uint32_t { SEVERAL = 63, SEVERAL_BLOCKS = 0xFFFFFF };
+enum : uint32_t { SEVERAL = 63, ATOMIC = 62, SEVERAL_BLOCKS = 0xFFFFFF };
 
 stamp stamp_of(uint32_t block, uint32_t barriers, uint32_t warp, uint32_t warp_barriers)
 {
@@ -19,11 +19,15 @@ stamp stamp_of(uint32_t block, uint32_t barriers, uint32_t warp, uint32_t warp_b
            | (stamp)warp_barriers << 6;
 }
 
+stamp stamp_of_atomics(uint32_t block, uint32_t barriers)
+{
+    return stamp_of(block, barriers, ATOMIC, 0) | ATOMIC;
+}
+
 stamp_fields fields_of(stamp s)
 {
     uint32_t w = s >> 18 & 63, lane = s & 63;
-    return {(uint32_t)(s >> 40) - 1, w == SEVERAL ? -1 : (int32_t)w,
-            lane == SEVERAL ? -1 : (int32_t)lane};
+    return {(uint32_t)(s >> 40) - 1, w >= ATOMIC ? -1 : (int32_t)w, lane >= ATOMIC ? -1 : (int32_t)lane};
 }
 
 // Does something order the earlier access before the later one?

@@ -15,8 +15,11 @@ namespace ptxsim {
 // Who: block 24 bits, block barriers passed 16, warp 6, warp barriers passed since 12, lane 6. 0: nobody.
 using stamp = uint64_t;
 stamp stamp_of(uint32_t block, uint32_t barriers, uint32_t warp, uint32_t warp_barriers);
+// Atomics of one block do not race with each other: to the shadow they are all one thread's. Between them and any
+// other access there has to be a block barrier.
+stamp stamp_of_atomics(uint32_t block, uint32_t barriers);
 enum { MAX_BARRIERS = 0xFFFF, MAX_WARP_BARRIERS = 0xFFF, MAX_BLOCKS = 0xFFFFFE };
-struct stamp_fields { uint32_t block; int32_t warp, lane; }; // -1: several
+struct stamp_fields { uint32_t block; int32_t warp, lane; }; // -1: several, or atomics
 stamp_fields fields_of(stamp s);
 
 enum byte_state : uint8_t { BYTE_UNWRITTEN = 0, BYTE_WRITTEN, BYTE_IN_FLIGHT, BYTE_OUTSIDE };

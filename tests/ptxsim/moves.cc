@@ -74,11 +74,12 @@ void run_trap(warp &w, const instruction &, uint32_t lanes)
 
 // ---- checked access ----
 
-enum { READ, WRITE, FLY, LAND }; // FLY, LAND: the two ends of a cp.async
+enum { READ, WRITE, ADD, FLY, LAND }; // ADD: atomics; FLY, LAND: the two ends of a cp.async
 
-static void check_race(warp &w, int lane, region &r, size_t offset, int n, bool write, const char *where)
+static void check_race(warp &w, int lane, region &r, size_t offset, int n, int how, const char *where)
 {
-    stamp me = stamp_of_warp(w) | (stamp)lane;
+    bool write = how != READ;
+    stamp me = how == ADD ? stamp_of_atomics(w.in->turn, w.in->barriers) : stamp_of_warp(w) | (stamp)lane;
     stamp other = write ? r.note_write(offset, (size_t)n, me) : r.note_read(offset, (size_t)n, me);
     if (!other) return;
     stamp_fields o = fields_of(other);
@@ -101,11 +102,11 @@ static uint8_t *shared_at(warp &w, int lane, uint64_t at, int n, int how)
         if (s == BYTE_IN_FLIGHT && how != LAND)
             fail_at(w, lane, "IN FLIGHT: byte %llu of shared memory belongs to a copy that was not waited "
                     "for", (unsigned long long)at);
-        if (s == BYTE_UNWRITTEN && how == READ)
+        if (s == BYTE_UNWRITTEN && (how == READ || how == ADD))
             fail_at(w, lane, "UNWRITTEN: reads byte %llu of shared memory", (unsigned long long)at);
         if (how != READ) s = how == FLY ? BYTE_IN_FLIGHT : BYTE_WRITTEN;
     }
-    check_race(w, lane, r, at, n, how != READ, "shared");
+    check_race(w, lane, r, at, n, how, "shared");
     return r.data + at;
 }
 
@@ -138,7 +139,7 @@ static uint8_t *global_at(warp &w, int lane, uint64_t at, int n, int how, uint32
             if (used >> i & 1 && r->state[offset + (size_t)i] != BYTE_WRITTEN)
                 fail_at(w, lane, "UNWRITTEN: reads byte %zu of %zu of global memory", offset + (size_t)i,
                         r->bytes);
-    check_race(w, lane, *r, offset, n, how != READ, "global");
+    check_race(w, lane, *r, offset, n, how, "global");
     return (uint8_t *)at;
 }
 
@@ -201,6 +202,24 @@ void run_store(warp &w, const instruction &i, uint32_t lanes)
         }
     }
     count_request(i, r, i.size * i.count);
+}
+
+// Traffic counts lanes that add to the same word as one.
+void run_atomic_add(warp &w, const instruction &i, uint32_t lanes)
+{
+    request r;
+    r.lanes = lanes;
+    for (int l = 0; l < LANES; l++) {
+        if (!(lanes >> l & 1)) continue;
+        uint64_t at = r.at[l] = bits_of(w, i.src[0], l) + (uint64_t)i.offset;
+        uint8_t *p = access(w, l, i.where, at, 4, ADD, 0);
+        uint32_t before, after;
+        memcpy(&before, p, sizeof before);
+        after = before + (uint32_t)bits_of(w, i.src[1], l);
+        memcpy(p, &after, sizeof after);
+        if (i.n_dst > 0) set_bits(w, i.dst[0], l, before);
+    }
+    count_request(i, r, 4);
 }
 
 // ---- cp.async: dst, src, bytes (and of them how many are read; the rest is zeros) ----

@@ -77,6 +77,7 @@ private:
     void read_values(instruction &i, const std::string &type);
     void read_address(instruction &i);
     void decode_memory(const std::string &op, const std::vector<std::string> &m, instruction &i);
+    bool decode_atomic(const std::string &op, const std::vector<std::string> &m, instruction &i);
     bool decode_copy(const std::vector<std::string> &m, instruction &i);
     void decode_barrier(const std::string &op, const std::vector<std::string> &m, instruction &i);
     bool decode_collective(const std::string &op, const std::vector<std::string> &m, instruction &i);

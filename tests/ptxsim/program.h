@@ -119,6 +119,7 @@ void run_from_generic_shared(warp &, const instruction &, uint32_t);
 void run_to_generic_local(warp &, const instruction &, uint32_t);
 void run_load(warp &, const instruction &, uint32_t);
 void run_store(warp &, const instruction &, uint32_t);
+void run_atomic_add(warp &, const instruction &, uint32_t);
 void run_copy_async(warp &, const instruction &, uint32_t);
 void run_copy_commit(warp &, const instruction &, uint32_t);
 void run_copy_wait(warp &, const instruction &, uint32_t);

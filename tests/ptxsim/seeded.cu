@@ -49,6 +49,40 @@ bool seeded_product(bool waits)
     return same;
 }
 
+/* ---- right: a histogram by atomics ---- */
+
+enum { COUNTED = 64, COUNTED_BINS = 13 };
+
+__global__ void histogram_kernel(unsigned *bins, unsigned *places)
+{
+    __shared__ unsigned s[COUNTED_BINS];
+    unsigned i = threadIdx.x;
+    if (i < COUNTED_BINS) s[i] = 0;
+    __syncthreads();
+    places[i] = atomicAdd(&s[i % COUNTED_BINS], 1u);
+    __syncthreads();
+    if (i < COUNTED_BINS) bins[i] = s[i];
+}
+
+bool seeded_histogram(void)
+{
+    unsigned bins[COUNTED_BINS], places[COUNTED], seen[COUNTED_BINS] = {}, *dbins, *dplaces;
+    cudaMalloc((void **)&dbins, sizeof bins);
+    cudaMalloc((void **)&dplaces, sizeof places);
+    histogram_kernel<<<1, COUNTED>>>(dbins, dplaces);
+    cudaMemcpyAsync(bins, dbins, sizeof bins, cudaMemcpyDeviceToHost, 0);
+    cudaMemcpyAsync(places, dplaces, sizeof places, cudaMemcpyDeviceToHost, 0);
+    cudaStreamSynchronize(0);
+    bool right = true;
+    for (unsigned i = 0; i < COUNTED; i++) {
+        right &= places[i] < 32 && !(seen[i % COUNTED_BINS] >> places[i] & 1);
+        seen[i % COUNTED_BINS] |= 1u << places[i];
+    }
+    for (unsigned b = 0; b < COUNTED_BINS; b++)
+        right &= bins[b] == (COUNTED - b + COUNTED_BINS - 1) / COUNTED_BINS && seen[b] == (1u << bins[b]) - 1;
+    return right;
+}
+
 /* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last ---- */
 
 __global__ void bug_kernel(enum seeded_bug bug, int *x, int n)
@@ -76,6 +110,12 @@ __global__ void bug_kernel(enum seeded_bug bug, int *x, int n)
     if (bug == BUG_RACE_OF_BLOCKS) x[i] = (int)blockIdx.x;
     if (bug == BUG_DIVERGENT_BARRIER && i < 40) __syncthreads();
     if (bug == BUG_SHUFFLE_MASK && i < 16) x[i] = __shfl_xor_sync(0xFFFFFFFFu, i, 1);
+    if (bug == BUG_ATOMIC_AND_PLAIN) {
+        s[i] = 0;
+        __syncthreads();
+        atomicAdd(&s[i / 2], 1);
+        x[i] = s[i];
+    }
     if (bug == BUG_MISALIGNED) *(int *)((char *)x + 4 * i + 2) = i;
 }
 

@@ -4,12 +4,16 @@
 enum seeded_bug {
     BUG_NONE, BUG_NO_BARRIER, BUG_NO_WARP_BARRIER, BUG_ONE_TOO_FAR, BUG_SHARED_TOO_FAR, BUG_UNWRITTEN_SHARED,
     BUG_UNWRITTEN_GLOBAL, BUG_RACE_OF_BLOCKS, BUG_DIVERGENT_BARRIER, BUG_SHUFFLE_MASK, BUG_MISALIGNED,
+    BUG_ATOMIC_AND_PLAIN,
 };
 
 void seeded_run(enum seeded_bug bug);
 /* A product by way of cp.async, ldmatrix and mma.sync: true when it is right. Not `waits`: for the copies, too
  * late. */
 bool seeded_product(bool waits);
+
+/* Atomics on shared memory: true when every thread was counted once. */
+bool seeded_histogram(void);
 
 /* Right, and slow: a warp that loads from shared memory, elements of 4 (conflict_kernel) or 16 bytes
  * (wide_conflict_kernel), or from global memory, 4 bytes (strided_kernel), `stride` elements from lane to lane. */

@@ -15,6 +15,15 @@ extern "C" {
 #include "tests/ptxsim/ptxsim.h"
 #include "tests/ptxsim/seeded.h"
 
+// 64 threads add themselves to 13 bins, in whatever order; no two get the same place in one.
+static void test_atomic_sums(void **)
+{
+    for (uint32_t seed = 0; seed < 3; seed++) {
+        ptxsim_set_seed(seed);
+        assert_true(seeded_histogram());
+    }
+}
+
 static void test_tensor_cores_and_copies(void **) { assert_true(seeded_product(true)); }
 
 // ---- what has to be found ----
@@ -38,7 +47,7 @@ static void test_bugs_are_found(void **)
         {BUG_ONE_TOO_FAR, "OUT OF BOUNDS"}, {BUG_SHARED_TOO_FAR, "OUT OF BOUNDS"},
         {BUG_UNWRITTEN_SHARED, "UNWRITTEN"}, {BUG_UNWRITTEN_GLOBAL, "UNWRITTEN"},
         {BUG_RACE_OF_BLOCKS, "RACE (global"}, {BUG_DIVERGENT_BARRIER, "DIVERGED"},
-        {BUG_SHUFFLE_MASK, "DIVERGED"}, {BUG_MISALIGNED, "MISALIGNED"},
+        {BUG_SHUFFLE_MASK, "DIVERGED"}, {BUG_MISALIGNED, "MISALIGNED"}, {BUG_ATOMIC_AND_PLAIN, "RACE (shared"},
     };
     for (uint32_t seed = 0; seed < 3; seed++) {
         ptxsim_set_seed(seed);
@@ -188,6 +197,7 @@ int main()
         cmocka_unit_test(test_bank_conflicts_are_counted),
         cmocka_unit_test(test_copies_and_matrices_are_counted),
         cmocka_unit_test(test_sectors_are_counted),
+        cmocka_unit_test(test_atomic_sums),
         cmocka_unit_test(test_tensor_cores_and_copies),
         cmocka_unit_test(test_bugs_are_found),
         cmocka_unit_test(test_indices_of_more_than_32_bits),
