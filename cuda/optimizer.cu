@@ -126,10 +126,30 @@ __device__ __forceinline__ four f16_of(const raw &r)
     return x;
 }
 
+/* Left to the compiler, stores of one run in two branches become four of an element each, which write every sector
+ * four times. */
+__device__ __forceinline__ void store_words(void *p, const packed<uint32_t, 4> &w)
+{
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(p), "r"(w.at[0]), "r"(w.at[1]), "r"(w.at[2]), "r"(w.at[3]) : "memory");
+}
+
+__device__ __forceinline__ void store_words(void *p, const packed<uint32_t, 2> &w)
+{
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(p), "r"(w.at[0]), "r"(w.at[1]) : "memory");
+}
+
+__device__ __forceinline__ void store_words(void *p, const packed<uint32_t, 1> &w)
+{
+    *(uint32_t *)p = w.at[0];
+}
+
 template <class T> __device__ __forceinline__ void store_some(T *p, const packed<T, 4> &v, int n)
 {
     if (n == 4) {
-        store_packed(p, v);
+        packed<uint32_t, sizeof(T)> words;
+        memcpy(&words, &v, sizeof words);
+        store_words(p, words);
         return;
     }
 #pragma unroll
