@@ -39,6 +39,10 @@ LDFLAGS += $(SANFLAGS)
 CUDA_HOME  ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),$(firstword $(wildcard /usr/local/cuda)))
 NVCC       := $(CUDA_HOME)/bin/nvcc
 CUDA       ?= $(if $(SAN),0,$(if $(wildcard $(NVCC)),1,0))
+# The environment may have a variable of that name too, with another meaning.
+ifeq ($(filter 0 1,$(CUDA)),)
+$(error CUDA is "$(CUDA)": it must be 0 (no CUDA device) or 1; a path of the toolkit goes into CUDA_HOME)
+endif
 CUDA_ARCHS ?= $(if $(shell $(NVCC) --list-gpu-arch 2>/dev/null | grep -x compute_61),61 70) 75 80 90
 GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
               $(foreach sm,$(lastword $(CUDA_ARCHS)),-gencode arch=compute_$(sm),code=compute_$(sm))

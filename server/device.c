@@ -80,8 +80,9 @@ int64_t device_budget_default(const struct device_options *o)
     struct device *d;
     struct device_memory m;
     struct error ignored; /* whoever opens it for use says what is wrong */
-    bool on_gpu = strncmp(o->name, "cuda", 4) == 0 || (strcmp(o->name, "auto") == 0 && cuda_device_count() > 0);
-    if (on_gpu && open_named(o, &d, &ignored)) {
+    bool named = strncmp(o->name, "cuda", 4) == 0;
+    bool on_gpu = named || (strcmp(o->name, "auto") == 0 && cuda_device_count() > 0);
+    if (on_gpu && cuda_device_open(named ? cuda_ordinal(o->name) : 0, &d, &ignored)) {
         if (d->ops->memory && d->ops->memory(d, &m)) left = m.free_bytes;
         d->ops->close(d);
     }
