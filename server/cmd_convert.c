@@ -1,5 +1,6 @@
 /* `gptd convert`: any model that gptd reads, as a Hugging Face directory or as a GGUF file. Weights
  * stream from file to file: memory does not grow with the model. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -63,11 +64,22 @@ static enum dtype default_dtype(const struct checkpoint *ck, bool gguf)
     return kept ? dtype : DTYPE_F16;
 }
 
+/* Counts a directory that cannot be read as one that holds something. */
+static bool is_empty(const char *directory)
+{
+    DIR *d = opendir(directory);
+    const struct dirent *entry = NULL;
+    if (!d) return false;
+    do entry = readdir(d);
+    while (entry && (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0));
+    closedir(d);
+    return !entry;
+}
+
 /* A conversion never writes over its own source, and over anything else only when told to. */
 static bool check_output(const struct convert_options *o, struct error *err)
 {
     struct stat model, output;
-    char config[4096];
     if (stat(o->output, &output) != 0) return true;
     if (stat(o->model, &model) == 0 && model.st_dev == output.st_dev &&
         model.st_ino == output.st_ino)
@@ -77,10 +89,9 @@ static bool check_output(const struct convert_options *o, struct error *err)
     if (!S_ISDIR(output.st_mode))
         return error_set(err, ERR_INVALID, "output", "%s exists: choose another output, or say "
                          "--overwrite", o->output);
-    if (!path_join(config, sizeof config, o->output, "config.json", err)) return false;
-    return !file_exists(config) || error_set(err, ERR_INVALID, "output",
-                                             "%s holds a model: choose another output, or say "
-                                             "--overwrite", o->output);
+    return is_empty(o->output) || error_set(err, ERR_INVALID, "output",
+                                            "%s holds files already: choose another output, or say "
+                                            "--overwrite", o->output);
 }
 
 /* The last component of the model's path, less ".gguf". */
@@ -145,7 +156,7 @@ int cmd_convert(int argc, char **argv)
         {"dtype", OPTION_STRING, &o.dtype, 0, 0, "f32|bf16|f16|q8_0",
          "Element type of the matrices; without it the model's own (f16 for other quantized "
          "types). q8_0 is for gguf."},
-        {"overwrite", OPTION_FLAG, &o.overwrite, 0, 0, NULL, "Replace what the output holds."},
+        {"overwrite", OPTION_FLAG, &o.overwrite, 0, 0, NULL, "Write into a directory that holds files already, or replace a file."},
     };
     size_t n = sizeof table / sizeof *table;
     if (!options_parse(table, n, argc, argv, 2, NULL, 0, &n_positional, &help, &err))

@@ -144,13 +144,20 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert inspect(output)["format"] == "gguf"
     assert convert(MODEL, tmp_path / "dir").returncode == 0
     reply = convert(MODEL, tmp_path / "dir")
-    assert reply.returncode == 2 and "holds a model" in reply.stderr
+    assert reply.returncode == 2 and "holds files already" in reply.stderr
     reply = convert(MODEL, tmp_path / "dir", "--overwrite", "--dtype", "f32")
     assert reply.returncode == 0
     assert inspect(tmp_path / "dir")["dtype"] == "f32"
     manifest_agrees(tmp_path / "dir")
     reply = convert(MODEL, tmp_path / "dir", "--overwrite", "--format", "gguf")
     assert reply.returncode == 1 and "is a directory" in reply.stderr
+    (tmp_path / "notes").mkdir()
+    assert convert(MODEL, tmp_path / "notes").returncode == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    reply = convert(MODEL, tmp_path / "other")
+    assert reply.returncode == 2 and "holds files already" in reply.stderr
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
 # ---- Accidents ----
