@@ -5,9 +5,10 @@
 #
 # Needs nvcc and a C compiler, no library and no network: scripts/bare stands for those that gptd
 # has. Where python3 has torch, its numbers and its speed stand beside gptd's. Results appear as
-# they are known, and lie in DIR (build/gpu_check/out) as results.txt and results.json, with every
-# log in log.txt and what profilers said in profile.txt. A section that fails, or that takes longer
-# than it may, is reported with its last lines; the others go on. Exit status: 1 if any did.
+# they are known, and lie in DIR (build/gpu_check/out) as results.txt and results.json after every
+# section, with every log in log.txt and what profilers said in profile.txt. A section that fails, or
+# that takes longer than it may, is reported with its last lines; the others go on. Tests that fail are
+# run again one by one, kernels waited for, and under compute-sanitizer. Exit status: 1 if any failed.
 #
 #   build tests parity sanitizer rates decode prefill train profile torch
 #
@@ -32,7 +33,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")}
+# The toolkit: CUDA_HOME's, nvcc's own, or the newest that lies where they are installed.
+nvcc=$(readlink -f "$(command -v nvcc)" 2>/dev/null)
+[ -n "$nvcc" ] || nvcc=$(ls -d /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc 2>/dev/null | sort -V | tail -n 1)
+export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "${nvcc:-/usr/local/cuda/bin/nvcc}")")}
 work=build/gpu_check/$mode
 jobs=$(nproc)
 small="" slower=1
@@ -76,12 +80,20 @@ step() {
         return 1
     fi
     printf '\n### %s: %s\n' "$name" "$*" >>"$out/log.txt"
-    timeout -k 5 "$limit" "$@" 2>&1 | tee "$work/step.log" | tee -a "$out/log.txt" \
-        | grep --line-buffered '^RESULT' | tee -a "$to" | show
-    status=${PIPESTATUS[0]}
-    [ "$status" = 0 ] && return 0
-    [ "$status" = 124 ] && fail "$name" "took longer than $limit s" "$work/step.log" && return 1
-    fail "$name" "exit status $status" "$work/step.log"
+    : >"$work/step.log"
+    # No pipe: what a killed command leaves behind, stuck in the driver, must not hold us.
+    timeout -k 5 "$limit" "$@" >"$work/step.log" 2>&1 </dev/null &
+    local pid=$!
+    timeout $((limit + 20)) tail -n +1 -s 0.2 -f --pid=$pid "$work/step.log" | grep --line-buffered '^RESULT' \
+        | tee -a "$to" | show
+    wait $pid
+    status=$?
+    cat "$work/step.log" >>"$out/log.txt"
+    case $status in
+    0) return 0 ;;
+    124 | 137) fail "$name" "took longer than $limit s" "$work/step.log" ;;
+    *) fail "$name" "exit status $status" "$work/step.log" ;;
+    esac
     return 1
 }
 
@@ -146,22 +158,28 @@ build() {
     gpu)
         local sm=$(compute_capability)
         gencode="-gencode arch=compute_${sm:-90},code=sm_${sm:-90}"
-        cu=($(ls -S cuda/*.cu scripts/gpu/*.cu)) libs="-L$CUDA_HOME/lib64 -lcudart_static -lrt -ldl" ;;
+        cu=($(ls -S cuda/*.cu scripts/gpu/*.cu))
+        for name in lib64 lib targets/x86_64-linux/lib; do libs+=" -L$CUDA_HOME/$name"; done
+        libs+=" -lcudart_static -lrt -ldl" ;;
     simulate)
-        gencode="-gencode arch=compute_80,code=compute_80 --compress-mode=none"
+        gencode="-gencode arch=compute_80,code=compute_80 --no-compress"
         cu=(scripts/gpu/bench_machine.cu) LD_CXX=${CXX:-c++}
         extra=($(ls build/ptxsim/cuda/*.cu.o build/ptxsim/tests/ptxsim/*.o | grep -v 'cublas_load\|/test_\|seeded')) ;;
     esac
     sources=("${cu[@]}" "${common[@]}" "${bench[@]}" "${tests[@]}")
     export work gencode newest
-    printf '%s\n' "${sources[@]}" | xargs -P "$jobs" -I{} bash -c 'compile {} || { echo "cannot compile {}"; exit 255; }' || return 1
+    # What does not compile is named, and what can do without it goes on.
+    local ok=0
+    printf '%s\n' "${sources[@]}" | xargs -P "$jobs" -I{} bash -c 'compile {} || { echo "cannot compile {}"; exit 1; }' || ok=1
     for name in gpt_load checkpoint_config dataset_add; do wrap+=("-Wl,--wrap=$name"); done
     local base=$(objects "${common[@]}" "${cu[@]}")
-    link bench_gpu "${wrap[@]}" $(objects "${bench[@]}") $base "${extra[@]}" || return 1
-    [ $mode = cpu ] && return 0
+    link bench_gpu "${wrap[@]}" $(objects "${bench[@]}") $base "${extra[@]}" || ok=1
+    [ $mode = cpu ] && return $ok
     local shared=$(objects $(printf '%s\n' "${tests[@]}" | grep -v '/test_cuda'))
-    link test_cuda_ops $(objects tests/cuda/test_cuda_ops.c) $shared $base "${extra[@]}" &&
-        link test_cuda_model $(objects tests/cuda/test_cuda_model.c) $shared $base "${extra[@]}" || return 1
+    for name in test_cuda_ops test_cuda_model; do
+        link $name $(objects tests/cuda/$name.c) $shared $base "${extra[@]}" || ok=1
+    done
+    return $ok
 }
 
 # Nothing may come from libraries that a bare machine lacks.
@@ -179,25 +197,50 @@ count_tests() { # NAME
         "$(grep -c '^not ok' "$work/step.log") failed, $(grep -c SKIP "$work/step.log") skipped"
 }
 
+# What has failed, was at work at the end, or was never reached because of it, in $work/step.log: each once more in a
+# process of its own, with kernels waited for, so that a GPU fault is told apart and named; then with every access
+# watched.
+run_again() { # PROGRAM
+    local program=$1 names name end=$((SECONDS + 100 * slower)) sanitizer=$(command -v compute-sanitizer)
+    cp "$work/step.log" "$work/first.log"
+    names=$(sed -n 's/^not ok [0-9]* - \([a-z0-9_]*\).*/\1/p' "$work/first.log")
+    # A name without an outcome, and all after it, where the list was not finished.
+    grep -q '^1\.\.' "$work/first.log" ||
+        names+=" $(grep -E '^# test_[a-z0-9_]*$' "$work/first.log" | tail -n 1 | cut -c3-)
+                 $(sed -n 's/.*cmocka_unit_test(\(.*\)),.*/\1/p' "tests/cuda/$program.c" \
+                   | grep -vxFf <(sed -n 's/^# \(test_[a-z0-9_]*\)$/\1/p' "$work/first.log"))"
+    for name in $names; do
+        [ $SECONDS -lt $end ] || { result tests "$name alone" 0 skipped "no time was left"; continue; }
+        if step "$name alone" 20 env CUDA_LAUNCH_BLOCKING=1 "$work/$program" "$name"; then
+            result tests "$name alone" 1 passed "$(grep -m1 '^ok' "$work/step.log")"
+        elif [ -n "$sanitizer" ]; then
+            step "$name under memcheck" 25 "$sanitizer" --print-limit 10 "$work/$program" "$name"
+        fi
+    done
+}
+
 check_tests() {
     local ops="*"
     [ $mode = simulate ] && ops="test_norms"
-    step "kernel tests" 90 "$work/test_cuda_ops" "$ops"
+    step "kernel tests" 90 "$work/test_cuda_ops" "$ops" || local again=1
     count_tests "every kernel against the CPU's"
+    [ -z "${again:-}" ] || run_again test_cuda_ops
     if [ $mode = gpu ]; then # as training has them, where cuBLASLt is
         step "gradients by cuBLASLt" 60 env CUDA_MODULE_LOADING=LAZY "$work/test_cuda_ops" test_products_backward
         count_tests "gradients of products as training computes them"
     fi
     local model="*"
     [ $mode = simulate ] && model="*gpt2*"
-    step "tiny models" 60 "$work/test_cuda_model" "$model"
+    again=
+    step "tiny models" 60 "$work/test_cuda_model" "$model" || again=1
     count_tests "tiny models, serving and training"
+    [ -z "$again" ] || run_again test_cuda_model
 }
 
 has_torch=0
 check_parity() {
     bench "parity with the CPU" 60 parity "$work/parity"
-    [ $has_torch = 0 ] || step "parity with torch" 60 python3 scripts/gpu/bench_torch.py parity "$work/parity"
+    [ $has_torch = 0 ] || step "parity with torch" 60 "${torch[@]}" parity "$work/parity"
 }
 
 # Errors count; that there was no time for more does not.
@@ -288,8 +331,9 @@ measure_profile() {
 }
 
 measure_torch() {
-    local t="python3 scripts/gpu/bench_torch.py" preset
+    local t="${torch[*]}" preset
     [ $has_torch = 1 ] || { result torch torch 0 skipped "python3 has none"; return; }
+    grep -q True "$work/torch" || { result torch torch 0 skipped "it has no GPU: $(cat "$work/torch")"; return; }
     [ $mode = gpu ] || { result torch torch 0 skipped "not without a GPU"; return; }
     step "torch: rates" 40 $t rates
     for preset in 150M_1024 350M_1024; do
@@ -309,9 +353,13 @@ write_json() {
         END { print "\n]" }' "$out/results.tsv" >"$out/results.json"
 }
 
-summary() {
+write_results() {
     write_json
     { date -u '+%F %T UTC'; git log -1 --format='commit %h' 2>/dev/null; show <"$out/results.tsv"; } >"$out/results.txt"
+}
+
+summary() {
+    write_results
     say "all results"
     cat "$out/results.txt"
     rm -f "$out/results.tsv"
@@ -323,6 +371,11 @@ summary() {
     [ ${#failed[@]} = 0 ]
 }
 
+# Whoever ends us early has what is known so far.
+trap 'write_results; exit 1' TERM INT HUP
+
+# torch brings libraries of its own, which those of the toolkit must not come before.
+torch=(env "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}" python3 scripts/gpu/bench_torch.py)
 # cuBLASLt, which training uses where the loader finds it, may have come with torch.
 lt=$(python3 -c 'import glob, os, sys
 found = [f for p in sys.path for f in glob.glob(p + "/nvidia/*/lib/libcublasLt.so.1[23]")]
@@ -331,7 +384,8 @@ export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$CUDA_HOME/lib64${lt:+:$lt}
 
 # torch is read from the disk while the compiler works.
 if python3 -c '' 2>/dev/null; then
-    (timeout 100 python3 -c 'import torch; print(torch.__version__)' >"$work/torch" 2>/dev/null || rm -f "$work/torch") &
+    (timeout -k 5 100 "${torch[@]:0:3}" -c 'import torch; print(torch.__version__, "for CUDA", torch.version.cuda,
+        "GPU:", torch.cuda.is_available())' >"$work/torch" 2>"$work/torch.log" || rm -f "$work/torch") &
 fi
 torch_pid=${!:-}
 
@@ -344,13 +398,13 @@ cat "$work/build.log" >>"$out/log.txt"
 if [ $built = 0 ] && check_bare >>"$work/build.log"; then
     result build "everything, $jobs at a time" $SECONDS s ""
 else
-    fail build "see above" "$work/build.log"
-    summary
-    exit 1
+    fail build "see log.txt" "$work/build.log"
+    ls "$work"/bench_gpu "$work"/test_cuda_* >/dev/null 2>&1 || { summary; exit 1; }
 fi
+[ $mode = cpu ] || result info nvcc 0 "" "$("$CUDA_HOME/bin/nvcc" --version | grep release)"
 [ -z "$torch_pid" ] || wait "$torch_pid"
 [ -s "$work/torch" ] && has_torch=1 && result info torch 0 "" "$(cat "$work/torch")"
-bench info 60 info || { summary; exit 1; }
+bench info 60 info
 
 sections="tests parity rates decode prefill train profile torch sanitizer"
 [ $quick = 0 ] || sections="tests parity sanitizer"
@@ -363,5 +417,6 @@ for section in $sections; do
     rates) bench rates 40 rates ;;
     *) "measure_$section" ;;
     esac
+    write_results
 done
 summary

@@ -55,6 +55,8 @@ int bare_run_tests(const struct CMUnitTest *tests, size_t n)
         if (fnmatch(only, tests[i].name, 0) != 0) continue;
         number = number + 1;
         volatile double begin = seconds_now();
+        printf("# %s\n", tests[i].name); /* who is at work, should it never come back */
+        fflush(stdout);
         enum outcome outcome = (enum outcome)setjmp(out_of_test);
         if (outcome == RUNNING) {
             void *state = NULL;
