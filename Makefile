@@ -67,9 +67,10 @@ TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/test_gpt_train \
                       model/test_trainer cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
-# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda); SIM_ARCH: 75, 80
-# or 90, whose code. They have machine code as well, for $(SIM)/gptd_gpu, which is gptd as machines with a GPU have it.
+# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda); SIM_ARCH: whose
+# code. Those of 80 have machine code as well, for $(SIM)/gptd_gpu, which is gptd as machines with a GPU have it.
 SIM_ARCH  ?= 80
+SIM_CODE  := arch=compute_$(SIM_ARCH),code=$(if $(SIM_ARCH:80=),compute_$(SIM_ARCH),[compute_80,sm_80])
 SIM       := build/ptxsim$(SIM_ARCH:80=)
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
@@ -138,8 +139,7 @@ $(LIBRARIES):
 
 $(SIM)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $(NO_SPILLS) -gencode arch=compute_$(SIM_ARCH),code=[compute_$(SIM_ARCH),sm_$(SIM_ARCH)] \
-	    --compress-mode=none -c -o $@ $<
+	$(NVCC) $(NVCCFLAGS) $(NO_SPILLS) -gencode $(SIM_CODE) --no-compress -c -o $@ $<
 
 $(SIM)/%.o: %.cc
 	@mkdir -p $(@D)

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,9 +27,23 @@ void schedule_seed(uint32_t seed)
     if (ptxsim_set_seed) ptxsim_set_seed(seed);
 }
 
+/* What the side_... functions have made since the last side_clear but one: a failure far away, on a GPU that nobody
+ * here has, must say which case it was. */
+static struct { char text[512]; size_t length; bool over; } operands;
+
+static void note_operand(const struct side *s, const char *kind, enum dtype dtype, int64_t rows, int64_t cols)
+{
+    if (operands.over) operands.length = 0, operands.over = false;
+    size_t room = sizeof operands.text - operands.length;
+    int n = snprintf(operands.text + operands.length, room, " %s%s%s [%lld, %lld]", s->is_cuda ? "" : "cpu's ", kind,
+                     dtype_info(dtype)->name, (long long)rows, (long long)cols);
+    if (n > 0 && (size_t)n < room) operands.length += (size_t)n;
+    operands.text[operands.length] = 0;
+}
+
 static void must(bool ok, const struct error *err)
 {
-    if (!ok) fail_msg("%s", err->text);
+    if (!ok) fail_msg("%s; operands:%s", err->text, operands.text);
 }
 
 void skip_without_cuda(void)
@@ -69,6 +84,7 @@ void sides_close(struct side sides[N_SIDES])
 
 void side_clear(struct side *s)
 {
+    operands.over = true;
     while (s->n_blocks > 1) {
         s->n_blocks--;
         s->d->ops->free(s->d, s->blocks[s->n_blocks].p, s->blocks[s->n_blocks].bytes);
@@ -108,7 +124,8 @@ struct random_key side_key(struct side *s, uint64_t key)
 
 enum dtype side_dtype(const struct side *s, enum dtype dtype)
 {
-    return dtype == DTYPE_F16 && !s->is_cuda ? DTYPE_F32 : dtype;
+    if (!s->is_cuda) return dtype == DTYPE_F16 ? DTYPE_F32 : dtype;
+    return dtype == DTYPE_BF16 && !s->d->ops->computes_in(s->d, DTYPE_BF16) ? DTYPE_F16 : dtype;
 }
 
 float rounded_to(enum dtype dtype, float x)
@@ -134,6 +151,7 @@ struct tensor side_tensor(struct side *s, enum dtype dtype, int64_t rows, int64_
 {
     enum dtype type = side_dtype(s, dtype);
     int64_t n = rows * cols;
+    note_operand(s, "", type, rows, cols);
     struct tensor t = {side_bytes(s, dtype_bytes(type, n), NULL), type, rows, cols};
     if (!values) return t;
     float *rounded = malloc((size_t)n * sizeof *rounded + 1);
@@ -148,6 +166,7 @@ struct matrix side_matrix(struct side *s, enum dtype dtype, int64_t n_out, int64
 {
     enum dtype type = side_dtype(s, dtype);
     struct matrix w = {.dtype = type, .n_out = n_out, .n_in = n_in};
+    note_operand(s, "matrix ", type, n_out, n_in);
     w.data = side_bytes(s, s->d->ops->matrix_bytes(s->d, type, n_out, n_in), NULL);
     float *rows = malloc((size_t)(n_out * n_in) * sizeof *rows);
     for (int64_t i = 0; i < n_out * n_in; i++) rows[i] = rounded_to(dtype, values[i]);
@@ -186,5 +205,19 @@ double tolerance_of(enum dtype dtype)
 void assert_all_near(const float *got, const float *want, int64_t n, int64_t cols, double tolerance,
                      const char *what)
 {
-    for (int64_t i = 0; i < n; i++) assert_near(got[i], want[i], tolerance, what, i / cols, i % cols);
+    enum { SHOWN = 6 };
+    int64_t n_bad = 0, first = 0, last = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double allowed = tolerance * fmax(1, fabs(want[i]));
+        if (fabs(got[i] - want[i]) <= allowed) continue;
+        if (n_bad == 0) first = i;
+        last = i;
+        if (n_bad++ < SHOWN)
+            print_message("# %s [%lld, %lld]: got %.9g, want %.9g\n", what, (long long)(i / cols),
+                          (long long)(i % cols), got[i], want[i]);
+    }
+    if (n_bad > 0)
+        fail_msg("%s: %lld of %lld are wrong, from [%lld, %lld] to [%lld, %lld]; tolerance %.3g; operands:%s", what,
+                 (long long)n_bad, (long long)n, (long long)(first / cols), (long long)(first % cols),
+                 (long long)(last / cols), (long long)(last % cols), tolerance, operands.text);
 }

@@ -40,6 +40,16 @@ static struct device *cuda_or_skip(void)
     return d;
 }
 
+/* ... that computes in the type: GPUs before sm_80 do not in bf16. */
+static struct device *cuda_of_type_or_skip(enum dtype dtype)
+{
+    struct device *d = cuda_or_skip();
+    if (dtype != DTYPE_BF16 || d->ops->computes_in(d, dtype)) return d;
+    d->ops->close(d);
+    skip();
+    return NULL;
+}
+
 /* Log-probabilities within `tolerance`; where that is the rounding of f32, the greedy text too. */
 static void check_prompt(struct engine *e, const cJSON *prompt, double tolerance)
 {
@@ -58,7 +68,7 @@ static void check_prompt(struct engine *e, const cJSON *prompt, double tolerance
 
 static void check_model(const char *path, enum dtype dtype, double tolerance)
 {
-    struct device *d = cuda_or_skip();
+    struct device *d = cuda_of_type_or_skip(dtype);
     cJSON *golden = golden_read(path);
     struct engine_options o = fixture_options();
     struct checkpoint *checkpoint;
@@ -175,7 +185,7 @@ static void train(struct train_fixture *f, struct device *d, const char *run, do
 
 static void check_training(enum dtype dtype, double tolerance)
 {
-    struct device *d = cuda_or_skip();
+    struct device *d = cuda_of_type_or_skip(dtype);
     struct train_fixture f;
     double want[STEPS], got[STEPS], again[STEPS];
     train_fixture_open(&f, 1500);
@@ -247,6 +257,8 @@ static void test_bf16_training_has_near_losses(void **state) { check_training(DT
 static void test_training_with_cublas_has_near_losses(void **state)
 {
     if (!ptxsim_set_cublas) skip(); /* a GPU has it or not */
+    struct device *d = cuda_of_type_or_skip(DTYPE_BF16);
+    d->ops->close(d);
     ptxsim_set_cublas(true);
     check_training(DTYPE_BF16, 5e-3);
     ptxsim_set_cublas(false);

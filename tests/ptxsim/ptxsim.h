@@ -1,5 +1,5 @@
 /* PTX run on the CPU, watched: the interpreter in the place of a GPU, for tests. Link it instead of libcudart with
- * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --compress-mode=none; or 75, 90): it registers
+ * objects that nvcc made (-gencode arch=compute_80,code=compute_80 --no-compress; or 75, 90): it registers
  * their kernels, and stands in for the runtime calls that cuda/ makes.
  *
  * What a kernel does wrong ends the process (status 87) with a message on stderr: an access out of bounds or

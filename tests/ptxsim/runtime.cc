@@ -175,7 +175,7 @@ void **__cudaRegisterFatBinary(void *wrapper)
     }
     if (!m)
         fail("an object without plain PTX: build it with -gencode arch=compute_80,code=compute_80 "
-             "--compress-mode=none");
+             "--no-compress");
     return (void **)m;
 }
 

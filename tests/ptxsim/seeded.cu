@@ -6,9 +6,9 @@
 
 /* ---- right: out [16, 8] = a [16, 16] b [8, 16]^T, through cp.async, ldmatrix and mma.sync ---- */
 
-__global__ void product_kernel(float *out, const bf16 *a, const bf16 *b, bool waits)
+__global__ void product_kernel(float *out, const f16 *a, const f16 *b, bool waits)
 {
-    __shared__ __align__(16) bf16 as[16][16], bs[8][16];
+    __shared__ __align__(16) f16 as[16][16], bs[8][16];
     int lane = threadIdx.x, g = lane / 4, q = lane % 4;
     copy_async_16(&as[lane / 2][lane % 2 * 8], a + lane * 8, true);
     if (lane < 16) copy_async_16(&bs[lane / 2][lane % 2 * 8], b + lane * 8, true);
@@ -20,7 +20,7 @@ __global__ void product_kernel(float *out, const bf16 *a, const bf16 *b, bool wa
     fb[0] = *(const uint32_t *)&bs[g][2 * q];
     fb[1] = *(const uint32_t *)&bs[g][2 * q + 8];
     float d[4] = {};
-    mma_16816(d, fa, fb, bf16());
+    mma_16816(d, fa, fb, f16());
     for (int e = 0; e < 4; e++) out[(g + e / 2 * 8) * 8 + 2 * q + e % 2] = d[e];
     if (!waits) copy_async_wait<0>();
 }
@@ -28,13 +28,13 @@ __global__ void product_kernel(float *out, const bf16 *a, const bf16 *b, bool wa
 bool seeded_product(bool waits)
 {
     float want[16 * 8], got[16 * 8], *out;
-    bf16 a[16 * 16], b[8 * 16], *da, *db;
-    for (int i = 0; i < 256; i++) a[i] = __float2bfloat16_rn((float)(i * 37 % 61) - 30);
-    for (int i = 0; i < 128; i++) b[i] = __float2bfloat16_rn((float)(i * 29 % 53) - 26);
+    f16 a[16 * 16], b[8 * 16], *da, *db;
+    for (int i = 0; i < 256; i++) a[i] = __float2half_rn((float)(i * 37 % 61) - 30);
+    for (int i = 0; i < 128; i++) b[i] = __float2half_rn((float)(i * 29 % 53) - 26);
     for (int i = 0; i < 128; i++) {
         want[i] = 0;
         for (int k = 0; k < 16; k++)
-            want[i] += __bfloat162float(a[i / 8 * 16 + k]) * __bfloat162float(b[i % 8 * 16 + k]);
+            want[i] += __half2float(a[i / 8 * 16 + k]) * __half2float(b[i % 8 * 16 + k]);
     }
     cudaMalloc((void **)&out, sizeof got);
     cudaMalloc((void **)&da, sizeof a);
@@ -81,6 +81,12 @@ bool seeded_histogram(void)
     for (unsigned b = 0; b < COUNTED_BINS; b++)
         right &= bins[b] == (COUNTED - b + COUNTED_BINS - 1) / COUNTED_BINS && seen[b] == (1u << bins[b]) - 1;
     return right;
+}
+
+bool seeded_copies_are_async(void)
+{
+    cudaDeviceProp p;
+    return cudaGetDeviceProperties(&p, 0) == cudaSuccess && p.major >= 8;
 }
 
 /* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last ---- */
