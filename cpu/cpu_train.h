@@ -26,8 +26,8 @@ void cpu_gelu_backward(struct device *d, struct tensor dx, struct tensor dy, str
                        bool exact);
 void cpu_swiglu_backward(struct device *d, struct tensor dgate_up, struct tensor dmlp,
                          struct tensor gate_up);
-void cpu_rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre, float *dq_norm,
-                       float *dk_norm, const struct batch *b, const struct attention *a);
+void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
+                       float *dq_norm, float *dk_norm, const struct batch *b, const struct attention *a);
 void cpu_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
                         const struct batch *b);
 

@@ -239,17 +239,22 @@ static void head_norm_backward(const struct rope_job *j, int64_t row, int32_t he
     memcpy(dy, dx, (size_t)n * sizeof *dx);
 }
 
-void cpu_rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre, float *dq_norm,
-                       float *dk_norm, const struct batch *b, const struct attention *a)
+static void norm_heads_backward(const struct rope_job *j)
+{
+    ASSERT(j->pre.data && j->pre.cols == j->dqkv.cols && j->dq_norm && j->dk_norm);
+    for (int64_t r = 0; r < j->dqkv.rows; r++)
+        for (int32_t h = 0; h < j->a->n_head + j->a->n_kv_head; h++) head_norm_backward(j, r, h);
+}
+
+void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
+                       float *dq_norm, float *dk_norm, const struct batch *b, const struct attention *a)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(dqkv.dtype == DTYPE_F32 && a->head_dim <= MAX_HEAD_DIM);
     struct rope_job job = {&c->kernels, dqkv, qkv_pre, dq_norm, dk_norm, b, a};
     if (a->rope) pool_for(c->pool, dqkv.rows, cpu_row_grain(dqkv.cols), rotate_rows, &job);
-    if (!a->q_norm) return;
-    ASSERT(qkv_pre.data && qkv_pre.cols == dqkv.cols && dq_norm && dk_norm);
-    for (int64_t r = 0; r < dqkv.rows; r++)
-        for (int32_t h = 0; h < a->n_head + a->n_kv_head; h++) head_norm_backward(&job, r, h);
+    if (a->q_norm) norm_heads_backward(&job);
+    if (out.data != dqkv.data) cpu_dropout(d, out, dqkv, (struct dropout){0});
 }
 
 /* ---- embedding ---- */

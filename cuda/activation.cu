@@ -11,14 +11,6 @@
 
 enum { ELEMENT_THREADS = 256 };
 
-__device__ __forceinline__ float gelu_slope(float x, bool exact)
-{
-    if (exact)
-        return 0.5f * erfcf(-0.7071067812f * x) + x * expf(-0.5f * x * x) * 0.3989422804f;
-    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x));
-    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.7978845608f * (1 + 0.134145f * x * x);
-}
-
 template <class T, int EACH> __global__ void gelu_kernel(T *out, const T *in, int64_t n, bool exact)
 {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * EACH;

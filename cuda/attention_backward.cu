@@ -4,25 +4,39 @@
  *   ds = p (dp - D)                 dq = scale sum over keys of ds k
  *   dv = sum over queries of z p do                    dk = scale sum over queries of ds q
  *
- * dqkv f32 [R, (H + 2G) K]; qkv 16 bits or f32 as attention saw them; dout f32; spans begin at position 0.
+ * dqkv [R, (H + 2G) K] f32 or of dout's type; qkv as attention saw them, out and dout 16 bits or f32; spans begin at
+ * position 0.
  * No atomics: one kernel has a block for each tile of queries and walks its keys, another a block for each tile of
  * keys and walks the queries of all heads that read them, in order. Here are the plain kernels, of f32, and of 16 bits
  * without tensor cores; attention_backward_mma.cu has the others.
  *
- * Grid: D by rows; tiles of 16 queries x KV heads; blocks of 32 keys x KV heads. 14 K operations a pair of query and
+ * Grid: D by (row, head), 4 K elements of two bytes or four; tiles of 16 queries x KV heads; blocks of 32 keys x KV heads. 14 K operations a pair of query and
  * key (both kernels compute its score): bound by these. CPU twin: cpu_attention_backward. */
 #include "cuda/attention_backward.cuh"
 
 #include <type_traits>
 
-template <class T> __global__ void delta_kernel(backward_args<T> a)
+static constexpr int DELTA_WARPS = 8;
+
+/* Grid: a warp a (row, head), two elements a lane at a time. Bytes: out and dout once; bound by them. */
+template <class T> __global__ void __launch_bounds__(DELTA_WARPS *WARP) delta_kernel(backward_args<T> a)
 {
-    int64_t row = blockIdx.x, head = blockIdx.y, n = a.a.head_dim;
-    int64_t at = (row * a.a.n_head + head) * n;
+    int64_t item = (int64_t)blockIdx.x * DELTA_WARPS + threadIdx.x / WARP, n = a.a.head_dim;
+    if (item >= (int64_t)a.rows * a.a.n_head) return;
     float sum = 0;
-    for (int d = threadIdx.x; d < n; d += WARP) sum += a.dout[at + d] * to_f32(a.out[at + d]);
+    for (int64_t d = item * n + threadIdx.x % WARP * 2; d < (item + 1) * n; d += 2 * WARP) {
+        packed<T, 2> x = load_packed<T, 2>(a.dout + d), y = load_packed<T, 2>(a.out + d);
+        sum += to_f32(x.at[0]) * to_f32(y.at[0]) + to_f32(x.at[1]) * to_f32(y.at[1]);
+    }
     sum = warp_sum(sum);
-    if (threadIdx.x == 0) a.delta[row * a.a.n_head + head] = sum;
+    if (threadIdx.x % WARP == 0) a.delta[item] = sum;
+}
+
+template <class T>
+__device__ __forceinline__ void put_gradient(const backward_args<T> &a, int64_t at, float y)
+{
+    if (a.rounds) ((T *)a.dqkv)[at] = from_f32<T>(y);
+    else ((float *)a.dqkv)[at] = y;
 }
 
 /* Shared memory of both kernels: queries and their do [16][K], keys [32][K + 1], values [32][K + 1], and
@@ -57,7 +71,7 @@ __device__ void load_queries(const backward_args<T> &a, const tile_of_span &t, i
         int32_t head = kv_head * group + query % group;
         bool alive = i / n < t.n;
         s.q[i] = alive ? to_f32(a.qkv[query_at(a.a, row, head) + d]) : 0;
-        s.dout[i] = alive ? a.dout[((int64_t)row * a.a.n_head + head) * n + d] : 0;
+        s.dout[i] = alive ? to_f32(a.dout[((int64_t)row * a.a.n_head + head) * n + d]) : 0;
     }
 }
 
@@ -146,7 +160,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) queries_kernel(backward_arg
         int64_t at = query_at(a.a, t.s.row0 + query / group, kv_head * group + query % group);
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
-            if (p * WARP + lane < n) a.dqkv[at + p * WARP + lane] = dq[i][p] * a.a.scale;
+            if (p * WARP + lane < n) put_gradient(a, at + p * WARP + lane, dq[i][p] * a.a.scale);
     }
 }
 
@@ -196,8 +210,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) keys_kernel(backward_args<T
         for (int p = 0; p < PARTS; p++) {
             int d = p * WARP + lane;
             if (d >= n) continue;
-            a.dqkv[key_at(a.a, row, kv_head, 0) + d] = dk[j][p] * a.a.scale;
-            a.dqkv[key_at(a.a, row, kv_head, 1) + d] = dv[j][p];
+            put_gradient(a, key_at(a.a, row, kv_head, 0) + d, dk[j][p] * a.a.scale);
+            put_gradient(a, key_at(a.a, row, kv_head, 1) + d, dv[j][p]);
         }
     }
 }
@@ -210,8 +224,6 @@ static void backward(struct cuda_device *c, const backward_args<T> &args)
     unsigned tiles = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, QUERIES) + args.n_spans);
     unsigned blocks = (unsigned)(ceil_div(args.rows, KEYS) + args.n_spans);
     size_t shared = (size_t)backward_floats(n) * sizeof(float);
-    cuda_launch(c, "attention_backward", delta_kernel<T>,
-                dim3((unsigned)args.rows, (unsigned)args.a.n_head), dim3(WARP), 0, args);
     WITH_PARTS(n, cuda_launch(c, "attention_backward", queries_kernel<T, PARTS>, dim3(tiles, kv_heads),
                               dim3(ATTENTION_THREADS), shared, args));
     WITH_PARTS(n, cuda_launch(c, "attention_backward", keys_kernel<T, PARTS>, dim3(blocks, kv_heads),
@@ -225,11 +237,14 @@ static void backward_from(struct cuda_device *c, struct tensor dqkv, struct tens
 {
     int64_t bytes = dqkv.rows * a->n_head * (int64_t)sizeof(float);
     backward_args<T> args = {
-        .a = attention_shape_of(a, qkv.cols), .dqkv = (float *)dqkv.data,
-        .dout = (const float *)dout.data, .lse = lse, .qkv = (const T *)qkv.data,
+        .a = attention_shape_of(a, qkv.cols), .dqkv = dqkv.data, .rounds = dqkv.dtype != DTYPE_F32,
+        .lse = lse, .dout = (const T *)dout.data, .qkv = (const T *)qkv.data,
         .out = (const T *)out.data, .delta = (float *)cuda_workspace(c, 0, bytes), .spans = b->spans,
-        .n_spans = b->n_spans, .rows = b->n_rows, .dout_rounded = (const T *)dout.data,
+        .n_spans = b->n_spans, .rows = b->n_rows,
     };
+    cuda_launch(c, "attention_backward", delta_kernel<T>,
+                dim3((unsigned)ceil_div(dqkv.rows * a->n_head, DELTA_WARPS)), dim3(DELTA_WARPS * WARP), 0,
+                args);
     /* GPUs that compute in bf16 have tensor cores, and the memory for them. */
     if constexpr (std::is_same_v<T, float>) backward(c, args);
     else if constexpr (std::is_same_v<T, bf16>) cuda_attention_backward_mma(c, args);
@@ -240,7 +255,8 @@ void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor
                              struct tensor qkv, struct tensor out, const float *lse,
                              const struct batch *b, const struct attention *a)
 {
-    ASSERT(dqkv.dtype == DTYPE_F32 && dout.dtype == DTYPE_F32 && out.dtype == qkv.dtype);
+    ASSERT(dqkv.dtype == DTYPE_F32 || dqkv.dtype == qkv.dtype);
+    ASSERT(dout.dtype == qkv.dtype && out.dtype == qkv.dtype);
     ASSERT(dqkv.cols == qkv.cols && dqkv.rows == b->n_rows && a->head_dim <= 4 * WARP);
     WITH_TYPE(qkv.dtype, backward_from<T>(cuda_of(d), dqkv, dout, qkv, out, lse, b, a));
 }

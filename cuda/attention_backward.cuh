@@ -7,13 +7,13 @@
 
 template <class T> struct backward_args {
     attention_shape a;
-    float *dqkv;
-    const float *dout, *lse;
-    const T *qkv, *out;
+    void *dqkv;  /* of T, or f32 */
+    bool rounds; /* dqkv is of T */
+    const float *lse;
+    const T *dout, *qkv, *out;
     float *delta; /* [R, H] */
     const span *spans;
     int32_t n_spans, rows;
-    const T *dout_rounded; /* where dout lies, in the first half of each of its rows; of tensor cores */
 };
 
 /* Columns of a head of q, k (which = 0) or v (1) in a row of qkv. */

@@ -1,36 +1,14 @@
 /* Attention's backward pass on tensor cores, in 16 bits: formulas in attention_backward.cu.
  *
  * A block has 64 own rows, 16 a warp, and walks past 32 rows at a time: queries past their keys for dq, keys past
- * their queries for dk and dv. p, ds and do are rounded to 16 bits. 14 K operations a pair of query and key: bound by
+ * their queries for dk and dv. p and ds are rounded to 16 bits. 14 K operations a pair of query and key: bound by
  * mma.sync, and nearly as much by ldmatrix.
  *
- * Grid: rows; tiles of queries x KV heads; tiles of keys x KV heads. CPU twin: cpu_attention_backward. */
+ * Grid: tiles of queries x KV heads; tiles of keys x KV heads. CPU twin: cpu_attention_backward. */
 #include "cuda/attention_backward.cuh"
 
-static constexpr int OWN = 64, WALK = 32, ROUND_THREADS = 256;
+static constexpr int OWN = 64, WALK = 32;
 static constexpr float LOG2_E = 1.4426950409f;
-
-/* dout rounded to T, written over the first half of its row once the row has been read; and D, of what was
- * rounded. Grid: a block a row, a warp a head at a time. Bytes: 8 H K read, 2 H K written. */
-template <class T> __global__ void __launch_bounds__(ROUND_THREADS) round_kernel(backward_args<T> a)
-{
-    extern __shared__ __align__(16) float memory[];
-    T *rounded = (T *)memory;
-    int64_t row = blockIdx.x, n = a.a.head_dim, cols = n * a.a.n_head;
-    for (int head = threadIdx.x / WARP; head < a.a.n_head; head += ROUND_THREADS / WARP) {
-        float sum = 0;
-        for (int64_t i = head * n + threadIdx.x % WARP; i < (head + 1) * n; i += WARP) {
-            rounded[i] = from_f32<T>(a.dout[row * cols + i]);
-            sum += to_f32(rounded[i]) * to_f32(a.out[row * cols + i]);
-        }
-        sum = warp_sum(sum);
-        if (threadIdx.x % WARP == 0) a.delta[row * a.a.n_head + head] = sum;
-    }
-    __syncthreads();
-    T *to = const_cast<T *>(a.dout_rounded) + row * 2 * cols;
-    for (int64_t i = threadIdx.x * 8; i < cols; i += ROUND_THREADS * 8)
-        store_packed(to + i, load_packed<T, 8>(rounded + i));
-}
 
 /* The block's own rows and those that it walks past, D >= K elements and 8 more, so that ldmatrix meets no bank
  * twice. Of queries: q and do; of keys: k and v. */
@@ -58,7 +36,7 @@ template <class T> struct row_source {
     {
         if (keys) return a.qkv + key_at(a.a, row(i), kv_head, which);
         if (which == 0) return a.qkv + query_at(a.a, row(i), head(i));
-        return a.dout_rounded + (row(i) * 2 * a.a.n_head + head(i)) * a.a.head_dim;
+        return a.dout + (row(i) * a.a.n_head + head(i)) * a.a.head_dim;
     }
 };
 
@@ -235,26 +213,55 @@ __device__ __forceinline__ void add_rows(float (&sum)[D / 8][4], const float (&x
     }
 }
 
+/* 16 columns of a row that four lanes have as pairs of two fragments: four columns beside each other a lane, so that
+ * these lanes write 32 bytes at once. Every lane of the warp is here. */
+template <class T> __device__ __forceinline__ packed<T, 4> four_columns(uint32_t low, uint32_t high)
+{
+    int lane = threadIdx.x % WARP, from = lane / 4 * 4 + lane % 2 * 2;
+    uint32_t low_pairs[2], high_pairs[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        low_pairs[i] = __shfl_sync(0xFFFFFFFFu, low, from + i);
+        high_pairs[i] = __shfl_sync(0xFFFFFFFFu, high, from + i);
+    }
+    bool is_low = lane % 4 < 2;
+    uint2 pairs = {is_low ? low_pairs[0] : high_pairs[0], is_low ? low_pairs[1] : high_pairs[1]};
+    return *reinterpret_cast<packed<T, 4> *>(&pairs);
+}
+
+/* Columns d .. d + 15 of the row that begins at `at`, if it is there: half e of two fragments, scaled. */
+template <class T>
+__device__ __forceinline__ void put_columns(const backward_args<T> &b, int64_t at, int d, bool there,
+                                            const float (&low)[4], const float (&high)[4], int e,
+                                            float scale)
+{
+    int q = threadIdx.x % 4, n = b.a.head_dim;
+    packed<float, 2> x = {{low[2 * e] * scale, low[2 * e + 1] * scale}};
+    packed<float, 2> y = {{high[2 * e] * scale, high[2 * e + 1] * scale}};
+    if (b.rounds) {
+        packed<T, 4> four = four_columns<T>(pair_of<T>(x.at[0], x.at[1]), pair_of<T>(y.at[0], y.at[1]));
+        if (there && d + 4 * q < n) store_packed((T *)b.dqkv + at + d + 4 * q, four);
+        return;
+    }
+    float *to = (float *)b.dqkv + at + d + 2 * q;
+    if (there && d + 2 * q < n) store_packed(to, x);
+    if (there && d + 8 + 2 * q < n) store_packed(to + 8, y);
+}
+
 /* The sums of the warp's own rows, to dq, or dk (which = 0), or dv (1). */
 template <int D, class T>
 __device__ __forceinline__ void put_rows(const row_source<T> &own, const tile_of_span &t, int m, int which,
                                          const float (&sum)[D / 8][4], float scale)
 {
     const attention_shape &a = own.a.a;
-    int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        int32_t r = m + g + e * 8, i = t.first + r;
-        if (r >= t.n) continue;
+        int32_t r = m + threadIdx.x % WARP / 4 + e * 8, i = t.first + r;
         int64_t at = own.keys ? key_at(a, own.row(i), own.kv_head, which)
                               : query_at(a, own.row(i), own.head(i));
 #pragma unroll
-        for (int f = 0; f < D / 8; f++) {
-            int d = f * 8 + 2 * q;
-            if (d >= a.head_dim) continue;
-            packed<float, 2> v = {{sum[f][2 * e] * scale, sum[f][2 * e + 1] * scale}};
-            store_packed(own.a.dqkv + at + d, v);
-        }
+        for (int f = 0; f < D / 8; f += 2)
+            put_columns(own.a, at, f * 8, r < t.n, sum[f], sum[f + 1], e, scale);
     }
 }
 
@@ -320,9 +327,6 @@ static bool flash_backward(struct cuda_device *c, const backward_args<T> &args)
     unsigned kv_heads = (unsigned)args.a.n_kv_head;
     unsigned queries = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, OWN) + args.n_spans);
     unsigned keys = (unsigned)(ceil_div(args.rows, OWN) + args.n_spans);
-    size_t row_bytes = (size_t)args.a.n_head * (size_t)args.a.head_dim * sizeof(T);
-    cuda_launch(c, "attention_backward", round_kernel<T>, dim3((unsigned)args.rows), dim3(ROUND_THREADS),
-                row_bytes, args);
     cuda_launch(c, "attention_backward", flash_kernel<T, D, false>, dim3(queries, kv_heads),
                 dim3(ATTENTION_THREADS), sizeof(flash_rooms<T, D>), args);
     cuda_launch(c, "attention_backward", flash_kernel<T, D, true>, dim3(keys, kv_heads),

@@ -12,8 +12,8 @@ static constexpr int MAX_PLANS = 64;
 
 /* What an algorithm is chosen by. */
 struct blas_shape {
-    enum dtype type;
-    bool turned, added;
+    enum dtype type, d_type;
+    bool turned, added, gelu;
     int64_t n, m, k, a_stride, b_stride, d_stride;
     uint32_t alignment; /* of all pointers: a power of two up to 256 */
 };
@@ -75,21 +75,39 @@ static cudaDataType type_of(enum dtype type)
 
 static uint32_t alignment_of(const struct blas_product *p)
 {
-    uintptr_t bits = (uintptr_t)p->a | (uintptr_t)p->b | (uintptr_t)p->d | 256;
+    uintptr_t bits = (uintptr_t)p->a | (uintptr_t)p->b | (uintptr_t)p->d | (uintptr_t)p->gelu_of | 256;
     return (uint32_t)(bits & -bits);
 }
 
 static blas_shape shape_of(const struct blas_product *p)
 {
-    return {p->type, p->turned, p->added, p->n, p->m, p->k, p->a_stride, p->b_stride, p->d_stride,
-            alignment_of(p)};
+    return {p->type, p->d_type, p->turned, p->added, p->gelu_of != NULL, p->n, p->m, p->k, p->a_stride,
+            p->b_stride, p->d_stride, alignment_of(p)};
 }
 
 static bool same(const blas_shape &x, const blas_shape &y)
 {
-    return x.type == y.type && x.turned == y.turned && x.added == y.added && x.n == y.n && x.m == y.m
-           && x.k == y.k && x.a_stride == y.a_stride && x.b_stride == y.b_stride
+    return x.type == y.type && x.d_type == y.d_type && x.turned == y.turned && x.added == y.added
+           && x.gelu == y.gelu && x.n == y.n && x.m == y.m && x.k == y.k && x.a_stride == y.a_stride && x.b_stride == y.b_stride
            && x.d_stride == y.d_stride && x.alignment == y.alignment;
+}
+
+/* Where this product's epilogue reads. */
+static bool point_to(const cublas_calls &calls, const blas_plan *p, const void *gelu_of)
+{
+    return !p->shape.gelu
+           || calls.desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &gelu_of, sizeof gelu_of)
+                  == CUBLAS_STATUS_SUCCESS;
+}
+
+static bool set_epilogue(const cublas_calls &calls, const blas_shape &s, blas_plan *p)
+{
+    cublasLtEpilogue_t slope = CUBLASLT_EPILOGUE_DGELU;
+    if (!s.gelu) return true;
+    return calls.desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &slope, sizeof slope)
+               == CUBLAS_STATUS_SUCCESS
+           && calls.desc_set(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &s.d_stride, sizeof s.d_stride)
+                  == CUBLAS_STATUS_SUCCESS;
 }
 
 static bool describe(const cublas_calls &calls, const blas_shape &s, blas_plan *p)
@@ -100,10 +118,10 @@ static bool describe(const cublas_calls &calls, const blas_shape &s, blas_plan *
     return calls.desc_create(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS
            && (!s.turned || calls.desc_set(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &turned, sizeof turned)
                                 == CUBLAS_STATUS_SUCCESS)
-           && calls.layout_create(&p->a, type, (uint64_t)s.m, (uint64_t)s.k, s.a_stride)
+           && set_epilogue(calls, s, p) && calls.layout_create(&p->a, type, (uint64_t)s.m, (uint64_t)s.k, s.a_stride)
                   == CUBLAS_STATUS_SUCCESS
            && calls.layout_create(&p->b, type, b_rows, b_cols, s.b_stride) == CUBLAS_STATUS_SUCCESS
-           && calls.layout_create(&p->d, CUDA_R_32F, (uint64_t)s.m, (uint64_t)s.n, s.d_stride)
+           && calls.layout_create(&p->d, type_of(s.d_type), (uint64_t)s.m, (uint64_t)s.n, s.d_stride)
                   == CUBLAS_STATUS_SUCCESS;
 }
 
@@ -143,14 +161,17 @@ static bool choose(struct cublas *b, const blas_shape &s, uint64_t workspace, bl
 }
 
 /* NULL: there are more shapes than room for them, and this one is new. */
-static blas_plan *plan_for(struct cublas *b, const blas_shape &s, uint64_t workspace)
+static blas_plan *plan_for(struct cublas *b, const blas_shape &s, const void *gelu_of,
+                           uint64_t workspace)
 {
     for (int i = 0; i < b->n_plans; i++)
         if (same(b->plans[i].shape, s)) return &b->plans[i];
     if (b->n_plans == MAX_PLANS) return NULL;
     blas_plan *p = &b->plans[b->n_plans++];
     p->shape = s;
-    p->works = describe(b->calls, s, p) && choose(b, s, workspace, p);
+    /* The library looks at the pointer's alignment when it chooses. */
+    p->works = describe(b->calls, s, p) && point_to(b->calls, p, gelu_of)
+               && choose(b, s, workspace, p);
     return p;
 }
 
@@ -159,13 +180,16 @@ bool cuda_blas_product(struct cuda_device *c, const struct blas_product *p)
     if (!c->blas || p->n == 0) return false;
     int64_t workspace = cuda_blas_workspace(c->sm);
     void *scratch = cuda_workspace(c, 0, workspace);
-    blas_plan *plan = plan_for(c->blas, shape_of(p), (uint64_t)workspace);
+    blas_plan *plan = plan_for(c->blas, shape_of(p), p->gelu_of, (uint64_t)workspace);
     if (!plan || !plan->works) return false;
     if (c->failure != cudaSuccess) return true;
+    const cublas_calls &calls = c->blas->calls;
     float one = 1, beta = p->added ? 1 : 0;
-    cublasStatus_t status = c->blas->calls.matmul(c->blas->handle, plan->desc, &one, p->a, plan->a, p->b,
-                                                  plan->b, &beta, p->d, plan->d, p->d, plan->d,
-                                                  &plan->algorithm, scratch, (size_t)workspace, c->stream);
+    cublasStatus_t status = CUBLAS_STATUS_INTERNAL_ERROR;
+    if (point_to(calls, plan, p->gelu_of))
+        status = calls.matmul(c->blas->handle, plan->desc, &one, p->a, plan->a, p->b, plan->b, &beta, p->d,
+                              plan->d, p->d, plan->d, &plan->algorithm, scratch, (size_t)workspace,
+                              c->stream);
     if (status != CUBLAS_STATUS_SUCCESS) cuda_note(c, cudaErrorLaunchFailure, "cublasLtMatmul");
     return true;
 }

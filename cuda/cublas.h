@@ -30,14 +30,15 @@ struct cublas_calls {
 bool cublas_load(struct cublas_calls *calls);
 
 /* d [n, m] = (added: d +) the sum over k of b and a, in rows: row i of d is the sum over t of b(i, t) times row t of
- * a. All strides in elements; a and b of one type, d f32.
+ * a. All strides in elements; a and b of one type, d f32 or of theirs. gelu_of [n, m], of d's type and stride: each
+ * sum is multiplied by the slope of tanh GELU there before it is rounded; NULL: it is not.
  *
  *   a [k, m] rows of a_stride;  b [n, k] rows of b_stride, or turned: [k, n];  d rows of d_stride */
 struct blas_product {
-    enum dtype type; /* of a and b */
+    enum dtype type, d_type; /* of a and b; of d */
     bool turned, added;
     int64_t n, m, k, a_stride, b_stride, d_stride;
-    const void *a, *b;
+    const void *a, *b, *gelu_of;
     void *d;
 };
 

@@ -147,6 +147,7 @@ static void fill_train_ops(struct device_train_ops *ops, const struct device_tra
     ops->add_dropout = cuda_add_dropout;
     ops->gelu = cuda_gelu;
     ops->matmul_backward_x = cuda_matmul_backward_x;
+    ops->matmul_gelu_backward = cuda_matmul_gelu_backward;
     ops->matmul_backward_w = cuda_matmul_backward_w;
     ops->norm_backward = cuda_norm_backward;
     ops->gelu_backward = cuda_gelu_backward;

@@ -150,6 +150,8 @@ void cuda_add_dropout(struct device *d, struct tensor x, struct tensor y, struct
 /* matmul_backward.cu */
 void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                             const struct matrix *w);
+void cuda_matmul_gelu_backward(struct device *d, struct tensor dpre, struct tensor dy,
+                               const struct matrix *w, struct tensor pre, bool exact);
 void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
                             struct tensor x, struct random_key rounding);
 /* norm_backward.cu */
@@ -160,8 +162,8 @@ void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor
                              struct tensor qkv, struct tensor out, const float *lse,
                              const struct batch *b, const struct attention *a);
 /* rope_backward.cu */
-void cuda_rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre, float *dq_norm,
-                        float *dk_norm, const struct batch *b, const struct attention *a);
+void cuda_rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
+                        float *dq_norm, float *dk_norm, const struct batch *b, const struct attention *a);
 /* embed_backward.cu */
 void cuda_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
                          const struct batch *b);

@@ -118,11 +118,13 @@ static const struct device_ops ops_since_80 = {
 };
 
 static const struct device_train_ops train_ops = {
+    .writes_act = true,
     .moment_bytes = cuda_moment_bytes,
     .workspace_bytes = training_workspace,
 };
 
 static const struct device_train_ops train_ops_since_90 = {
+    .writes_act = true,
     .moment_bytes = cuda_moment_bytes,
     .workspace_bytes = training_workspace_since_90,
 };

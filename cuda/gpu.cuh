@@ -62,6 +62,15 @@ __device__ __forceinline__ float gelu(float x, bool exact)
     return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
 
+/* Its slope. */
+__device__ __forceinline__ float gelu_slope(float x, bool exact)
+{
+    if (exact)
+        return 0.5f * erfcf(-0.7071067812f * x) + x * expf(-0.5f * x * x) * 0.3989422804f;
+    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x));
+    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.7978845608f * (1 + 0.134145f * x * x);
+}
+
 /* silu(gate) up, likewise. */
 __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
 

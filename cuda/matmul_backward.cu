@@ -1,6 +1,7 @@
 /* The gradients of a product y = x W^T + bias.
  *
- *   dx = dy W           dx f32 [R, n_in], dy [R, n_out], W [n_out, n_in]       (written)
+ *   dx = dy W           dx f32 or dy's type [R, n_in], dy [R, n_out], W [n_out, n_in]      (written)
+ *   dpre = dy W gelu'(pre)                               dpre, pre of dy's type [R, n_in]  (written)
  *   dw += dy^T x        f32, or bf16 rounded stochastically                    (added)
  *   dbias += column sums of dy, in slices of rows (cuda/row_sums.cuh)
  *
@@ -8,10 +9,11 @@
  * (W by outputs, dy by rows) and is turned by ldmatrix.trans on its way into mma.sync; the right one lies so
  * too (x) or the other way round (dy for dx). Each output is one chain over t in order: two runs have the
  * same bits. 128 x 128 results a block, or 64 x 64 where the large ones are fewer than the multiprocessors; t in
- * steps of 32, which cp.async brings two ahead. 2 R n_in n_out operations each, bound by mma.sync. Where cuBLASLt is there (cuda/cublas.h), it
- * does the products that are not rounded stochastically.
+ * steps of 32, which cp.async brings two ahead; results go through shared memory, so that neighbours in memory are
+ * written together. 2 R n_in n_out operations each, bound by mma.sync. Where cuBLASLt is there (cuda/cublas.h), it does
+ * the products that are not rounded stochastically, with tanh GELU's slope.
  *
- * CPU twins: cpu_matmul_backward_x, cpu_matmul_backward_w. */
+ * CPU twins: cpu_matmul_backward_x (and gelu_backward), cpu_matmul_backward_w. */
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 #include "cuda/philox.cuh"
@@ -24,12 +26,15 @@ static constexpr uint32_t NOISE_STREAM = 0x67726164;
 /* A matrix in memory: [rows, cols], `stride` elements from row to row. */
 template <class T> struct view { const T *data; int64_t rows, cols, stride; };
 
-/* Where out[m, n] goes: m below rows, n below cols. */
+/* Where out[m, n] goes: m below rows, n below cols. WRITE: dx, in f32; ROUND and SLOPE: dx, in the operands' type; ADD:
+ * to dw. */
 struct result {
     void *data;
-    int64_t rows, cols, m_stride, n_stride;
-    enum { WRITE, ADD, ADD_BF16 } how;
-    random_key key; /* of the rounding */
+    int32_t rows, cols;
+    int64_t m_stride, n_stride;
+    enum { WRITE, ROUND, SLOPE_TANH, SLOPE_EXACT, ADD, ADD_BF16 } how;
+    random_key key;  /* of the rounding */
+    const void *pre; /* of the slope: lies as data does */
 };
 
 /* Eight elements from (row, col) on; zeros outside. */
@@ -58,17 +63,36 @@ __device__ __forceinline__ uint16_t round_noisy(float x, uint64_t place, uint64_
     return (uint16_t)((bits + (word >> place % 2 * 16 & 0xFFFF)) >> 16);
 }
 
-__device__ __forceinline__ void put(const result &out, int64_t m, int64_t n, float y)
+template <class T> __device__ __forceinline__ void put_dx(const result &out, int64_t at, float y)
+{
+    if (out.how == result::WRITE) {
+        ((float *)out.data)[at] = y;
+        return;
+    }
+    if (out.how != result::ROUND)
+        y *= gelu_slope(to_f32(((const T *)out.pre)[at]), out.how == result::SLOPE_EXACT);
+    ((T *)out.data)[at] = from_f32<T>(y);
+}
+
+__device__ __forceinline__ void put_dw(const result &out, int64_t at, float y)
+{
+    if (out.how == result::ADD) {
+        ((float *)out.data)[at] += y;
+        return;
+    }
+    uint16_t *to = (uint16_t *)out.data + at;
+    float before = __uint_as_float((uint32_t)*to << 16);
+    *to = round_noisy(before + y, (uint64_t)at, key_of(out.key));
+}
+
+/* TURNED: dw, else dx. */
+template <class T, bool TURNED>
+__device__ __forceinline__ void put(const result &out, int m, int n, float y)
 {
     if (m >= out.rows || n >= out.cols) return;
     int64_t at = m * out.m_stride + n * out.n_stride;
-    if (out.how == result::WRITE) ((float *)out.data)[at] = y;
-    else if (out.how == result::ADD) ((float *)out.data)[at] += y;
-    else {
-        uint16_t *to = (uint16_t *)out.data + at;
-        float before = __uint_as_float((uint32_t)*to << 16);
-        *to = round_noisy(before + y, (uint64_t)at, key_of(out.key));
-    }
+    if constexpr (TURNED) put_dw(out, at, y);
+    else put_dx<T>(out, at, y);
 }
 
 /* ---- tensor cores ---- */
@@ -80,6 +104,9 @@ template <int SIZE> struct tile {
     static constexpr int LONG_STRIDE = SIZE + 8, SHORT_STRIDE = STEP + 8; /* no bank twice in ldmatrix */
     static constexpr int PIECES = STEP * SIZE / 8 / THREADS; /* of 8 elements a thread */
 };
+
+/* A warp's 16 x 32 results on their way out: [m][n], or where dx's columns are m, [n][m]. No bank twice. */
+static constexpr int OUT_ROWS = 16, BY_M = 40, BY_N = 20, OUT_FLOATS = OUT_ROWS * BY_M;
 
 template <class T, bool TURNED, int SIZE> struct stage {
     T a[STEP][tile<SIZE>::LONG_STRIDE]; /* [t][m] */
@@ -156,47 +183,70 @@ __device__ __forceinline__ void add_stage(float (&d)[MS][4][4], const stage<T, T
     }
 }
 
-/* Stages are fetched STAGES - 1 ahead. Each result is the same chain over t whatever the size of the tile. */
+/* The 16 x 32 results of the warp from (m, n) on: to its part of shared memory, then out, those beside each other in
+ * memory by lanes beside each other. */
+template <class T, bool TURNED>
+__device__ __forceinline__ void put_tile(const result &out, float *room, const float (&d)[4][4], int m,
+                                         int n)
+{
+    int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
+    __syncwarp(); /* what was there before has been read */
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int row = g + e / 2 * 8, col = k * 8 + 2 * q + e % 2;
+            room[TURNED ? row * BY_M + col : col * BY_N + row] = d[k][e];
+        }
+    __syncwarp();
+#pragma unroll 1
+    for (int i = 0; i < OUT_ROWS; i++) {
+        int row = TURNED ? i : lane % 16, col = TURNED ? lane : i / 4 * 8 + i % 4 + lane / 16 * 4;
+        put<T, TURNED>(out, m + row, n + col, room[TURNED ? row * BY_M + col : col * BY_N + row]);
+    }
+}
+
+/* Blocks of 256 threads: a multiprocessor since sm_80 is to have two of them. Stages are fetched STAGES - 1 ahead. Each result is the same chain over t whatever the size of the tile. */
 template <class T, bool TURNED, int SIZE>
-__global__ void __launch_bounds__(tile<SIZE>::THREADS) mma_kernel(result out, view<T> a, view<T> b,
-                                                                  int64_t depth)
+__global__ void __launch_bounds__(tile<SIZE>::THREADS, SIZE == 128 ? LARGE_BLOCKS - 1 : 0)
+    mma_kernel(result out, view<T> a, view<T> b, int64_t depth)
 {
     typedef tile<SIZE> tile;
     constexpr int MS = tile::WARP_M / 16;
     extern __shared__ __align__(16) unsigned char memory[];
     stage<T, TURNED, SIZE> *s = (stage<T, TURNED, SIZE> *)memory;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
+    int warp = threadIdx.x / WARP;
     int64_t n0 = (int64_t)blockIdx.x * SIZE, m0 = (int64_t)blockIdx.y * SIZE;
     int wm = warp % tile::WARPS_M * tile::WARP_M, wn = warp / tile::WARPS_M * tile::WARP_N;
-    int64_t steps = (depth + STEP - 1) / STEP;
+    int steps = (int)((depth + STEP - 1) / STEP);
     float d[MS][4][4] = {};
     for (int i = 0; i < STAGES - 1; i++) {
         if (i < steps) fetch(s[i], a, b, m0, n0, (int64_t)i * STEP);
         copy_async_commit();
     }
     int now = 0, ahead = STAGES - 1; /* stages */
-    for (int64_t i = 0; i < steps; i++) {
+    for (int i = 0; i < steps; i++) {
         copy_async_wait<STAGES - 2>();
         __syncthreads(); /* this stage is there, and everyone is done with the one before it */
-        if (i + STAGES - 1 < steps) fetch(s[ahead], a, b, m0, n0, (i + STAGES - 1) * STEP);
+        if (i + STAGES - 1 < steps) fetch(s[ahead], a, b, m0, n0, (int64_t)(i + STAGES - 1) * STEP);
         copy_async_commit();
         add_stage(d, s[now], wm, wn);
         now = now + 1 < STAGES ? now + 1 : 0;
         ahead = ahead + 1 < STAGES ? ahead + 1 : 0;
     }
+    copy_async_wait<0>(); /* of nothing that matters: the room is free when everyone is here */
+    __syncthreads();
+    float *room = (float *)memory + warp * OUT_FLOATS;
 #pragma unroll
     for (int j = 0; j < MS; j++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                put(out, m0 + wm + j * 16 + g + e / 2 * 8, n0 + wn + k * 8 + 2 * q + e % 2, d[j][k][e]);
+        put_tile<T, TURNED>(out, room, d[j], (int)m0 + wm + j * 16, (int)n0 + wn);
 }
 
 template <class T, bool TURNED, int SIZE>
 static void launch_mma(struct cuda_device *c, const result &out, const view<T> &a, const view<T> &b,
                        int64_t depth)
 {
+    static_assert(tile<SIZE>::THREADS / WARP * OUT_FLOATS * sizeof(float) <= STAGES * sizeof(stage<T, TURNED, SIZE>));
     dim3 grid((unsigned)ceil_div(out.cols, SIZE), (unsigned)ceil_div(out.rows, SIZE));
     cuda_launch(c, "matmul_backward", mma_kernel<T, TURNED, SIZE>, grid, dim3(tile<SIZE>::THREADS),
                 STAGES * sizeof(stage<T, TURNED, SIZE>), out, a, b, depth);
@@ -232,7 +282,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) plain_kernel(result out, view<T
         __syncthreads();
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) put(out, m0 + m + i * 8, n0 + n, y[i]);
+    for (int i = 0; i < 4; i++) put<T, TURNED>(out, m0 + m + i * 8, n0 + n, y[i]);
 }
 
 template <class T, bool TURNED>
@@ -254,22 +304,28 @@ static void multiply(struct cuda_device *c, const result &out, const view<T> &a,
 
 /* ---- the operations ---- */
 
+/* out: how, with the slope's `pre`. */
 template <class T>
-static void backward_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
+static void backward_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w,
+                       result out)
 {
     int64_t stride = cuda_row_stride(w->dtype, w->n_in);
-    result out = {dx.data, w->n_in, dx.rows, 1, dx.cols, result::WRITE, {}};
+    out.data = dx.data;
+    out.rows = (int32_t)w->n_in, out.cols = (int32_t)dx.rows;
+    out.m_stride = 1, out.n_stride = dx.cols;
     view<T> a = {(const T *)w->data, w->n_out, w->n_in, stride};
     view<T> b = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
     multiply<T, false>(c, out, a, b, w->n_out);
 }
 
-static bool library_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
+static bool library_x(struct cuda_device *c, struct tensor dx, struct tensor dy, const struct matrix *w,
+                      const void *gelu_of)
 {
     struct blas_product p = {
-        .type = w->dtype, .turned = false, .added = false, .n = dx.rows, .m = w->n_in, .k = w->n_out,
+        .type = w->dtype, .d_type = dx.dtype, .turned = false, .added = false,
+        .n = dx.rows, .m = w->n_in, .k = w->n_out,
         .a_stride = cuda_row_stride(w->dtype, w->n_in), .b_stride = dy.cols, .d_stride = dx.cols,
-        .a = w->data, .b = dy.data, .d = dx.data,
+        .a = w->data, .b = dy.data, .gelu_of = gelu_of, .d = dx.data,
     };
     return cuda_blas_product(c, &p);
 }
@@ -277,10 +333,22 @@ static bool library_x(struct cuda_device *c, struct tensor dx, struct tensor dy,
 void cuda_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                             const struct matrix *w)
 {
-    ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == w->dtype && dx.rows == dy.rows);
-    ASSERT(dy.cols == w->n_out && dx.cols == w->n_in);
-    if (library_x(cuda_of(d), dx, dy, w)) return;
-    WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dx, dy, w));
+    ASSERT((dx.dtype == DTYPE_F32 || dx.dtype == w->dtype) && dy.dtype == w->dtype);
+    ASSERT(dx.rows == dy.rows && dy.cols == w->n_out && dx.cols == w->n_in);
+    if (library_x(cuda_of(d), dx, dy, w, NULL)) return;
+    result out = {.how = dx.dtype == DTYPE_F32 ? result::WRITE : result::ROUND};
+    WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dx, dy, w, out));
+}
+
+void cuda_matmul_gelu_backward(struct device *d, struct tensor dpre, struct tensor dy,
+                               const struct matrix *w, struct tensor pre, bool exact)
+{
+    ASSERT(dpre.dtype == w->dtype && pre.dtype == w->dtype && dy.dtype == w->dtype);
+    ASSERT(dpre.rows == dy.rows && dy.cols == w->n_out && dpre.cols == w->n_in);
+    ASSERT(pre.rows == dpre.rows && pre.cols == dpre.cols);
+    if (!exact && library_x(cuda_of(d), dpre, dy, w, pre.data)) return;
+    result out = {.how = exact ? result::SLOPE_EXACT : result::SLOPE_TANH, .pre = pre.data};
+    WITH_TYPE(w->dtype, backward_x<T>(cuda_of(d), dpre, dy, w, out));
 }
 
 /* EACH columns a thread, 16 bytes where rows allow; a slice of rows a block. Bytes: dy once. */
@@ -304,7 +372,8 @@ __global__ void bias_kernel(float *sums, const T *dy, int64_t rows, int64_t n)
 static bool library_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x)
 {
     struct blas_product p = {
-        .type = x.dtype, .turned = true, .added = true, .n = dw->n_out, .m = dw->n_in, .k = x.rows,
+        .type = x.dtype, .d_type = DTYPE_F32, .turned = true, .added = true,
+        .n = dw->n_out, .m = dw->n_in, .k = x.rows,
         .a_stride = x.cols, .b_stride = dy.cols, .d_stride = cuda_row_stride(DTYPE_F32, dw->n_in),
         .a = x.data, .b = dy.data, .d = dw->data,
     };
@@ -315,8 +384,8 @@ template <class T>
 static void backward_w(struct cuda_device *c, const struct matrix *dw, struct tensor dy, struct tensor x,
                        struct random_key rounding)
 {
-    result out = {dw->data, dw->n_out, dw->n_in, cuda_row_stride(dw->dtype, dw->n_in), 1,
-                  dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding};
+    result out = {dw->data, (int32_t)dw->n_out, (int32_t)dw->n_in, cuda_row_stride(dw->dtype, dw->n_in), 1,
+                  dw->dtype == DTYPE_F32 ? result::ADD : result::ADD_BF16, rounding, NULL};
     view<T> a = {(const T *)dy.data, dy.rows, dy.cols, dy.cols};
     view<T> b = {(const T *)x.data, x.rows, x.cols, x.cols};
     multiply<T, true>(c, out, a, b, dy.rows);

@@ -6,8 +6,8 @@
  * Gradients of weights are f32: vectors as plain arrays, matrices in the layout of an f32 packed
  * matrix (device_ops.matrix_bytes of DTYPE_F32), padding zero. Those of the blocks' matrices may be bf16
  * packed matrices instead: matmul_backward_w sums in f32 and rounds stochastically as it adds. "act" is the activation type: f32 with
- * f32 weights, bf16 with bf16 weights. Gradients of activations are f32 in the residual stream and
- * where a kernel reads them once; operands of matrix products are act. */
+ * f32 weights, bf16 with bf16 weights. Gradients of activations are f32 in the residual stream and, but for
+ * devices that write act at once (writes_act), where a kernel reads them once; operands of matrix products are act. */
 #pragma once
 
 #include "model/device.h"
@@ -70,6 +70,11 @@ struct adamw_step {
 };
 
 struct device_train_ops {
+    /* This device takes and writes act where the CPU has f32 between two products, rounded once from sums in f32: dx
+     * of matmul_backward_x may be act, attention_backward takes dout in act and may write dqkv so, and
+     * matmul_gelu_backward is there. A property of the device's sizes: plans depend on it. */
+    bool writes_act;
+
     /* Rows [row0, row0 + n_rows) of a packed matrix as f32: the inverse of matrix_write. */
     void (*matrix_read)(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
                         float *rows);
@@ -82,9 +87,13 @@ struct device_train_ops {
     /* out = gelu(in), both act: the very bits of matmul's GELU epilogues. */
     void (*gelu)(struct device *d, struct tensor out, struct tensor in, bool exact);
 
-    /* dx = dy W. dy [R, n_out] act, dx [R, n_in] f32. */
+    /* dx = dy W. dy [R, n_out] act, dx [R, n_in] f32 (act: writes_act). */
     void (*matmul_backward_x)(struct device *d, struct tensor dx, struct tensor dy,
                               const struct matrix *w);
+    /* dpre = dy W gelu'(pre): matmul_backward_x and gelu_backward at once. dpre and pre act [R, n_in]. Only with
+     * writes_act; else NULL. */
+    void (*matmul_gelu_backward)(struct device *d, struct tensor dpre, struct tensor dy,
+                                 const struct matrix *w, struct tensor pre, bool exact);
     /* dw += dy^T x; dbias += column sums of dy unless NULL. x [R, n_in] and dy [R, n_out] act; dw f32 or bf16.
      * Into bf16 the f32 sum over all rows (or over each 2,048 of them or more) is added with stochastic
      * rounding: up with the odds that keep the mean, by random bits that depend on rounding (not read for f32) and
@@ -101,15 +110,16 @@ struct device_train_ops {
     void (*swiglu_backward)(struct device *d, struct tensor dgate_up, struct tensor dmlp,
                             struct tensor gate_up);
     /* dqkv f32 [R, (H + 2G) K] = gradient of attention's output with respect to the rotated q, k and v. qkv act (as
-     * attention saw them: rotated), out act, dout f32 [R, H K], lse f32 [R, H] (attention's). dout's memory
-     * may be used for other things and is lost. Spans of `b` start at position 0 of their rows: a span
+     * attention saw them: rotated), out act, dout f32 [R, H K], lse f32 [R, H] (attention's). With writes_act dout is
+     * act, and dqkv f32 or act. dout's memory may be used for other things and is lost. Spans of `b` start at position 0 of their rows: a span
      * attends to itself alone. No T x T matrix. */
     void (*attention_backward)(struct device *d, struct tensor dqkv, struct tensor dout,
                                struct tensor qkv, struct tensor out, const float *lse,
                                const struct batch *b, const struct attention *a);
-    /* In place: undoes the rotation of dqkv's q and k, then their norms (dq_norm, dk_norm +=; NULL without
-     * qk_norm). qkv_pre act: q and k before their norms; ignored without qk_norm. */
-    void (*rope_backward)(struct device *d, struct tensor dqkv, struct tensor qkv_pre,
+    /* out = dqkv with the rotation of q and k undone, then their norms (dq_norm, dk_norm +=; NULL without qk_norm).
+     * dqkv f32, lost; out act, and dqkv itself where act is f32. Without rotation and norms out is dqkv, rounded;
+     * then it may be dqkv itself in any case. qkv_pre act: q and k before their norms; ignored without qk_norm. */
+    void (*rope_backward)(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
                           float *dq_norm, float *dk_norm, const struct batch *b,
                           const struct attention *a);
     /* dwte[tokens[r]] += dx[r]; dwpe[positions[r]] += dx[r] unless NULL. Rows are added in order. */

@@ -81,9 +81,32 @@ static struct tensor take_logits(struct plan *plan, const char *name, enum dtype
     return (struct tensor){.data = data, .dtype = dtype, .rows = rows, .cols = cols};
 }
 
+/* Gradients that lie between two products, each time of one branch. */
+static void backward_mlp_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    bool at_once = d->train->writes_act && c->mlp_type != MLP_SWIGLU;
+    int64_t R = t->options.max_rows;
+    t->dmlp = (struct tensor){0};
+    if (!at_once) t->dmlp = take(plan, "dmlp", DTYPE_F32, R, c->n_ff);
+    t->dup = take(plan, "dup", t->gpt->dtype, R, up_cols(c));
+}
+
+static void backward_attention_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
+{
+    const struct gpt_config *c = &t->gpt->config;
+    enum dtype act = t->gpt->dtype;
+    bool writes_act = d->train->writes_act, rotates = c->pos_encoding == POS_ROPE || c->qk_norm;
+    int64_t R = t->options.max_rows;
+    t->dattn = take(plan, "dattn", writes_act ? act : DTYPE_F32, R, c->n_head * c->head_dim);
+    t->dqkv_act = take(plan, "dqkv_act", act, R, qkv_cols(c));
+    bool is_operand = act == DTYPE_F32 || (writes_act && !rotates);
+    t->dqkv = is_operand ? t->dqkv_act : take(plan, "dqkv", DTYPE_F32, R, qkv_cols(c));
+}
+
 /* What all blocks share: first what a block's backward pass still reads, then what is in use at one
  * time of a step only, each time over the same bytes. */
-static void shared_layout(struct gpt_train *t, struct plan *plan)
+static void shared_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
 {
     const struct gpt_config *c = &t->gpt->config;
     struct gpt_block *s = &t->shared;
@@ -105,13 +128,10 @@ static void shared_layout(struct gpt_train *t, struct plan *plan)
     t->dlogits = act == DTYPE_F32 ? t->logits : take_logits(plan, "dlogits", act, t);
     plan_share_next(plan, LIFE_BACKWARD_MLP);
     t->dy = take(plan, "dy", act, R, c->n_embd); /* first on both sides: one buffer */
-    t->dmlp = take(plan, "dmlp", DTYPE_F32, R, c->n_ff);
-    t->dup = take(plan, "dup", act, R, up_cols(c));
+    backward_mlp_layout(t, d, plan);
     plan_share_next(plan, LIFE_BACKWARD_ATTENTION);
     t->dy = take(plan, "dy", act, R, c->n_embd);
-    t->dattn = take(plan, "dattn", DTYPE_F32, R, c->n_head * c->head_dim);
-    t->dqkv = take(plan, "dqkv", DTYPE_F32, R, qkv_cols(c));
-    t->dqkv_act = act == DTYPE_F32 ? t->dqkv : take(plan, "dqkv_act", act, R, qkv_cols(c));
+    backward_attention_layout(t, d, plan);
     plan_share_end(plan);
 }
 
@@ -149,7 +169,7 @@ void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *
         if (t->options.recompute != RECOMPUTE_BLOCK) take_dear(b, t, plan);
     }
     plan->layer = -1;
-    shared_layout(t, plan);
+    shared_layout(t, d, plan);
     cache_layout(t, d, plan);
     plan->life = LIFE_RUN;
 }
@@ -310,24 +330,38 @@ static void recompute_block(struct gpt_train *t, struct device *d, const struct 
     gpt_mlp_activation(g, block, d);
 }
 
+/* dup from dy: back through the last product and the activation before it. */
+static void backward_activation(struct gpt_train *t, struct device *d, const struct gpt_block *b,
+                                const struct matrix *mlp_down)
+{
+    const struct device_train_ops *ops = d->train;
+    enum mlp_type type = t->gpt->config.mlp_type;
+    int64_t n = b->x_in.rows;
+    struct tensor dy = rows_of(t->dy, 0, n), dmlp = rows_of(t->dmlp, 0, n), dup = rows_of(t->dup, 0, n);
+    if (!dmlp.data) {
+        ops->matmul_gelu_backward(d, dup, dy, mlp_down, b->up, type == MLP_GELU_EXACT);
+        return;
+    }
+    ops->matmul_backward_x(d, dmlp, dy, mlp_down);
+    if (type == MLP_SWIGLU) ops->swiglu_backward(d, dup, dmlp, b->up);
+    else ops->gelu_backward(d, dup, dmlp, b->up, type == MLP_GELU_EXACT);
+}
+
 /* dx becomes the gradient of x_mid. */
 static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt_block *b, int64_t i)
 {
     const struct device_train_ops *ops = d->train;
     const struct gpt_layer *l = &t->gpt->layers[i];
     struct gpt_layer *dl = &t->grads.layers[i];
-    enum mlp_type type = t->gpt->config.mlp_type;
     int64_t n = b->x_in.rows;
     struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
-    struct tensor dmlp = rows_of(t->dmlp, 0, n), dup = rows_of(t->dup, 0, n);
+    struct tensor dup = rows_of(t->dup, 0, n);
     struct dropout drop = {b->dropout, gpt_random_key(b->random_key, DROPOUT_MLP_OUT)};
 
     ops->dropout(d, dy, dx, drop);
     ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp,
                            gpt_random_key(b->random_key, ROUND_MLP_DOWN));
-    ops->matmul_backward_x(d, dmlp, dy, &l->mlp_down);
-    if (type == MLP_SWIGLU) ops->swiglu_backward(d, dup, dmlp, b->up);
-    else ops->gelu_backward(d, dup, dmlp, b->up, type == MLP_GELU_EXACT);
+    backward_activation(t, d, b, &l->mlp_down);
     ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp,
                            gpt_random_key(b->random_key, ROUND_MLP_UP));
     ops->matmul_backward_x(d, dh, dup, &l->mlp_up);
@@ -354,8 +388,7 @@ static void backward_attention(struct gpt_train *t, struct device *d, const stru
                            gpt_random_key(b->random_key, ROUND_ATTN_OUT));
     ops->matmul_backward_x(d, dattn, dy, &l->attn_out);
     ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, batch, &a);
-    ops->rope_backward(d, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
-    if (dqkv_act.data != dqkv.data) ops->dropout(d, dqkv_act, dqkv, (struct dropout){0});
+    ops->rope_backward(d, dqkv_act, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
     ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn,
                            gpt_random_key(b->random_key, ROUND_QKV));
     ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv);

@@ -42,10 +42,10 @@ struct gpt_train {
     /* Gradients on their way down. */
     struct tensor dx, dh;       /* [R, C] f32 */
     struct tensor dy;           /* [R, C] act: dx as the operand of a product */
-    struct tensor dmlp;         /* [R, F] f32 */
+    struct tensor dmlp;         /* [R, F] f32; none where dup is computed at once */
     struct tensor dup;          /* [R, F] or [R, 2F] act */
-    struct tensor dattn;        /* [R, H K] f32 */
-    struct tensor dqkv;         /* [R, (H + 2G) K] f32 */
+    struct tensor dattn;        /* [R, H K] f32; act where the device writes it */
+    struct tensor dqkv;         /* [R, (H + 2G) K] f32, before the rotation is undone; or dqkv_act */
     struct tensor dqkv_act;     /* the same, act */
     struct loss_row *losses;    /* [R] */
 };

@@ -30,6 +30,7 @@ struct profile {
     struct device base; /* first: a struct device * is a struct profile * */
     struct device *inner;
     struct device_ops ops; /* without what the inner device lacks */
+    struct device_train_ops train;
     FILE *to;
     struct error error; /* of a wait, until the caller asks */
     double bytes_per_s, flops_per_s[2]; /* of f32, of half precision */
@@ -386,6 +387,16 @@ static void matmul_backward_x(struct device *d, struct tensor dx, struct tensor 
     end(d, t, product("matmul_backward_x", d, w, w->dtype, dx, dy));
 }
 
+static void matmul_gelu_backward(struct device *d, struct tensor dpre, struct tensor dy,
+                                 const struct matrix *w, struct tensor pre, bool exact)
+{
+    struct moment t = begin(d);
+    inner_of(d)->train->matmul_gelu_backward(inner_of(d), dpre, dy, w, pre, exact);
+    struct cost c = product("matmul_gelu_backward", d, w, w->dtype, dpre, dy);
+    c.bytes += tensor_bytes(pre);
+    end(d, t, c);
+}
+
 static void matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
                               struct tensor x, struct random_key rounding)
 {
@@ -437,14 +448,15 @@ static void attention_backward(struct device *d, struct tensor dqkv, struct tens
                                      + tensor_bytes(out)});
 }
 
-static void rope_backward(struct device *d, struct tensor dqkv, struct tensor qkv_pre,
+static void rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
                           float *dq_norm, float *dk_norm, const struct batch *b,
                           const struct attention *a)
 {
+    bool works = a->rope || a->q_norm || out.data != dqkv.data;
     struct moment t = begin(d);
-    inner_of(d)->train->rope_backward(inner_of(d), dqkv, qkv_pre, dq_norm, dk_norm, b, a);
+    inner_of(d)->train->rope_backward(inner_of(d), out, dqkv, qkv_pre, dq_norm, dk_norm, b, a);
     end(d, t, (struct cost){.name = "rope_backward",
-                            .bytes = a->rope || a->q_norm ? 2 * tensor_bytes(dqkv) : 0});
+                            .bytes = works ? tensor_bytes(dqkv) + tensor_bytes(out) : 0});
 }
 
 static void embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
@@ -618,6 +630,7 @@ static const struct device_train_ops train_ops = {
     .add_dropout = add_dropout,
     .gelu = gelu,
     .matmul_backward_x = matmul_backward_x,
+    .matmul_gelu_backward = matmul_gelu_backward,
     .matmul_backward_w = matmul_backward_w,
     .norm_backward = norm_backward,
     .gelu_backward = gelu_backward,
@@ -659,7 +672,12 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     if (!inner->ops->memory) p->ops.memory = NULL;
     if (!inner->ops->alloc_host) p->ops.alloc_host = NULL, p->ops.free_host = NULL;
     p->base.ops = &p->ops;
-    p->base.train = inner->train ? &train_ops : NULL;
+    if (inner->train) {
+        p->train = train_ops;
+        p->train.writes_act = inner->train->writes_act;
+        if (!inner->train->matmul_gelu_backward) p->train.matmul_gelu_backward = NULL;
+        p->base.train = &p->train;
+    }
     *out = &p->base;
     return true;
 }

@@ -257,8 +257,8 @@ static void run_norm_backward(struct rows_bench *b)
 static void run_rope_backward(struct rows_bench *b)
 {
     struct tensor none = {0};
-    b->d->train->rope_backward(b->d, f32(b->a, R, (H + 2 * G) * K), none, NULL, NULL, &b->batch,
-                               &b->attention);
+    struct tensor dqkv = f32(b->a, R, (H + 2 * G) * K);
+    b->d->train->rope_backward(b->d, dqkv, dqkv, none, NULL, NULL, &b->batch, &b->attention);
 }
 
 static void run_embed_backward(struct rows_bench *b)

@@ -313,15 +313,16 @@ static struct batch document_batch(struct side *d)
                           .pages = side_ints(d, pages, N_DOCUMENTS * DOCUMENT_PAGES)};
 }
 
-/* The gradient; forward's results are given, the same on both sides. */
+/* The gradient, f32 or (where the device can) rounded; forward's results are given, the same on both sides. */
 static void attention_backward(struct side *d, const struct setting *t, const float *qkv, const float *out,
-                               const float *lse, const float *dout, float *dqkv)
+                               const float *lse, const float *dout, bool rounded, float *dqkv)
 {
+    enum dtype type = d->d->train->writes_act ? t->type : DTYPE_F32;
     int64_t cols = qkv_cols(t->s), out_cols = (int64_t)t->s.h * t->s.k;
     struct attention a = attention_of(d, t);
     struct batch b = document_batch(d);
-    struct tensor to = side_tensor(d, DTYPE_F32, DOCUMENT_ROWS, cols, NULL);
-    d->d->train->attention_backward(d->d, to, side_tensor(d, DTYPE_F32, DOCUMENT_ROWS, out_cols, dout),
+    struct tensor to = side_tensor(d, rounded ? type : DTYPE_F32, DOCUMENT_ROWS, cols, NULL);
+    d->d->train->attention_backward(d->d, to, side_tensor(d, type, DOCUMENT_ROWS, out_cols, dout),
                                     side_tensor(d, t->type, DOCUMENT_ROWS, cols, qkv),
                                     side_tensor(d, t->type, DOCUMENT_ROWS, out_cols, out),
                                     side_floats(d, lse, (int64_t)DOCUMENT_ROWS * t->s.h), &b, &a);
@@ -386,19 +387,25 @@ static void check_backward(struct heads heads, enum dtype type, float dropout, b
     w.t.type = type;
     w.t.dropout = dropout;
     int64_t cols = qkv_cols(heads), out_cols = heads.h * heads.k;
-    float *dqkv[N_SIDES + 1];
+    enum { ROUNDED = N_SIDES + 1, N_RUNS };
+    float *dqkv[N_RUNS];
     for (int d = 0; d < N_SIDES; d++) forward(&sides[d], &w.t, w.qkv[0], w.out[d][0], w.lse[d][0]);
     assert_all_near(w.out[1][0], w.out[0][0], DOCUMENT_ROWS * out_cols, out_cols, tolerance_of(type),
                     "attention of documents");
     assert_all_near(w.lse[1][0], w.lse[0][0], DOCUMENT_ROWS * heads.h, heads.h, 2e-5, "log-sum");
-    for (int i = 0; i <= N_SIDES; i++) { /* twice on the device, under other schedules */
+    float *dout = w.qkv[1]; /* the CPU's, too, as the type holds it */
+    for (int64_t i = 0; i < DOCUMENT_ROWS * out_cols; i++) dout[i] = rounded_to(type, dout[i]);
+    for (int i = 0; i < N_RUNS; i++) { /* three times on the device, under other schedules */
         dqkv[i] = malloc((size_t)(DOCUMENT_ROWS * cols) * 4);
         schedule_seed((uint32_t)(heads.k + i));
-        attention_backward(&sides[i > 0], &w.t, w.qkv[0], w.out[0][0], w.lse[0][0], w.qkv[1], dqkv[i]);
+        attention_backward(&sides[i > 0], &w.t, w.qkv[0], w.out[0][0], w.lse[0][0], dout,
+                           i == ROUNDED, dqkv[i]);
     }
     assert_gradients(dqkv[1], dqkv[0], DOCUMENT_ROWS, cols, type, tensor_cores);
     assert_memory_equal(dqkv[2], dqkv[1], (size_t)(DOCUMENT_ROWS * cols) * 4);
-    for (int i = 0; i <= N_SIDES; i++) free(dqkv[i]);
+    for (int64_t i = 0; i < DOCUMENT_ROWS * cols; i++)
+        assert_true(dqkv[ROUNDED][i] == rounded_to(type, dqkv[1][i]));
+    for (int i = 0; i < N_RUNS; i++) free(dqkv[i]);
     world_close(&w);
     sides_close(sides);
 }
@@ -431,9 +438,10 @@ static void rope_backward(struct side *d, const struct setting *t, const float *
     int32_t k = t->s.k;
     struct attention a = attention_of(d, t);
     struct batch b = document_batch(d);
-    struct tensor to = side_tensor(d, DTYPE_F32, DOCUMENT_ROWS, cols, dqkv);
+    struct tensor from = side_tensor(d, DTYPE_F32, DOCUMENT_ROWS, cols, dqkv), to = from;
+    if (side_dtype(d, t->type) != DTYPE_F32) to = side_tensor(d, t->type, DOCUMENT_ROWS, cols, NULL);
     float *grads = side_floats(d, t->norms, 2 * k);
-    d->d->train->rope_backward(d->d, to, side_tensor(d, t->type, DOCUMENT_ROWS, cols, pre),
+    d->d->train->rope_backward(d->d, to, from, side_tensor(d, t->type, DOCUMENT_ROWS, cols, pre),
                                t->qk_norm ? grads : NULL, t->qk_norm ? grads + k : NULL, &b, &a);
     side_read(d, to, out);
     side_read_floats(d, grads, 2 * k, norms);
@@ -458,7 +466,8 @@ void test_rope_backward(void **state)
                 out[d] = malloc((size_t)(DOCUMENT_ROWS * cols) * 4);
                 rope_backward(&sides[d], &w.t, w.qkv[1], w.qkv[2], out[d], norms[d]);
             }
-            assert_all_near(out[1], out[0], DOCUMENT_ROWS * cols, cols, 5e-5, "rope's dqkv");
+            double tolerance = w.t.type == DTYPE_F32 ? 5e-5 : tolerance_of(w.t.type);
+            assert_all_near(out[1], out[0], DOCUMENT_ROWS * cols, cols, tolerance, "rope's dqkv");
             assert_all_near(norms[1], norms[0], 2 * head_shapes[h].k, head_shapes[h].k, 1e-4, "dnorm");
             for (int d = 0; d < N_SIDES; d++) free(out[d]);
         }

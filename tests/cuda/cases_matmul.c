@@ -306,13 +306,26 @@ void test_norms_and_gates_of_products(void **state)
 
 /* ---- gradients ---- */
 
-static void backward_x(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
+enum { DX, DX_ROUNDED, DX_GELU, DX_GELU_EXACT, N_DX };
+
+/* dx, or the gradient of what an activation before it had; the CPU takes two operations and rounds once. */
+static void backward_x(struct side *s, const struct operands *o, struct shape sh, enum dtype type, int what,
                        float *result)
 {
+    const struct device_train_ops *train = s->d->train;
+    bool at_once = what != DX && train->writes_act;
     struct tensor dy = side_tensor(s, type, sh.rows, sh.n_out, o->out);
+    struct tensor pre = side_tensor(s, type, sh.rows, sh.n_in, o->x);
     struct matrix w = side_matrix(s, type, sh.n_out, sh.n_in, o->w);
-    struct tensor dx = side_tensor(s, DTYPE_F32, sh.rows, sh.n_in, NULL);
-    s->d->train->matmul_backward_x(s->d, dx, dy, &w);
+    struct tensor dx = side_tensor(s, at_once ? type : DTYPE_F32, sh.rows, sh.n_in, NULL);
+    if (what >= DX_GELU && at_once)
+        train->matmul_gelu_backward(s->d, dx, dy, &w, pre, what == DX_GELU_EXACT);
+    else train->matmul_backward_x(s->d, dx, dy, &w);
+    if (what >= DX_GELU && !at_once) {
+        struct tensor dpre = side_tensor(s, type, sh.rows, sh.n_in, NULL);
+        train->gelu_backward(s->d, dpre, dx, pre, what == DX_GELU_EXACT);
+        dx = dpre;
+    }
     side_read(s, dx, result);
     side_clear(s);
 }
@@ -346,8 +359,11 @@ static void check_backward(int stride)
         for (int i = 0; i < N_SHAPES; i += stride) {
             struct shape sh = shapes[i];
             schedule_seed((uint32_t)i);
-            for (int s = 0; s < N_SIDES; s++) backward_x(&sides[s], o, sh, types[t], dx[s]);
-            assert_all_near(dx[1], dx[0], sh.rows * sh.n_in, sh.n_in, 2e-5, "dx");
+            for (int what = DX; what < N_DX; what++) {
+                for (int s = 0; s < N_SIDES; s++) backward_x(&sides[s], o, sh, types[t], what, dx[s]);
+                assert_all_near(dx[1], dx[0], sh.rows * sh.n_in, sh.n_in,
+                                what == DX ? 2e-5 : tolerance_of(types[t]), "dx");
+            }
             for (int half = 0; half < 2; half++) {
                 enum dtype grad = half ? DTYPE_BF16 : DTYPE_F32;
                 if (side_dtype(&sides[SIDE_CUDA], grad) != grad) continue; /* no such gradients without bf16 */
@@ -376,16 +392,36 @@ void test_products_backward(void **state)
     if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(4);
 }
 
-/* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels. */
+/* Products that the library did. */
+static int64_t library_products(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
+                                int what)
+{
+    static float dx[MAX_ROWS * MAX_IN];
+    int64_t before = ptxsim_cublas_products();
+    backward_x(s, o, sh, type, what, dx);
+    return ptxsim_cublas_products() - before;
+}
+
+/* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels, and so does the
+ * slope that the library does not have. */
 void test_products_backward_by_library(void **state)
 {
     if (!ptxsim_set_cublas) skip();
     int64_t before = ptxsim_cublas_products();
     ptxsim_set_cublas(true);
     check_backward(1);
-    ptxsim_set_cublas(false);
     int64_t done = ptxsim_cublas_products() - before;
-    assert_true(done > N_SHAPES && done < 3 * N_TYPES * N_SHAPES);
+    assert_true(done > N_SHAPES && done < 5 * N_TYPES * N_SHAPES);
+    struct side sides[N_SIDES];
+    struct operands *o = operands_new(5);
+    struct shape aligned = {65, 72, 264};
+    sides_open(sides, &plan);
+    for (int what = DX; what < N_DX; what++)
+        assert_int_equal(library_products(&sides[SIDE_CUDA], o, aligned, DTYPE_BF16, what), what != DX_GELU_EXACT);
+    assert_int_equal(library_products(&sides[SIDE_CUDA], o, (struct shape){65, 72, 265}, DTYPE_BF16, DX_GELU), 0);
+    sides_close(sides);
+    free(o);
+    ptxsim_set_cublas(false);
 }
 
 /* A GPU without tensor cores, which only the interpreter can be. */

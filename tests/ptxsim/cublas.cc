@@ -2,6 +2,7 @@
 // looked at. What does not fit ends the process, as a kernel's mistakes do.
 #include "cuda/cublas.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -28,9 +29,9 @@ int64_t ptxsim_cublas_products() { return n_products; }
 // What the opaque descriptors hold here. All are of plain data, and begin with what they are.
 enum kind : int32_t { LAYOUT = 0x4C61, DESC, PREFERENCE, ALGORITHM };
 struct layout { kind is; cudaDataType type; int64_t rows, cols, ld; };
-struct desc { kind is; bool b_turned; };
+struct desc { kind is; bool b_turned; uint32_t epilogue; int64_t aux_ld; const void *aux; };
 struct preference { kind is; uint64_t workspace; uint32_t reductions, alignment[4]; };
-struct algorithm { kind is; bool b_turned; uint64_t workspace; uint32_t alignment[4]; layout a, b, d; };
+struct algorithm { kind is; desc of; uint64_t workspace; uint32_t alignment[4]; layout a, b, d; };
 
 template <class T, class Handle> static T &of(Handle handle, kind is, const char *what)
 {
@@ -64,19 +65,27 @@ static size_t version() { return 130100; }
 static cublasStatus_t desc_create(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType scale)
 {
     if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) fail("cublasLt: sums are not in f32");
-    return make(out, desc{DESC, false});
+    return make(out, desc{DESC, false, CUBLASLT_EPILOGUE_DEFAULT, 0, nullptr});
 }
 
 static cublasStatus_t desc_destroy(cublasLtMatmulDesc_t d) { return destroy<desc>(d, DESC, "a description"); }
 
-static cublasStatus_t desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t attribute,
+static cublasStatus_t desc_set(cublasLtMatmulDesc_t handle, cublasLtMatmulDescAttributes_t attribute,
                                const void *value, size_t bytes)
 {
+    desc &d = of<desc>(handle, DESC, "a description");
     cublasOperation_t operation;
-    if (attribute != CUBLASLT_MATMUL_DESC_TRANSB || bytes != sizeof operation)
+    void *to = attribute == CUBLASLT_MATMUL_DESC_TRANSB                 ? (void *)&operation
+               : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE             ? (void *)&d.epilogue
+               : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD      ? (void *)&d.aux_ld
+               : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void *)&d.aux : nullptr;
+    bool is_long = to == &d.aux_ld || to == &d.aux;
+    if (!to || bytes != (is_long ? 8 : 4))
         fail("cublasLt: attribute %d of a description, %zu bytes", attribute, bytes);
-    memcpy(&operation, value, bytes);
-    of<desc>(d, DESC, "a description").b_turned = operation == CUBLAS_OP_T;
+    memcpy(to, value, bytes);
+    if (to == &operation) d.b_turned = operation == CUBLAS_OP_T;
+    if (d.epilogue != CUBLASLT_EPILOGUE_DEFAULT && d.epilogue != CUBLASLT_EPILOGUE_DGELU)
+        fail("cublasLt: epilogue %u", d.epilogue);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -124,20 +133,36 @@ static bool has_algorithm(const layout &l, uint32_t alignment)
     return alignment >= 16 && l.ld * size_of(l.type) % 16 == 0;
 }
 
+// The slope's operand has D's type and rules like D's.
+static layout aux_layout(const desc &d, const layout &out)
+{
+    return {LAYOUT, out.type, out.rows, out.cols, d.aux_ld};
+}
+
+// As the library says of the slope of GELU: a distance between columns that is a multiple of 8, in 16 bits. Without
+// the operand's pointer it would choose for one that is aligned to nothing.
+static bool has_epilogue(const desc &d, const layout &out)
+{
+    if (d.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return true;
+    if (!d.aux) fail("cublasLt: an algorithm is asked for before the epilogue's operand is known");
+    if (d.aux_ld < out.rows) fail("cublasLt: the epilogue's operand has %lld from column to column", (long long)d.aux_ld);
+    return out.type != CUDA_R_32F && d.aux_ld % 8 == 0 && (uintptr_t)d.aux % 16 == 0;
+}
+
 static cublasStatus_t heuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
                                 cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t out,
                                 cublasLtMatmulPreference_t handle, int n,
                                 cublasLtMatmulHeuristicResult_t results[], int *found)
 {
     const preference &p = of<preference>(handle, PREFERENCE, "a preference");
-    algorithm best = {ALGORITHM, of<desc>(d, DESC, "a description").b_turned, p.workspace, {},
+    algorithm best = {ALGORITHM, of<desc>(d, DESC, "a description"), p.workspace, {},
                       of<layout>(a, LAYOUT, "A"), of<layout>(b, LAYOUT, "B"), of<layout>(out, LAYOUT, "D")};
     memcpy(best.alignment, p.alignment, sizeof best.alignment);
     if (memcmp(&of<layout>(c, LAYOUT, "C"), &best.d, sizeof best.d) != 0) fail("cublasLt: C is not D");
     if (p.reductions & (CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE))
         fail("cublasLt: reductions in the output's place are allowed");
     *found = n > 0 && has_algorithm(best.a, p.alignment[0]) && has_algorithm(best.b, p.alignment[1])
-             && has_algorithm(best.d, p.alignment[3]);
+             && has_algorithm(best.d, p.alignment[3]) && has_epilogue(best.of, best.d);
     if (!*found) return CUBLAS_STATUS_NOT_SUPPORTED;
     static_assert(sizeof(algorithm *) <= sizeof results[0].algo, "room");
     algorithm *kept = new algorithm(best); // as long as the process, as the library's are by value
@@ -169,14 +194,30 @@ static float value(const layout &l, const void *data, int64_t i, int64_t j)
     return l.type == CUDA_R_16BF ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
-static void product(const algorithm &g, const void *a, const void *b, float beta, float *d)
+static void put(const layout &l, void *data, int64_t i, int64_t j, float y)
 {
+    int64_t at = j * l.ld + i;
+    if (l.type == CUDA_R_32F) ((float *)data)[at] = y;
+    else ((uint16_t *)data)[at] = l.type == CUDA_R_16BF ? f32_to_bf16(y) : f32_to_f16(y);
+}
+
+// Of tanh GELU, which is the library's.
+static float slope(float x)
+{
+    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x));
+    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.7978845608f * (1 + 0.134145f * x * x);
+}
+
+static void product(const algorithm &g, const void *a, const void *b, float beta, const void *aux, void *d)
+{
+    layout aux_of = aux_layout(g.of, g.d);
     for (int64_t j = 0; j < g.d.cols; j++)
         for (int64_t i = 0; i < g.d.rows; i++) {
-            float sum = 0, *to = d + j * g.d.ld + i;
+            float sum = 0;
             for (int64_t k = 0; k < g.a.cols; k++)
-                sum += value(g.a, a, i, k) * (g.b_turned ? value(g.b, b, j, k) : value(g.b, b, k, j));
-            *to = beta == 0 ? sum : beta * *to + sum;
+                sum += value(g.a, a, i, k) * (g.of.b_turned ? value(g.b, b, j, k) : value(g.b, b, k, j));
+            if (beta != 0) sum += beta * value(g.d, d, i, j);
+            put(g.d, d, i, j, aux ? sum * slope(value(aux_of, aux, i, j)) : sum);
         }
 }
 
@@ -202,11 +243,12 @@ static cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t description,
     const layout *const chosen[] = {&g->a, &g->b, &g->d, &g->d};
     for (int i = 0; i < 4; i++)
         if (memcmp(given[i], chosen[i], sizeof(layout)) != 0) fail("cublasLt: an algorithm of other shapes");
-    if (of<desc>(description, DESC, "a description").b_turned != g->b_turned)
+    const desc &now = of<desc>(description, DESC, "a description");
+    if (now.b_turned != g->of.b_turned || now.epilogue != g->of.epilogue || now.aux_ld != g->of.aux_ld)
         fail("cublasLt: an algorithm of another description");
-    int64_t n = g->b_turned ? g->b.rows : g->b.cols, k = g->b_turned ? g->b.cols : g->b.rows;
+    int64_t n = now.b_turned ? g->b.rows : g->b.cols, k = now.b_turned ? g->b.cols : g->b.rows;
     if (g->a.rows != g->d.rows || n != g->d.cols || k != g->a.cols) fail("cublasLt: shapes do not meet");
-    if (g->a.type != g->b.type || g->d.type != CUDA_R_32F || c != d || !stream)
+    if (g->a.type != g->b.type || (g->d.type != CUDA_R_32F && g->d.type != g->a.type) || c != d || !stream)
         fail("cublasLt: types, or a C that is not D, or no stream");
     if (workspace_bytes < g->workspace || (uintptr_t)workspace % 256 != 0)
         fail("cublasLt: %zu bytes of scratch at %p", workspace_bytes, workspace);
@@ -216,9 +258,11 @@ static cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t description,
     look_at(g->a, a, g->alignment[0], true, "A");
     look_at(g->b, b, g->alignment[1], true, "B");
     if (scale != 0) look_at(g->d, d, g->alignment[2], true, "C");
+    const void *aux = now.epilogue == CUBLASLT_EPILOGUE_DGELU ? now.aux : nullptr;
+    if (aux) look_at(aux_layout(now, g->d), aux, 16, true, "the epilogue's operand");
     look_at(g->d, d, g->alignment[3], false, "D");
     memory_forget(workspace, workspace_bytes);
-    product(*g, a, b, scale, (float *)d);
+    product(*g, a, b, scale, aux, d);
     n_products++;
     return CUBLAS_STATUS_SUCCESS;
 }
