@@ -368,6 +368,12 @@ static void sum_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
+void cpu_column_sums(struct cpu_device *c, float *sums, struct tensor dy)
+{
+    struct column_sums job = {sums, dy};
+    pool_for(c->pool, ceil_div(dy.cols, BIAS_COLUMNS), 1, sum_columns, &job);
+}
+
 static struct tensor some_rows(struct tensor t, int64_t row0, int64_t rows)
 {
     t.data = tensor_row(t, row0);
@@ -411,9 +417,7 @@ void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, st
     ASSERT(dy.dtype == x.dtype && dy.rows == x.rows);
     (c->kernels.amx && x.dtype == DTYPE_BF16 ? amx_backward_w : tiles_backward_w)(c, dw, dy, x,
                                                                                   rounding_key);
-    if (!dbias) return;
-    struct column_sums sums = {dbias, dy};
-    pool_for(c->pool, ceil_div(dy.cols, BIAS_COLUMNS), 1, sum_columns, &sums);
+    if (dbias) cpu_column_sums(c, dbias, dy);
 }
 
 int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct workspace_shape *s)

@@ -11,6 +11,8 @@ void cpu_matmul_backward_x(struct device *d, struct tensor dx, struct tensor dy,
                            const struct matrix *w);
 void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
                            struct tensor x, struct random_key rounding);
+/* sums[k] += column k of dy. */
+void cpu_column_sums(struct cpu_device *c, float *sums, struct tensor dy);
 /* Adds tile [n][PANEL] to inputs k0 .. k0 + n of a panel of dw; part and key as in struct bf16_tile. */
 void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
                       const float *tile, uint32_t part, uint64_t key);
@@ -20,7 +22,8 @@ int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct w
 void cpu_dropout(struct device *d, struct tensor out, struct tensor in, struct dropout drop);
 void cpu_add_dropout(struct device *d, struct tensor x, struct tensor y, struct dropout drop);
 void cpu_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                       struct tensor dy, struct tensor x, const struct norm *n);
+                       struct tensor dy, struct tensor x, const struct norm *n,
+                       const struct branch_gradient *next);
 void cpu_gelu(struct device *d, struct tensor out, struct tensor in, bool exact);
 void cpu_gelu_backward(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,
                        bool exact);

@@ -118,7 +118,8 @@ static void norm_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
 }
 
 void cpu_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                       struct tensor dy, struct tensor x, const struct norm *n)
+                       struct tensor dy, struct tensor x, const struct norm *n,
+                       const struct branch_gradient *next)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == DTYPE_F32 && x.dtype == DTYPE_F32);
@@ -126,6 +127,9 @@ void cpu_norm_backward(struct device *d, struct tensor dx, float *dweight, float
     struct norm_job job = {&c->kernels, dx, dy, x, dweight, dbias, (float *)c->workspace, n};
     pool_for(c->pool, x.rows, cpu_row_grain(x.cols), norm_rows, &job);
     pool_for(c->pool, ceil_div(x.cols, COLUMN_BLOCK), 1, norm_columns, &job);
+    if (!next) return;
+    cpu_dropout(d, next->dy, dx, next->drop);
+    if (next->dbias) cpu_column_sums(c, next->dbias, next->dy);
 }
 
 /* ---- activations ---- */

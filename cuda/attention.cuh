@@ -56,9 +56,7 @@ __device__ __forceinline__ float attention_keep(const attention_shape &a, int32_
     if (a.drop_threshold == 0) return 1;
     uint64_t counter = (uint32_t)key / 4 | (uint64_t)(uint32_t)row << 32;
     philox_words w = philox(counter, (uint32_t)head, 1, key_of(a.drop_key));
-    /* No index: words stay in registers. */
-    uint32_t low = key & 1 ? w.at[1] : w.at[0], high = key & 1 ? w.at[3] : w.at[2];
-    return (key & 2 ? high : low) >= a.drop_threshold ? a.keep_scale : 0.0f;
+    return philox_word(w, (uint32_t)key) >= a.drop_threshold ? a.keep_scale : 0.0f;
 }
 
 static inline attention_shape attention_shape_of(const struct attention *a, int64_t qkv_cols)

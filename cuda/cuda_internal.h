@@ -156,7 +156,8 @@ void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, s
                             struct tensor x, struct random_key rounding);
 /* norm_backward.cu */
 void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                        struct tensor dy, struct tensor x, const struct norm *n);
+                        struct tensor dy, struct tensor x, const struct norm *n,
+                        const struct branch_gradient *next);
 /* attention_backward.cu */
 void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,
                              struct tensor qkv, struct tensor out, const float *lse,

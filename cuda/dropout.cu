@@ -6,19 +6,9 @@
  * Grid: a thread four elements, which share a Philox counter; loads and stores of 16 bytes from f32, 8 from 16
  * bits. Bytes: each operand once. Without dropout no arithmetic; with it some 60 integer operations for four elements: bound by
  * the bytes either way. CPU twin: dropout_row (cpu/train_simd.h); the factors are the same bits. */
-#include "cuda/cuda_internal.h"
-#include "cuda/gpu.cuh"
-#include "cuda/philox.cuh"
+#include "cuda/dropout.cuh"
 
 enum { DROPOUT_THREADS = 256, EACH = 4 };
-
-struct keep { uint32_t threshold; float scale; random_key key; bool on; };
-
-static struct keep keep_of(struct dropout drop)
-{
-    ASSERT(drop.p >= 0 && drop.p < 1);
-    return {(uint32_t)((double)drop.p * 4294967296.0), 1 / (1 - drop.p), drop.key, drop.p > 0};
-}
 
 /* The first n of them: EACH but at the end. */
 template <class T> __device__ __forceinline__ packed<T, EACH> load_first(const T *p, int n)
@@ -39,12 +29,11 @@ __global__ void dropout_kernel(Out *out, const In *in, int64_t n, keep k)
     packed<In, EACH> x = load_first(in + i, here);
     packed<Out, EACH> y;
     if (ADD) y = load_first(out + i, here);
-    philox_words w = {};
-    if (k.on) w = philox((uint64_t)i / EACH, 0, 0, key_of(k.key));
+    packed<float, EACH> z = keep_factors<EACH>(k, (uint64_t)i);
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         float value = to_f32(x.at[e]);
-        if (k.on) value *= w.at[e] >= k.threshold ? k.scale : 0.0f;
+        if (k.on) value *= z.at[e];
         y.at[e] = from_f32<Out>(ADD ? to_f32(y.at[e]) + value : value);
     }
     if (here == EACH) {

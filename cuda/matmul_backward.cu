@@ -57,9 +57,7 @@ __device__ __forceinline__ uint16_t round_noisy(float x, uint64_t place, uint64_
     uint32_t bits = __float_as_uint(x);
     if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
     philox_words w = philox(place / 8, 0, NOISE_STREAM, key);
-    /* No index: words stay in registers. */
-    uint32_t low = place & 2 ? w.at[1] : w.at[0], high = place & 2 ? w.at[3] : w.at[2];
-    uint32_t word = place & 4 ? high : low;
+    uint32_t word = philox_word(w, (uint32_t)(place / 2));
     return (uint16_t)((bits + (word >> place % 2 * 16 & 0xFFFF)) >> 16);
 }
 
@@ -406,7 +404,7 @@ template <class T> static void backward_bias(struct cuda_device *c, float *dbias
     float *sums = (float *)cuda_workspace(c, 0, slices * n * (int64_t)sizeof(float));
     if (n % EACH == 0) launch_bias<T, EACH>(c, sums, dy, slices);
     else launch_bias<T, 1>(c, sums, dy, slices);
-    add_slices(c, "matmul_backward", dbias, sums, slices, n);
+    add_slices(c, "matmul_backward", {{dbias}}, sums, slices, n);
 }
 
 void cuda_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,

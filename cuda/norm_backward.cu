@@ -3,16 +3,25 @@
  *   dx += s (g - mean(g) - z mean(g z))      without mean(g) for RMSNorm      dx, dy, x f32 [R, C]
  *   dweight += sum over rows of dy z;  dbias += sum over rows of dy
  *
+ * and for the branch before the norm: next = dropout(dx), of 16 bits or f32, and its column sums.
+ *
  * Grid: a block a slice of rows, which it takes one by one; a thread always has the same columns and adds up their
- * part of dweight and dbias as it goes. Then the slices are summed. Rows that are wider than what blocks' threads hold
- * are read again, from the first-level cache. Bytes: 16 C a row (x, dy, dx in and out), and the slices' sums. Some
- * 20 operations an element: bound by the bytes. CPU twin: norm_backward_row and norm_backward_columns
- * (cpu/train_simd.h). */
-#include "cuda/cuda_internal.h"
-#include "cuda/gpu.cuh"
+ * part of the sums as it goes. Then the slices are summed. Rows that are wider than what blocks' threads hold
+ * are read again, from the first-level cache. Bytes: 16 C a row (x, dy, dx in and out), 2 C for the branch in 16 bits,
+ * and the slices' sums. Some 20 operations an element: bound by the bytes. CPU twin: norm_backward_row and
+ * norm_backward_columns (cpu/train_simd.h), cpu_dropout. */
+#include "cuda/dropout.cuh"
 #include "cuda/row_sums.cuh"
 
-enum { NORM_THREADS_MAX = 256, SHARED_COLUMNS_MAX = 4096 /* 32 KiB of sums */ };
+enum { NORM_THREADS_MAX = 256, SHARED_COLUMNS_MAX = 3072 /* 36 KiB of sums */ };
+
+/* Where a row of a slice goes and adds to: its dx and the branch's dy (NULL: none), from the tensor's element `first`
+ * on, and the slice's sums. */
+template <class T> struct norm_out {
+    float *dx, *dweight, *dbias, *dbranch;
+    T *branch;
+    uint64_t first;
+};
 
 struct norm_row { const float *x, *dy, *weight; int64_t n; };
 
@@ -66,87 +75,110 @@ __device__ __forceinline__ norm_stats stats_of(norm_row r, float eps, bool rms, 
     return {mean, scale, rms ? 0 : sums.x / count, sums.y / count};
 }
 
-/* Row `row` of a slice: dx, and the thread's columns of the slice's sums. */
-template <int EACH>
-__device__ __forceinline__ void add_row(float *dx, float *dweight, float *dbias, norm_row r, norm_stats s)
+/* The columns of a row from i on: dx and the branch, and their part of the slice's sums. */
+template <int EACH, class T>
+__device__ __forceinline__ void add_columns(const norm_out<T> &to, const norm_row &r, const norm_stats &s,
+                                            const keep &k, int64_t i)
 {
-    for (int64_t i = first_column<EACH>(); i < r.n; i += column_step<EACH>()) {
-        packed<float, EACH> x = load_packed<float, EACH>(r.x + i), dy = load_packed<float, EACH>(r.dy + i);
-        packed<float, EACH> w = load_packed<float, EACH>(r.weight + i);
-        packed<float, EACH> out = load_packed<float, EACH>(dx + i);
-        packed<float, EACH> dw = load_packed<float, EACH>(dweight + i);
-        packed<float, EACH> db = load_packed<float, EACH>(dbias + i);
+    packed<float, EACH> x = load_packed<float, EACH>(r.x + i), dy = load_packed<float, EACH>(r.dy + i);
+    packed<float, EACH> w = load_packed<float, EACH>(r.weight + i);
+    packed<float, EACH> out = load_packed<float, EACH>(to.dx + i);
+    packed<float, EACH> dw = load_packed<float, EACH>(to.dweight + i);
+    packed<float, EACH> db = load_packed<float, EACH>(to.dbias + i);
 #pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            float g = dy.at[e] * w.at[e], z = (x.at[e] - s.mean) * s.scale;
-            out.at[e] += s.scale * (g - s.mean_g - z * s.mean_dot);
-            dw.at[e] += dy.at[e] * z;
-            db.at[e] += dy.at[e];
-        }
-        store_packed(dx + i, out);
-        store_packed(dweight + i, dw);
-        store_packed(dbias + i, db);
+    for (int e = 0; e < EACH; e++) {
+        float g = dy.at[e] * w.at[e], z = (x.at[e] - s.mean) * s.scale;
+        out.at[e] += s.scale * (g - s.mean_g - z * s.mean_dot);
+        dw.at[e] += dy.at[e] * z;
+        db.at[e] += dy.at[e];
     }
-}
-
-/* Sums [slices][n] of dweight, then of dbias; slice blockIdx.x is at work on its own, in shared memory (IN_SHARED: of
- * 2 n floats) or where it goes. */
-template <int EACH, bool IN_SHARED>
-__global__ void __launch_bounds__(NORM_THREADS_MAX)
-norm_backward_kernel(float *dx, float *sums, const float *dy, const float *x, const float *weight,
-                     int64_t rows, int64_t n, float eps, bool rms)
-{
-    extern __shared__ __align__(16) float shared_sums[];
-    __shared__ float room[2 * WARP];
-    int64_t slice = blockIdx.x, slices = gridDim.x, end = slice_begin(slice + 1, slices, rows);
-    float *dweight = sums + slice * n, *dbias = dweight + slices * n;
-    float *weight_sums = IN_SHARED ? shared_sums : dweight, *bias_sums = IN_SHARED ? shared_sums + n : dbias;
-    /* Each thread has its columns to itself: nobody waits. */
-    for (int64_t i = first_column<EACH>(); i < n; i += column_step<EACH>()) {
-        store_packed(weight_sums + i, packed<float, EACH>{});
-        store_packed(bias_sums + i, packed<float, EACH>{});
+    store_packed(to.dx + i, out);
+    store_packed(to.dweight + i, dw);
+    store_packed(to.dbias + i, db);
+    if (!to.branch) return;
+    packed<float, EACH> z = keep_factors<EACH>(k, to.first + (uint64_t)i);
+    packed<float, EACH> sum = load_packed<float, EACH>(to.dbranch + i);
+    packed<T, EACH> rounded;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        rounded.at[e] = from_f32<T>(k.on ? out.at[e] * z.at[e] : out.at[e]);
+        sum.at[e] += to_f32(rounded.at[e]);
     }
-    for (int64_t row = slice_begin(slice, slices, rows); row < end; row++) {
-        norm_row r = {x + row * n, dy + row * n, weight, n};
-        norm_stats s = stats_of<EACH>(r, eps, rms, room);
-        add_row<EACH>(dx + row * n, weight_sums, bias_sums, r, s);
-    }
-    if constexpr (IN_SHARED)
-        for (int64_t i = first_column<EACH>(); i < n; i += column_step<EACH>()) {
-            store_packed(dweight + i, load_packed<float, EACH>(weight_sums + i));
-            store_packed(dbias + i, load_packed<float, EACH>(bias_sums + i));
-        }
+    store_packed(to.branch + i, rounded);
+    store_packed(to.dbranch + i, sum);
 }
 
 struct norm_backward_args {
     float *dx, *sums;
-    const float *dy, *x;
-    const struct norm *norm;
-    int64_t rows, n, slices;
+    const float *dy, *x, *weight;
+    int64_t rows, n;
+    float eps;
+    bool rms;
+    void *branch; /* NULL: none */
+    keep drop;
 };
 
-template <int EACH, bool IN_SHARED> static void launch(struct cuda_device *c, const norm_backward_args &a)
+/* Sums [slices][n] of dweight, then of dbias, then of the branch; slice blockIdx.x is at work on its own, in shared
+ * memory (IN_SHARED: of 3 n floats) or where it goes. There are few slices: registers for four blocks do. */
+template <int EACH, bool IN_SHARED, class T>
+__global__ void __launch_bounds__(NORM_THREADS_MAX, 4) norm_backward_kernel(norm_backward_args a)
+{
+    extern __shared__ __align__(16) float shared_sums[];
+    __shared__ float room[2 * WARP];
+    int64_t n = a.n, slice = blockIdx.x, slices = gridDim.x, end = slice_begin(slice + 1, slices, a.rows);
+    int n_sums = a.branch ? 3 : 2;
+    float *of_slice = a.sums + slice * n, *sums = IN_SHARED ? shared_sums : of_slice;
+    int64_t stride = IN_SHARED ? n : slices * n; /* from one of the slice's sums to the next */
+    /* Each thread has its columns to itself: nobody waits. */
+    for (int v = 0; v < n_sums; v++)
+        for (int64_t i = first_column<EACH>(); i < n; i += column_step<EACH>())
+            store_packed(sums + v * stride + i, packed<float, EACH>{});
+    for (int64_t row = slice_begin(slice, slices, a.rows); row < end; row++) {
+        norm_row r = {a.x + row * n, a.dy + row * n, a.weight, n};
+        norm_out<T> to = {a.dx + row * n, sums, sums + stride, sums + 2 * stride,
+                          a.branch ? (T *)a.branch + row * n : NULL, (uint64_t)(row * n)};
+        norm_stats s = stats_of<EACH>(r, a.eps, a.rms, room);
+        for (int64_t i = first_column<EACH>(); i < n; i += column_step<EACH>())
+            add_columns<EACH>(to, r, s, a.drop, i);
+    }
+    if constexpr (IN_SHARED)
+        for (int v = 0; v < n_sums; v++)
+            for (int64_t i = first_column<EACH>(); i < n; i += column_step<EACH>())
+                store_packed(of_slice + v * slices * n + i, load_packed<float, EACH>(sums + v * stride + i));
+}
+
+template <int EACH, bool IN_SHARED, class T>
+static void launch(struct cuda_device *c, const norm_backward_args &a, int64_t slices)
 {
     int64_t threads = min_i64(round_up(ceil_div(a.n, EACH), WARP), NORM_THREADS_MAX);
-    size_t shared = IN_SHARED ? 2 * (size_t)a.n * sizeof(float) : 0;
-    cuda_launch(c, "norm_backward", norm_backward_kernel<EACH, IN_SHARED>, dim3((unsigned)a.slices),
-                dim3((unsigned)threads), shared, a.dx, a.sums, a.dy, a.x, a.norm->weight, a.rows, a.n,
-                a.norm->eps, a.norm->rms);
+    size_t shared = IN_SHARED ? (a.branch ? 3 : 2) * (size_t)a.n * sizeof(float) : 0;
+    cuda_launch(c, "norm_backward", norm_backward_kernel<EACH, IN_SHARED, T>, dim3((unsigned)slices),
+                dim3((unsigned)threads), shared, a);
+}
+
+template <class T>
+static void launch_for(struct cuda_device *c, const norm_backward_args &a, int64_t slices)
+{
+    bool fits = a.n <= SHARED_COLUMNS_MAX;
+    if (a.n % 4 != 0) fits ? launch<1, true, T>(c, a, slices) : launch<1, false, T>(c, a, slices);
+    else fits ? launch<4, true, T>(c, a, slices) : launch<4, false, T>(c, a, slices);
 }
 
 void cuda_norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                        struct tensor dy, struct tensor x, const struct norm *n)
+                        struct tensor dy, struct tensor x, const struct norm *n,
+                        const struct branch_gradient *next)
 {
     struct cuda_device *c = cuda_of(d);
     int64_t slices = row_slices(x.rows, x.cols), cols = x.cols;
     ASSERT(dx.dtype == DTYPE_F32 && dy.dtype == DTYPE_F32 && x.dtype == DTYPE_F32);
     ASSERT(dx.cols == cols && dy.cols == cols && dx.rows == x.rows && dy.rows == x.rows);
-    float *sums = (float *)cuda_workspace(c, 0, 2 * slices * cols * (int64_t)sizeof(float));
-    norm_backward_args args = {(float *)dx.data, sums, (const float *)dy.data, (const float *)x.data, n, x.rows,
-                      cols, slices};
-    bool fits = cols <= SHARED_COLUMNS_MAX;
-    if (cols % 4 != 0) fits ? launch<1, true>(c, args) : launch<1, false>(c, args);
-    else fits ? launch<4, true>(c, args) : launch<4, false>(c, args);
-    add_slices(c, "norm_backward", dweight, sums, slices, cols);
-    if (dbias) add_slices(c, "norm_backward", dbias, sums + slices * cols, slices, cols);
+    ASSERT(!next || (next->dy.rows == x.rows && next->dy.cols == cols));
+    int64_t bytes = (next ? 3 : 2) * slices * cols * (int64_t)sizeof(float);
+    norm_backward_args args = {
+        .dx = (float *)dx.data, .sums = (float *)cuda_workspace(c, 0, bytes), .dy = (const float *)dy.data,
+        .x = (const float *)x.data, .weight = n->weight, .rows = x.rows, .n = cols, .eps = n->eps,
+        .rms = n->rms, .branch = next ? next->dy.data : NULL, .drop = keep_of(next ? next->drop : dropout{}),
+    };
+    WITH_TYPE(next ? next->dy.dtype : DTYPE_F32, launch_for<T>(c, args, slices));
+    add_slices(c, "norm_backward", {{dweight, dbias, next ? next->dbias : NULL}}, args.sums, slices, cols);
 }

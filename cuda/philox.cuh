@@ -11,6 +11,13 @@ __device__ __forceinline__ uint64_t key_of(const random_key &k)
 
 struct philox_words { uint32_t at[4]; };
 
+/* w.at[i % 4] without an index: words stay in registers. */
+__device__ __forceinline__ uint32_t philox_word(const philox_words &w, uint32_t i)
+{
+    uint32_t low = i & 1 ? w.at[1] : w.at[0], high = i & 1 ? w.at[3] : w.at[2];
+    return i & 2 ? high : low;
+}
+
 __device__ __forceinline__ philox_words philox(uint64_t counter, uint32_t c2, uint32_t c3, uint64_t key)
 {
     uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32);

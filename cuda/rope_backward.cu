@@ -112,7 +112,7 @@ static void norms_backward(struct cuda_device *c, rope_args args, T *out, const 
         cuda_launch(c, "rope_backward", weight_kernel<T>, dim3((unsigned)slices), dim3(WARP), 0, sums,
                     args, pre, k ? a->k_norm : a->q_norm, a->qk_norm_eps, k ? a->n_head : 0,
                     k ? a->n_kv_head : a->n_head, rows);
-        add_slices(c, "rope_backward", k ? dk_norm : dq_norm, sums, slices, n);
+        add_slices(c, "rope_backward", {{k ? dk_norm : dq_norm}}, sums, slices, n);
     }
     cuda_launch(c, "rope_backward", norm_heads_kernel<T>, grid, dim3(WARP, HEADS_A_BLOCK), 0, args, out, pre,
                 a->q_norm, a->k_norm, a->qk_norm_eps);

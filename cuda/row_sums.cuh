@@ -22,10 +22,17 @@ __host__ __device__ __forceinline__ int64_t slice_begin(int64_t slice, int64_t s
     return slice * rows / slices;
 }
 
-/* out[i] += the slices' sums [slices][n]: a warp every SLICE_WARPS-th slice in order, then the warps in order. By
- * blocks of (SLICE_COLUMNS, SLICE_WARPS), a column a lane. Bytes: 4 slices n. */
-static __global__ void add_slices_kernel(float *out, const float *sums, int64_t slices, int64_t n)
+/* Up to three vectors that have slices' sums; NULL: none. */
+struct sliced { float *out[3]; };
+
+/* out[i] += the slices' sums [slices][n], one vector's after the other's: a warp every SLICE_WARPS-th slice in order,
+ * then the warps in order. By blocks of (SLICE_COLUMNS, SLICE_WARPS), a column a lane; a vector a row of the grid.
+ * Bytes: 4 slices n each. */
+static __global__ void add_slices_kernel(sliced to, const float *sums, int64_t slices, int64_t n)
 {
+    float *out = blockIdx.y == 0 ? to.out[0] : blockIdx.y == 1 ? to.out[1] : to.out[2];
+    if (!out) return;
+    sums += blockIdx.y * slices * n;
     __shared__ float of_warp[SLICE_WARPS][SLICE_COLUMNS];
     int64_t i = (int64_t)blockIdx.x * SLICE_COLUMNS + threadIdx.x;
     float sum = 0;
@@ -40,9 +47,10 @@ static __global__ void add_slices_kernel(float *out, const float *sums, int64_t 
     out[i] += sum;
 }
 
-static inline void add_slices(struct cuda_device *c, const char *what, float *out, const float *sums,
+static inline void add_slices(struct cuda_device *c, const char *what, const sliced &to, const float *sums,
                               int64_t slices, int64_t n)
 {
-    cuda_launch(c, what, add_slices_kernel, dim3((unsigned)ceil_div(n, SLICE_COLUMNS)),
-                dim3(SLICE_COLUMNS, SLICE_WARPS), 0, out, sums, slices, n);
+    unsigned vectors = to.out[2] ? 3 : to.out[1] ? 2 : 1;
+    cuda_launch(c, what, add_slices_kernel, dim3((unsigned)ceil_div(n, SLICE_COLUMNS), vectors),
+                dim3(SLICE_COLUMNS, SLICE_WARPS), 0, to, sums, slices, n);
 }

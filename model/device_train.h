@@ -25,6 +25,13 @@ struct dropout {
     struct random_key key;
 };
 
+/* The gradient of the residual stream as the operand of the products that end a branch: dy = dropout(dx). */
+struct branch_gradient {
+    struct tensor dy; /* act [R, C] */
+    struct dropout drop;
+    float *dbias; /* += column sums of dy; NULL: none */
+};
+
 /* What cross_entropy does besides -log p(target). */
 struct loss_options {
     const float *scale;    /* of the gradient, in device memory: 1 / (targets of the whole step), times any loss
@@ -100,9 +107,11 @@ struct device_train_ops {
      * the element's place alone (and on which of those parts). What bf16 holds exactly stays as it is. */
     void (*matmul_backward_w)(struct device *d, struct matrix *dw, float *dbias, struct tensor dy,
                               struct tensor x, struct random_key rounding);
-    /* dx += d norm(x) / dx applied to dy; dweight +=, dbias += (NULL: none). dx, dy, x f32 [R, C]. */
+    /* dx += d norm(x) / dx applied to dy; dweight +=, dbias += (NULL: none). dx, dy, x f32 [R, C]. Of dx as it is
+     * then, `next` is filled: what the backward pass of the branch before the norm begins with (NULL: nothing). */
     void (*norm_backward)(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                          struct tensor dy, struct tensor x, const struct norm *n);
+                          struct tensor dy, struct tensor x, const struct norm *n,
+                          const struct branch_gradient *next);
     /* dx = dy * gelu'(pre). dx act, dy f32, pre act; [R, F]. */
     void (*gelu_backward)(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,
                           bool exact);

@@ -118,6 +118,7 @@ static void shared_layout(struct gpt_train *t, const struct device *d, struct pl
     s->x_out = take(plan, "x_out", DTYPE_F32, R, c->n_embd); /* of the last block */
     t->dx = take(plan, "dx", DTYPE_F32, R, c->n_embd);
     t->dh = take(plan, "dh", DTYPE_F32, R, c->n_embd);
+    t->dy = take(plan, "dy", act, R, c->n_embd); /* a norm leaves it for the branch before: across all below */
     t->losses = plan_take(plan, MEMORY_ACTIVATIONS, "losses", R, sizeof *t->losses);
     plan_share_begin(plan, LIFE_FORWARD);
     s->qkv = take(plan, "qkv", DTYPE_F32, R, qkv_cols(c));
@@ -127,10 +128,8 @@ static void shared_layout(struct gpt_train *t, const struct device *d, struct pl
     t->logits = take_logits(plan, "logits", DTYPE_F32, t);
     t->dlogits = act == DTYPE_F32 ? t->logits : take_logits(plan, "dlogits", act, t);
     plan_share_next(plan, LIFE_BACKWARD_MLP);
-    t->dy = take(plan, "dy", act, R, c->n_embd); /* first on both sides: one buffer */
     backward_mlp_layout(t, d, plan);
     plan_share_next(plan, LIFE_BACKWARD_ATTENTION);
-    t->dy = take(plan, "dy", act, R, c->n_embd);
     backward_attention_layout(t, d, plan);
     plan_share_end(plan);
 }
@@ -330,6 +329,27 @@ static void recompute_block(struct gpt_train *t, struct device *d, const struct 
     gpt_mlp_activation(g, block, d);
 }
 
+/* What a norm's backward pass leaves for layer i's MLP, the branch that ends before the next layer begins. */
+static struct branch_gradient mlp_gradient(const struct gpt_train *t, const struct gpt_micro_batch *m, int64_t i)
+{
+    return (struct branch_gradient){
+        .dy = rows_of(t->dy, 0, m->batch.n_rows),
+        .drop = {t->options.dropout, gpt_random_key(layer_key(m, i), DROPOUT_MLP_OUT)},
+        .dbias = t->grads.layers[i].mlp_down_bias,
+    };
+}
+
+/* Likewise for its attention. */
+static struct branch_gradient attention_gradient(const struct gpt_train *t, const struct gpt_micro_batch *m,
+                                                 int64_t i)
+{
+    return (struct branch_gradient){
+        .dy = rows_of(t->dy, 0, m->batch.n_rows),
+        .drop = {t->options.dropout, gpt_random_key(layer_key(m, i), DROPOUT_ATTN_OUT)},
+        .dbias = t->grads.layers[i].attn_out_bias,
+    };
+}
+
 /* dup from dy: back through the last product and the activation before it. */
 static void backward_activation(struct gpt_train *t, struct device *d, const struct gpt_block *b,
                                 const struct matrix *mlp_down)
@@ -348,7 +368,8 @@ static void backward_activation(struct gpt_train *t, struct device *d, const str
 }
 
 /* dx becomes the gradient of x_mid. */
-static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt_block *b, int64_t i)
+static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
+                         const struct gpt_block *b, int64_t i)
 {
     const struct device_train_ops *ops = d->train;
     const struct gpt_layer *l = &t->gpt->layers[i];
@@ -356,21 +377,20 @@ static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt
     int64_t n = b->x_in.rows;
     struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
     struct tensor dup = rows_of(t->dup, 0, n);
-    struct dropout drop = {b->dropout, gpt_random_key(b->random_key, DROPOUT_MLP_OUT)};
+    struct branch_gradient next = attention_gradient(t, m, i);
 
-    ops->dropout(d, dy, dx, drop);
-    ops->matmul_backward_w(d, &dl->mlp_down, dl->mlp_down_bias, dy, b->mlp,
+    ops->matmul_backward_w(d, &dl->mlp_down, NULL, dy, b->mlp,
                            gpt_random_key(b->random_key, ROUND_MLP_DOWN));
     backward_activation(t, d, b, &l->mlp_down);
     ops->matmul_backward_w(d, &dl->mlp_up, dl->mlp_up_bias, dup, b->h_mlp,
                            gpt_random_key(b->random_key, ROUND_MLP_UP));
     ops->matmul_backward_x(d, dh, dup, &l->mlp_up);
     ops->norm_backward(d, dx, (float *)dl->mlp_norm.weight, (float *)dl->mlp_norm.bias, dh,
-                       b->x_mid, &l->mlp_norm);
+                       b->x_mid, &l->mlp_norm, &next);
 }
 
 /* dx becomes the gradient of x_in. */
-static void backward_attention(struct gpt_train *t, struct device *d, const struct batch *batch,
+static void backward_attention(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
                                const struct gpt_block *b, int64_t i)
 {
     const struct device_train_ops *ops = d->train;
@@ -381,19 +401,19 @@ static void backward_attention(struct gpt_train *t, struct device *d, const stru
     struct tensor dx = rows_of(t->dx, 0, n), dh = rows_of(t->dh, 0, n), dy = rows_of(t->dy, 0, n);
     struct tensor dattn = rows_of(t->dattn, 0, n), dqkv = rows_of(t->dqkv, 0, n);
     struct tensor dqkv_act = rows_of(t->dqkv_act, 0, n);
-    struct dropout drop = {b->dropout, gpt_random_key(b->random_key, DROPOUT_ATTN_OUT)};
+    struct branch_gradient next = {0};
+    if (i > 0) next = mlp_gradient(t, m, i - 1);
 
-    ops->dropout(d, dy, dx, drop);
-    ops->matmul_backward_w(d, &dl->attn_out, dl->attn_out_bias, dy, b->attn,
+    ops->matmul_backward_w(d, &dl->attn_out, NULL, dy, b->attn,
                            gpt_random_key(b->random_key, ROUND_ATTN_OUT));
     ops->matmul_backward_x(d, dattn, dy, &l->attn_out);
-    ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, batch, &a);
-    ops->rope_backward(d, dqkv_act, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, batch, &a);
+    ops->attention_backward(d, dqkv, dattn, b->qkv_kept, b->attn, b->lse, &m->batch, &a);
+    ops->rope_backward(d, dqkv_act, dqkv, b->qkv_pre, dl->q_norm, dl->k_norm, &m->batch, &a);
     ops->matmul_backward_w(d, &dl->qkv, dl->qkv_bias, dqkv_act, b->h_attn,
                            gpt_random_key(b->random_key, ROUND_QKV));
     ops->matmul_backward_x(d, dh, dqkv_act, &l->qkv);
     ops->norm_backward(d, dx, (float *)dl->attn_norm.weight, (float *)dl->attn_norm.bias, dh,
-                       b->x_in, &l->attn_norm);
+                       b->x_in, &l->attn_norm, i > 0 ? &next : NULL);
 }
 
 static void backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
@@ -403,17 +423,18 @@ static void backward(struct gpt_train *t, struct device *d, const struct gpt_mic
     float dropout = t->options.dropout;
     int64_t n = b->n_rows;
     struct tensor dx = rows_of(t->dx, 0, n);
+    struct branch_gradient last = mlp_gradient(t, m, g->config.n_layer - 1);
     d->train->zero(d, dx.data, n * dx.cols * (int64_t)sizeof(float));
     d->train->norm_backward(d, dx, (float *)t->grads.final_norm.weight,
                             (float *)t->grads.final_norm.bias, rows_of(t->dh, 0, n),
-                            rows_of(t->shared.x_out, 0, n), &g->final_norm);
+                            rows_of(t->shared.x_out, 0, n), &g->final_norm, &last);
     for (int64_t i = g->config.n_layer - 1; i >= 0; i--) {
         struct gpt_block block = block_at(t, i, n);
         block.dropout = dropout;
         block.random_key = layer_key(m, i);
         recompute_block(t, d, b, i, &block);
-        backward_mlp(t, d, &block, i);
-        backward_attention(t, d, b, &block, i);
+        backward_mlp(t, d, m, &block, i);
+        backward_attention(t, d, m, &block, i);
     }
     if (dropout > 0) d->train->dropout(d, dx, dx, (struct dropout){dropout, layer_key(m, -1)});
     d->train->embed_backward(d, &t->grads.wte, t->grads.wpe, dx, b);

@@ -41,7 +41,7 @@ struct gpt_train {
     struct tensor logits, dlogits;      /* [loss_rows, V] f32; act */
     /* Gradients on their way down. */
     struct tensor dx, dh;       /* [R, C] f32 */
-    struct tensor dy;           /* [R, C] act: dx as the operand of a product */
+    struct tensor dy;           /* [R, C] act: dx as the operand of a product, after dropout */
     struct tensor dmlp;         /* [R, F] f32; none where dup is computed at once */
     struct tensor dup;          /* [R, F] or [R, 2F] act */
     struct tensor dattn;        /* [R, H K] f32; act where the device writes it */

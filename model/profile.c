@@ -408,12 +408,14 @@ static void matmul_backward_w(struct device *d, struct matrix *dw, float *dbias,
 }
 
 static void norm_backward(struct device *d, struct tensor dx, float *dweight, float *dbias,
-                          struct tensor dy, struct tensor x, const struct norm *n)
+                          struct tensor dy, struct tensor x, const struct norm *n,
+                          const struct branch_gradient *next)
 {
+    double bytes = 2 * tensor_bytes(dx) + tensor_bytes(dy) + tensor_bytes(x);
     struct moment t = begin(d);
-    inner_of(d)->train->norm_backward(inner_of(d), dx, dweight, dbias, dy, x, n);
-    end(d, t, (struct cost){.name = "norm_backward", .bytes = 2 * tensor_bytes(dx)
-                                                              + tensor_bytes(dy) + tensor_bytes(x)});
+    inner_of(d)->train->norm_backward(inner_of(d), dx, dweight, dbias, dy, x, n, next);
+    end(d, t, (struct cost){.name = "norm_backward",
+                            .bytes = bytes + (next ? tensor_bytes(next->dy) : 0)});
 }
 
 static void gelu_backward(struct device *d, struct tensor dx, struct tensor dy, struct tensor pre,

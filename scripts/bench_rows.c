@@ -251,7 +251,8 @@ static void run_swiglu_backward(struct rows_bench *b)
 static void run_norm_backward(struct rows_bench *b)
 {
     struct norm n = norm_of(b, false);
-    b->d->train->norm_backward(b->d, f32(b->b, R, C), b->f, b->g, f32(b->e, R, C), f32(b->a, R, C), &n);
+    b->d->train->norm_backward(b->d, f32(b->b, R, C), b->f, b->g, f32(b->e, R, C), f32(b->a, R, C), &n,
+                               NULL);
 }
 
 static void run_rope_backward(struct rows_bench *b)

@@ -58,18 +58,60 @@ static struct norm norm_of(struct side *s, const float *weight, int64_t cols, in
                          .eps = 1e-5f, .rms = kind == 2};
 }
 
-static void norm_backward(struct side *s, const float *x, const float *dy, const float *weight,
-                          int64_t rows, int64_t cols, int kind, float *dx, float *dweight, float *dbias)
+/* Results of one side. */
+struct norm_results { float *dx, *dweight, *dbias, *branch, *branch_bias; };
+
+static struct norm_results norm_results_new(int64_t n, int64_t cols)
 {
+    float *all = malloc((size_t)(2 * n + 3 * cols) * sizeof *all);
+    return (struct norm_results){all, all + 2 * n, all + 2 * n + cols, all + n, all + 2 * n + 2 * cols};
+}
+
+/* type: of the branch's gradient, with dropout for every other kind; q8_0: it is not wanted. */
+static void norm_backward(struct side *s, const float *x, const float *dy, const float *weight,
+                          int64_t rows, int64_t cols, int kind, enum dtype type,
+                          const struct norm_results *out)
+{
+    bool wanted = type != DTYPE_Q8_0;
     struct norm n = norm_of(s, weight, cols, kind);
     struct tensor to = side_tensor(s, DTYPE_F32, rows, cols, weight);
     float *dw = side_floats(s, weight, cols), *db = kind == 1 ? side_floats(s, weight, cols) : NULL;
+    struct branch_gradient next = {0};
+    if (wanted)
+        next = (struct branch_gradient){side_tensor(s, type, rows, cols, NULL),
+                                        {kind % 2 ? 0.3f : 0, side_key(s, 0x9876543210u)},
+                                        kind == 2 ? NULL : side_floats(s, weight + 5, cols)};
     s->d->train->norm_backward(s->d, to, dw, db, side_tensor(s, DTYPE_F32, rows, cols, dy),
-                               side_tensor(s, DTYPE_F32, rows, cols, x), &n);
-    side_read(s, to, dx);
-    side_read_floats(s, dw, cols, dweight);
-    if (db) side_read_floats(s, db, cols, dbias);
+                               side_tensor(s, DTYPE_F32, rows, cols, x), &n, wanted ? &next : NULL);
+    side_read(s, to, out->dx);
+    side_read_floats(s, dw, cols, out->dweight);
+    if (db) side_read_floats(s, db, cols, out->dbias);
+    if (wanted) side_read(s, next.dy, out->branch);
+    if (next.dbias) side_read_floats(s, next.dbias, cols, out->branch_bias);
     side_clear(s);
+}
+
+static void check_norm_backward(struct side sides[N_SIDES], const float *x, const float *dy,
+                                const float *weight, int64_t rows, int64_t cols, int kind, enum dtype type)
+{
+    struct norm_results got[N_SIDES];
+    for (int s = 0; s < N_SIDES; s++) {
+        got[s] = norm_results_new(rows * cols, cols);
+        norm_backward(&sides[s], x, dy, weight, rows, cols, kind, type, &got[s]);
+    }
+    /* Of one column the deviation is eps alone: gradients of some hundreds. */
+    assert_all_near(got[1].dx, got[0].dx, rows * cols, cols, 5e-5, "norm's dx");
+    assert_all_near(got[1].dweight, got[0].dweight, cols, cols, 5e-5, "norm's dweight");
+    if (kind == 1) assert_all_near(got[1].dbias, got[0].dbias, cols, cols, 5e-5, "norm's dbias");
+    if (type != DTYPE_Q8_0) {
+        double tolerance = fmax(5e-5, tolerance_of(type));
+        assert_all_near(got[1].branch, got[0].branch, rows * cols, cols, tolerance, "the branch's dy");
+        /* The CPU's f16 is f32: nothing was rounded before it was summed. */
+        if (kind != 2)
+            assert_all_near(got[1].branch_bias, got[0].branch_bias, cols, cols,
+                            type == DTYPE_F16 ? 16 * tolerance : 2 * tolerance, "the branch's dbias");
+    }
+    for (int s = 0; s < N_SIDES; s++) free(got[s].dx);
 }
 
 void test_norms(void **state)
@@ -78,7 +120,7 @@ void test_norms(void **state)
     sides_open(sides, &plan);
     float *x = random_values(1, MAX_VALUES), *dy = random_values(2, MAX_VALUES);
     float *weight = random_values(3, MAX_VALUES + 7);
-    struct results out = results_new(MAX_VALUES), dw = results_new(MAX_COLS), db = results_new(MAX_COLS);
+    struct results out = results_new(MAX_VALUES);
     for (int i = 0; i < N_SHAPES; i++)
         for (int kind = 0; kind < 3; kind++) {
             int64_t rows = shapes[i].rows, cols = shapes[i].cols;
@@ -94,14 +136,10 @@ void test_norms(void **state)
                 }
                 assert_all_near(out.a[1], out.a[0], rows * cols, cols, tolerance_of(types[t]), "norm");
             }
-            for (int s = 0; s < N_SIDES; s++)
-                norm_backward(&sides[s], x, dy, weight, rows, cols, kind, out.a[s], dw.a[s], db.a[s]);
-            /* Of one column the deviation is eps alone: gradients of some hundreds. */
-            assert_all_near(out.a[1], out.a[0], rows * cols, cols, 5e-5, "norm's dx");
-            assert_all_near(dw.a[1], dw.a[0], cols, cols, 5e-5, "norm's dweight");
-            if (kind == 1) assert_all_near(db.a[1], db.a[0], cols, cols, 5e-5, "norm's dbias");
+            for (int t = 0; t <= N_TYPES; t++)
+                check_norm_backward(sides, x, dy, weight, rows, cols, kind, t < N_TYPES ? types[t] : DTYPE_Q8_0);
         }
-    results_free(&out), results_free(&dw), results_free(&db);
+    results_free(&out);
     free(x), free(dy), free(weight);
     sides_close(sides);
 }
@@ -116,15 +154,9 @@ void test_norms_of_wide_rows_backward(void **state)
     sides_open(sides, &wide);
     float *x = random_values(1, ROWS * WIDEST), *dy = random_values(2, ROWS * WIDEST);
     float *weight = random_values(3, ROWS * WIDEST);
-    struct results out = results_new(ROWS * WIDEST), dw = results_new(WIDEST), db = results_new(WIDEST);
-    for (int64_t cols = WIDEST - 3; cols <= WIDEST; cols += 3) {
-        for (int s = 0; s < N_SIDES; s++)
-            norm_backward(&sides[s], x, dy, weight, ROWS, cols, 1, out.a[s], dw.a[s], db.a[s]);
-        assert_all_near(out.a[1], out.a[0], ROWS * cols, cols, 5e-5, "norm's dx");
-        assert_all_near(dw.a[1], dw.a[0], cols, cols, 5e-5, "norm's dweight");
-        assert_all_near(db.a[1], db.a[0], cols, cols, 5e-5, "norm's dbias");
-    }
-    results_free(&out), results_free(&dw), results_free(&db);
+    for (int64_t cols = WIDEST - 3; cols <= WIDEST; cols += 3)
+        for (int t = 0; t < N_TYPES; t++)
+            check_norm_backward(sides, x, dy, weight, ROWS, cols, 1, types[t]);
     free(x), free(dy), free(weight);
     sides_close(sides);
 }

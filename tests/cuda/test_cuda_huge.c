@@ -195,7 +195,7 @@ static struct tensor run_rope_backward(struct side *s, const struct values *v)
     struct tensor out = ends(s, DTYPE_F32, COLS, v->a);
     struct batch b = {.n_rows = (int32_t)out.rows, .positions = int_ends(s, positions)};
     struct attention a = heads(s, v);
-    s->d->train->rope_backward(s->d, out, (struct tensor){0}, NULL, NULL, &b, &a);
+    s->d->train->rope_backward(s->d, out, out, (struct tensor){0}, NULL, NULL, &b, &a);
     return out;
 }
 

@@ -120,9 +120,11 @@ static void test_every_operation_is_passed_on(void **state)
     }
     mine = (void *const *)profile->train;
     theirs = (void *const *)plain->train;
-    for (size_t i = 0; i < sizeof *profile->train / sizeof *mine; i++) {
-        assert_non_null(mine[i]);
-        assert_ptr_not_equal(mine[i], theirs[i]);
+    assert_int_equal(profile->train->writes_act, plain->train->writes_act);
+    size_t first = offsetof(struct device_train_ops, matrix_read) / sizeof *mine;
+    for (size_t i = first; i < sizeof *profile->train / sizeof *mine; i++) {
+        assert_int_equal(mine[i] == NULL, theirs[i] == NULL);
+        assert_true(!mine[i] || mine[i] != theirs[i]);
     }
     plain->ops->close(plain);
     profile->ops->close(profile);
