@@ -165,11 +165,15 @@ static void multiply_columns(const struct backward_x *m, int64_t k0, const uint3
             __builtin_prefetch(out + n_k - 1, 1);
         }
         multiply(m->c, m->words, &t);
-        for (int64_t r = 0; r < rows; r++) {
-            float *out = (float *)tensor_row(m->dx, row0 + r) + k0;
-            enum epilogue e = m->n0 == 0 ? EPILOGUE_NONE : EPILOGUE_ADD;
-            m->c->kernels.finish(out, DTYPE_F32, tile + r * PANEL, NULL, e, n_k);
-        }
+        m->c->kernels.finish_tile(&(struct tile_output){
+            .out = (float *)tensor_row(m->dx, row0) + k0,
+            .dtype = DTYPE_F32,
+            .out_stride = m->dx.cols,
+            .y = tile,
+            .epilogue = m->n0 == 0 ? EPILOGUE_NONE : EPILOGUE_ADD,
+            .rows = rows,
+            .n = n_k,
+        });
     }
 }
 
