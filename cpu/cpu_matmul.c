@@ -78,7 +78,9 @@ static void pack_steps(void *ctx, int64_t begin, int64_t end, int32_t thread)
     for (int64_t b = 0; b < m->n_blocks; b++) {
         int64_t row0 = block_begin(m, b), rows = block_begin(m, b + 1) - row0;
         uint32_t *out = m->packed + row0 * m->row_words;
-        for (int64_t from = begin; from < end; from += CHUNK) {
+        /* A lone row lies as it is to be read. */
+        if (rows == 1) quantize_steps(m, row0, begin, end, out + begin * QUANT_WORDS);
+        for (int64_t from = begin; rows > 1 && from < end; from += CHUNK) {
             int64_t to = min_i64(from + CHUNK, end);
             for (int64_t r = 0; r < rows; r++) quantize_steps(m, row0 + r, from, to, room + r * CHUNK_WORDS);
             transpose_words(out + from * QUANT_WORDS * rows, room, CHUNK_WORDS, rows, (to - from) * QUANT_WORDS);
@@ -376,7 +378,8 @@ void cpu_norm_matmul(struct device *d, struct tensor out, const struct norm_matm
     if (out.rows == 0) return;
     bool amx = runs_on_amx(c, m->w, out.rows);
     int64_t n_panels = amx ? 0 : set_up(c, &p, y, m->h, m->w, m->bias, m->epilogue);
-    bool swiglu = m->gate_up.data && !amx && halves_match(&p, out.cols);
+    /* Few rows wait for memory, which two streams in turn would keep waiting. */
+    bool swiglu = m->gate_up.data && !amx && out.rows > FEW_ROWS && halves_match(&p, out.cols);
     p.before = m->x, p.norm = m->norm;
     if (p.own_bytes == 0) cpu_norm(d, m->h, m->x, m->norm);
     if (swiglu) p.swiglu = out, n_panels /= 2;
