@@ -108,7 +108,7 @@ void test_weights_come_back(void **state)
             read_matrix(s, &w, back);
             double step = all[t] == DTYPE_Q8_0 ? 1.0 / 127 : all[t] == DTYPE_Q4_0 ? 1.0 / 8 : 0;
             for (int64_t j = 0; j < w.n_out * w.n_in; j++) {
-                double want = rounded_to(all[t], o->w[j]);
+                double want = rounded_to(w.dtype, rounded_to(all[t], o->w[j]));
                 /* q4_0 cannot reach the other end: up to a whole step there. */
                 assert_near(back[j], want, step, "weight", j / w.n_in, j % w.n_in);
             }
@@ -133,6 +133,7 @@ static void check_quantized(int stride, bool narrow)
         for (int t = 1; t < N_TYPES; t++)
             for (int i = 0; i < N_SHAPES; i += stride) {
                 struct shape sh = shapes[i];
+                enum dtype type = side_dtype(s, types[t]);
                 struct matrix m = side_matrix(s, quantized[q], sh.n_out, sh.n_in, o->w);
                 read_matrix(s, &m, w);
                 product(s, o, sh, types[t], quantized[q], DTYPE_F32, true, EPILOGUE_NONE, got);
@@ -140,9 +141,9 @@ static void check_quantized(int stride, bool narrow)
                     int64_t r = at / sh.n_out, n = at % sh.n_out;
                     double want = o->bias[n];
                     for (int64_t k = 0; k < sh.n_in; k++) {
-                        float x = rounded_to(types[t], o->x[r * sh.n_in + k]), y = w[n * sh.n_in + k];
+                        float x = rounded_to(type, rounded_to(types[t], o->x[r * sh.n_in + k])), y = w[n * sh.n_in + k];
                         /* Rows that are not aligned to 16 bytes do without tensor cores. */
-                        want += (double)x * (narrow && sh.n_in % 8 == 0 ? rounded_to(types[t], y) : y);
+                        want += (double)x * (narrow && sh.n_in % 8 == 0 ? rounded_to(type, y) : y);
                     }
                     assert_near(got[at], want, 2e-5, "quantized product", r, n);
                 }

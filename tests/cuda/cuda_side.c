@@ -19,6 +19,7 @@
 /* There when the program is linked with the interpreter. */
 #pragma weak ptxsim_set_seed
 #pragma weak ptxsim_forget
+#pragma weak ptxsim_code
 
 bool on_interpreter(void) { return ptxsim_set_seed != NULL; }
 
@@ -122,10 +123,17 @@ struct random_key side_key(struct side *s, uint64_t key)
     return (struct random_key){side_bytes(s, sizeof base, &base), add, key >> 60 << 60};
 }
 
+/* On the interpreter the code decides: of sm_80, it runs kernels of bf16 without tensor cores too, for devices that are
+ * said to be older. */
+static bool lacks_bf16(const struct side *s)
+{
+    return on_interpreter() ? ptxsim_code() < 80 : !s->d->ops->computes_in(s->d, DTYPE_BF16);
+}
+
 enum dtype side_dtype(const struct side *s, enum dtype dtype)
 {
     if (!s->is_cuda) return dtype == DTYPE_F16 ? DTYPE_F32 : dtype;
-    return dtype == DTYPE_BF16 && !s->d->ops->computes_in(s->d, DTYPE_BF16) ? DTYPE_F16 : dtype;
+    return dtype == DTYPE_BF16 && lacks_bf16(s) ? DTYPE_F16 : dtype;
 }
 
 float rounded_to(enum dtype dtype, float x)

@@ -29,6 +29,8 @@ void ptxsim_set_multiprocessors(int32_t n);
 /* The compute capability that its properties name, 10 x major + minor; at first, and for 0, that of the objects' code, which
  * stays what it is. */
 void ptxsim_set_compute_capability(int32_t sm);
+/* That of the objects' code. */
+int32_t ptxsim_code(void);
 /* The n-th wait for a stream from now on fails, and every one after it; 0: none does. At first the environment's
  * PTXSIM_FAIL_AFTER. */
 void ptxsim_fail_after(int64_t n_waits);

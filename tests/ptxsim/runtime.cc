@@ -82,6 +82,8 @@ void ptxsim_set_compute_capability(int32_t sm)
     the_runtime().compute_capability = sm ? sm : the_runtime().code;
 }
 
+int32_t ptxsim_code() { return the_runtime().code; }
+
 // The 80 of PTX that says ".target sm_80".
 static int32_t target_of(const char *ptx)
 {
