@@ -100,5 +100,5 @@ struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int6
                                float *sum);
 /* The log-probability of a logit x of that row: what sampling reports and training computes. */
 float cpu_logprob(struct logsumexp z, float x);
-void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
                 struct sample_out *out);

@@ -14,7 +14,6 @@
 enum {
     HEAP_TOP_K = 1024,  /* up to here top_k uses the heap */
     DRAW_BLOCK = 1024,  /* ids whose probabilities are summed at once */
-    SEEN = 1 << 30,     /* in counts: the id is in the history */
 };
 
 /* A log-probability of minus infinity is reported as this: JSON has no infinities. */
@@ -31,7 +30,7 @@ struct sampler {
     int64_t n_vocab;
     float *values;
     struct candidate *kept;  /* in order of ids */
-    struct candidate *other; /* for partitioning; also ids, and the counts of the penalties */
+    struct candidate *other; /* for partitioning; also ids */
 };
 
 static int64_t scratch_bytes(int64_t vocab_size)
@@ -166,49 +165,20 @@ static int64_t keep_up_to(struct candidate *c, int64_t n, struct candidate cut)
     return kept;
 }
 
-static bool adjusts(const struct sample_row *row)
-{
-    const struct sample_params *p = row->params;
-    return p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0 ||
-           p->n_bias > 0 || (row->ban_stops && row->n_stop_ids > 0);
-}
-
-static void apply_penalties(const struct sampler *s, const struct sample_row *row)
-{
-    const struct sample_params *p = row->params;
-    int32_t *counts = (int32_t *)s->other;
-    memset(counts, 0, (size_t)s->n_vocab * sizeof *counts);
-    for (int32_t i = 0; i < row->n_history; i++) {
-        int32_t id = row->history[i];
-        ASSERT(id >= 0 && id < s->n_vocab);
-        float *x = &s->values[id];
-        if (!(counts[id] & SEEN))
-            *x = *x > 0 ? *x / p->repetition_penalty : *x * p->repetition_penalty;
-        counts[id] = (counts[id] + (i >= row->n_prompt)) | SEEN;
-    }
-    for (int32_t i = row->n_prompt; i < row->n_history; i++) {
-        int32_t id = row->history[i], count = counts[id] & ~SEEN;
-        if (count > 0)
-            s->values[id] -= p->presence_penalty + (float)count * p->frequency_penalty;
-        counts[id] = SEEN;
-    }
-}
-
 /* The logits that the choice is made from: the row itself, or a changed copy. */
-static const float *adjusted(const struct sampler *s, const struct sample_row *row, const float *x)
+static const float *adjusted(const struct sampler *s, const struct sample_request *q, const struct logit_change *changes,
+                             const float *x)
 {
-    const struct sample_params *p = row->params;
-    if (!adjusts(row)) return x;
+    if (q->n_changes == 0) return x;
     memcpy(s->values, x, (size_t)s->n_vocab * 4);
-    if (p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0)
-        apply_penalties(s, row);
-    for (int32_t i = 0; i < p->n_bias; i++) {
-        ASSERT(p->bias[i].id >= 0 && p->bias[i].id < s->n_vocab);
-        s->values[p->bias[i].id] += p->bias[i].bias;
+    for (int32_t i = 0; i < q->n_changes; i++) {
+        const struct logit_change *c = &changes[i];
+        ASSERT(c->id >= 0 && c->id < s->n_vocab);
+        float *y = &s->values[c->id];
+        if (c->n_output >= 0) *y = *y > 0 ? *y / q->repetition_penalty : *y * q->repetition_penalty;
+        if (c->n_output > 0) *y -= q->presence_penalty + (float)c->n_output * q->frequency_penalty;
+        *y += c->bias;
     }
-    for (int32_t i = 0; row->ban_stops && i < row->n_stop_ids; i++)
-        if (row->stop_ids[i] >= 0 && row->stop_ids[i] < s->n_vocab)
-            s->values[row->stop_ids[i]] = -INFINITY;
     return s->values;
 }
 
@@ -254,7 +224,7 @@ static int32_t draw_from(const struct candidate *c, int64_t n, double u)
     return c[n - 1].id;
 }
 
-static bool cuts_top_k(const struct sampler *s, const struct sample_params *p)
+static bool cuts_top_k(const struct sampler *s, const struct sample_request *p)
 {
     return p->top_k > 0 && p->top_k < s->n_vocab;
 }
@@ -319,11 +289,10 @@ static int64_t keep_top_p(const struct sampler *s, int64_t n, struct bracket b, 
 }
 
 /* total: of the probabilities, if s->values has them already; else 0. */
-static int32_t choose_random(const struct sampler *s, const struct sample_row *row, const float *x,
+static int32_t choose_random(const struct sampler *s, const struct sample_request *p, const float *x,
                              float max, double total)
 {
-    const struct sample_params *p = row->params;
-    double u = sample_uniform(p->seed, row->choice, row->n_history);
+    double u = p->uniform;
     float scale = fminf(1 / p->temperature, 0x1.fffffep127f);
     struct bracket bracket = {.high = 1};
     int64_t n;
@@ -380,32 +349,32 @@ float cpu_logprob(struct logsumexp z, float x)
     return x == -INFINITY ? LOWEST_LOGPROB : x - z.shift - z.log_sum;
 }
 
-static void sample_one(const struct sampler *s, const float *x, const struct sample_row *row,
-                       struct sample_out *out)
+static void sample_one(const struct sampler *s, const float *x, const struct sample_request *q,
+                       const struct logit_change *changes, struct sample_out *out)
 {
     /* At temperature 1 the row's own softmax is what is drawn from. */
-    bool drawn_as_is = row->forced < 0 && row->params->temperature == 1 && !adjusts(row)
-                       && !cuts_top_k(s, row->params);
+    bool drawn_as_is = q->forced < 0 && q->temperature == 1 && q->n_changes == 0 && !cuts_top_k(s, q);
     float total;
     struct logsumexp z =
         cpu_logsumexp(s->kernels, x, s->n_vocab, drawn_as_is ? s->values : NULL, &total);
-    *out = (struct sample_out){.id = row->forced};
-    if (row->forced < 0) {
-        const float *y = adjusted(s, row, x);
+    *out = (struct sample_out){.id = q->forced};
+    if (q->forced < 0) {
+        const float *y = adjusted(s, q, changes, x);
         float highest = y == x ? z.shift : s->kernels->row_max(y, s->n_vocab);
-        bool greedy = row->params->temperature == 0 || highest == -INFINITY;
+        bool greedy = q->temperature == 0 || highest == -INFINITY;
         out->id = greedy ? choose_greedy(s, y, highest)
-                         : choose_random(s, row, y, highest, drawn_as_is ? total : 0);
+                         : choose_random(s, q, y, highest, drawn_as_is ? total : 0);
     }
     ASSERT(out->id >= 0 && out->id < s->n_vocab);
     out->logprob = cpu_logprob(z, x[out->id]);
-    if (row->n_top > 0) report_top(s, x, row->n_top, z, out);
+    if (q->n_top > 0) report_top(s, x, q->n_top, z, out);
 }
 
 struct sample_job {
     struct cpu_device *device;
     struct tensor logits;
-    const struct sample_row *rows;
+    const struct sample_request *requests;
+    const int32_t *words;
     struct sample_out *out;
 };
 
@@ -417,15 +386,18 @@ static void sample_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
     s.values = (float *)(job->device->workspace + thread * scratch_bytes(v));
     s.kept = (struct candidate *)(s.values + room);
     s.other = s.kept + room;
-    for (int64_t i = begin; i < end; i++)
-        sample_one(&s, tensor_row(job->logits, i), &job->rows[i], &job->out[i]);
+    for (int64_t i = begin; i < end; i++) {
+        const struct sample_request *q = &job->requests[i];
+        sample_one(&s, tensor_row(job->logits, i), q, (const struct logit_change *)(job->words + q->changes),
+                   &job->out[i]);
+    }
 }
 
-void cpu_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
                 struct sample_out *out)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(logits.dtype == DTYPE_F32 && cpu_sample_workspace(c, logits.cols) <= c->workspace_bytes);
-    struct sample_job job = {c, logits, rows, out};
+    struct sample_job job = {c, logits, requests, words, out};
     pool_for(c->pool, logits.rows, cpu_row_grain(logits.cols), sample_rows, &job);
 }

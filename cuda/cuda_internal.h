@@ -140,7 +140,7 @@ void cuda_attention(struct device *d, struct tensor out, struct tensor qkv, cons
 void cuda_kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
                        const struct attention *a, const struct kv_cache *kv, int32_t layer);
 /* sample.cu */
-void cuda_sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+void cuda_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
                  struct sample_out *out);
 
 /* dropout.cu */

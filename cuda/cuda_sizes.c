@@ -44,12 +44,6 @@ int64_t cuda_attention_workspace(const struct workspace_shape *s)
     return rows * s->n_head * CUDA_ATTENTION_SPLITS * (s->head_dim + 2) * (int64_t)sizeof(float);
 }
 
-int64_t cuda_sample_workspace(const struct workspace_shape *s)
-{
-    int64_t words = 2 * s->block_size + CUDA_SAMPLE_EXTRA_WORDS; /* a history, and what it changes */
-    return s->max_logit_rows * (CUDA_SAMPLE_ROW_BYTES + words * (int64_t)sizeof(int32_t));
-}
-
 int64_t cuda_backward_workspace(const struct workspace_shape *s)
 {
     /* One slice of the widest row may be more than the slices' share; norms have up to three sums. */
@@ -61,17 +55,14 @@ int64_t cuda_backward_workspace(const struct workspace_shape *s)
 
 static int64_t serving_workspace(const struct device *d, const struct workspace_shape *s)
 {
-    int64_t bytes = max_i64(cuda_attention_workspace(s), cuda_sample_workspace(s));
-    return round_up(max_i64(bytes, CUDA_STAGING_BYTES), DEVICE_ALIGN);
+    return round_up(max_i64(cuda_attention_workspace(s), CUDA_STAGING_BYTES), DEVICE_ALIGN);
 }
 
 int64_t cuda_blas_workspace(int32_t sm) { return (sm >= 90 ? 32 : 4) << 20; }
 
 static int64_t training_workspace_of(const struct device *d, const struct workspace_shape *s, int32_t sm)
 {
-    struct workspace_shape one = *s; /* training samples a row at a time */
-    one.max_logit_rows = 1;
-    int64_t bytes = max_i64(serving_workspace(d, &one), cuda_backward_workspace(s));
+    int64_t bytes = max_i64(serving_workspace(d, s), cuda_backward_workspace(s));
     return round_up(max_i64(bytes, cuda_blas_workspace(sm)), DEVICE_ALIGN);
 }
 

@@ -29,9 +29,6 @@ enum { CUDA_STAGING_BYTES = 4 << 20 /* weights on their way in or out; at least 
 /* Decode attention split over the sequence: partial outputs and their log-sums. */
 enum { CUDA_ATTENTION_SPLITS = 16, CUDA_SPLIT_ROWS = 128 };
 int64_t cuda_attention_workspace(const struct workspace_shape *s);
-/* Sampling: results and requests of each row, and what a request changes of its row: history, bias, stops. */
-enum { CUDA_SAMPLE_ROW_BYTES = 512, CUDA_SAMPLE_EXTRA_WORDS = 4 * 1024 + 256 };
-int64_t cuda_sample_workspace(const struct workspace_shape *s);
 /* Backward: sums over rows in slices (norms, biases), attention's delta [R, H], partial sums of
  * squares. */
 enum { CUDA_ROW_SLICES = 512, CUDA_SLICE_FLOATS = 1 << 19 };

@@ -134,9 +134,8 @@ struct attention {
     struct random_key dropout_key;
 };
 
-/* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the
- * steps. All pointers are host memory that stays valid until the next device_sync. */
-struct sample_row;
+/* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the steps. */
+struct sample_request;
 struct sample_out;
 
 /* The largest shapes that a run will pass: fixes the workspace. */
@@ -225,14 +224,15 @@ struct device_ops {
                          const struct attention *a, const struct kv_cache *kv, int32_t layer);
     /* out[i,:] = x[rows[i],:]; rows in device memory. f32. */
     void (*gather)(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
-    /* One token (and what was asked about it) for each row of logits f32 [n, V]. */
-    void (*sample)(struct device *d, struct tensor logits, const struct sample_row *rows,
+    /* One token (and what was asked about it) for each row of logits f32 [n, V], which keep their values. requests
+     * [n] and out [n]; `words` holds the requests' changes, whose `raw` may be written. */
+    void (*sample)(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
                    struct sample_out *out);
 
     /* Optional: NULL where launching costs nothing. What is called between graph_begin and graph_end is recorded
      * and not run; graph_launch runs it as often as one likes, with the pointers and counts that it had: what
      * changes from time to time lies in device memory. Only embed, norm, matmul, norm_matmul, swiglu, kv_write,
-     * attention, kv_attention and gather may be recorded; and, once they have run with the same shapes, training's from
+     * attention, kv_attention, gather and sample may be recorded; and, once they have run with the same shapes, training's from
      * zero to cross_entropy. NULL from graph_end: it failed, as device_sync will report. */
     void (*graph_begin)(struct device *d);
     struct device_graph *(*graph_end)(struct device *d);

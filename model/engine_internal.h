@@ -27,19 +27,20 @@ struct seq {
     int32_t out0, n_out;    /* its rows among the step's logits */
 };
 
-/* What a step hands to the device; one on the host to write, its twin on the device, laid out alike. */
+/* What a step hands to the device, and gets from it; one on the host, its twin on the device, laid out alike. */
 struct step_buffers {
     int32_t *tokens, *positions, *slots; /* [R] */
     int32_t *out_rows;                   /* [M] */
     struct span *spans;                  /* [max_seqs] */
-    int32_t *pages;                      /* [max_seqs, pages_per_seq] */
+    struct sample_request *requests;     /* [M] */
+    int32_t *words;                      /* page tables and changes of logits, as many as there are, by offsets */
+    struct sample_out *outs;             /* [M] what comes back */
 };
 
 struct step {
     struct step_buffers host, device;
-    int32_t n_rows, n_spans, n_pages, n_out, max_keys;
-    struct sample_row *rows; /* [M] */
-    struct sample_out *outs; /* [M] */
+    int32_t n_rows, n_spans, n_words, n_out, max_keys;
+    int32_t *change_of;                  /* [V] scratch of sample_request_write */
 };
 
 /* Steps of up to so many rows, one of each sequence that decodes, are recorded where the device can. */

@@ -21,8 +21,11 @@ static void layout_step_buffers(const struct engine *e, struct step_buffers *b, 
     b->out_rows = plan_take(plan, MEMORY_STAGING, "out_rows", e->max_logit_rows,
                             sizeof *b->out_rows);
     b->spans = plan_take(plan, MEMORY_STAGING, "spans", o->max_seqs, sizeof *b->spans);
-    b->pages = plan_take(plan, MEMORY_STAGING, "pages", (int64_t)o->max_seqs * e->pages_per_seq,
-                         sizeof *b->pages);
+    b->requests = plan_take(plan, MEMORY_STAGING, "requests", e->max_logit_rows, sizeof *b->requests);
+    /* A sequence has one row a step at most of which a token is drawn; those that are scored change no logits. */
+    int64_t words = e->pages_per_seq + sample_max_words(e->gpt.config.vocab_size, o->max_context);
+    b->words = plan_take(plan, MEMORY_STAGING, "words", o->max_seqs * words, sizeof *b->words);
+    b->outs = plan_take(plan, MEMORY_STAGING, "outs", e->max_logit_rows, sizeof *b->outs);
 }
 
 static void layout_device(struct engine *e, struct plan *plan)
@@ -78,10 +81,8 @@ static struct engine *layout_host(struct engine *e, struct plan *plan)
     }
 
     layout_step_buffers(e, &e->step.host, plan);
-    e->step.rows = plan_take(plan, MEMORY_STAGING, "sample_rows", e->max_logit_rows,
-                             sizeof *e->step.rows);
-    e->step.outs = plan_take(plan, MEMORY_STAGING, "sample_outs", e->max_logit_rows,
-                             sizeof *e->step.outs);
+    e->step.change_of = plan_take(plan, MEMORY_STAGING, "change_of", e->gpt.config.vocab_size,
+                                  sizeof *e->step.change_of);
     e->load_staging = plan_take(plan, MEMORY_STAGING, "load_staging",
                                 gpt_load_staging_bytes(&e->gpt), 1);
     return self;

@@ -65,9 +65,9 @@ static bool check_stops(const struct engine *e, const struct engine_params *p, s
             return error_set(err, ERR_INVALID, "stop",
                              "stop string %d has %zu bytes; it must have 1 to %d", i,
                              p->stops.at[i].n, STOP_MAX_BYTES);
-    if (p->n_stop_ids < 0)
-        return error_set(err, ERR_INVALID, "stop_ids",
-                         "there are %d stop ids; 0 or more are possible", p->n_stop_ids);
+    if (p->n_stop_ids < 0 || p->n_stop_ids > SAMPLE_MAX_STOP_IDS)
+        return error_set(err, ERR_INVALID, "stop_ids", "there are %d stop ids; 0 to %d are possible",
+                         p->n_stop_ids, SAMPLE_MAX_STOP_IDS);
     return true;
 }
 

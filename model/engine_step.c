@@ -32,10 +32,11 @@ static bool wants_logits(const struct seq *s, int32_t pos, int32_t *forced)
 
 /* ---- Building the batch ---- */
 
-static struct sample_row sample_row_for(const struct seq *s, int32_t pos, int32_t forced)
+static void add_request(struct engine *e, const struct seq *s, int32_t pos, int32_t forced)
 {
     const struct engine_params *p = &s->request->params;
-    return (struct sample_row){
+    struct step *step = &e->step;
+    struct sample_row row = {
         .params = &p->sampling,
         .history = s->history,
         .n_prompt = p->n_prompt,
@@ -47,6 +48,8 @@ static struct sample_row sample_row_for(const struct seq *s, int32_t pos, int32_
         .stop_ids = p->stop_ids,
         .n_stop_ids = p->n_stop_ids,
     };
+    step->n_words += sample_request_write(&row, e->gpt.config.vocab_size, step->change_of, step->host.words,
+                                          step->n_words, &step->host.requests[step->n_out++]);
 }
 
 /* Pages for the tokens [0, n). They were reserved at admission. */
@@ -66,10 +69,10 @@ static void add_span(struct engine *e, struct seq *s, int32_t n)
     struct step_buffers *b = &step->host;
     take_pages(e, s, s->n_computed + n);
     b->spans[step->n_spans++] = (struct span){
-        .row0 = step->n_rows, .n_rows = n, .start = s->n_computed, .table = step->n_pages};
+        .row0 = step->n_rows, .n_rows = n, .start = s->n_computed, .table = step->n_words};
     step->max_keys = (int32_t)max_i64(step->max_keys, s->n_computed + n);
-    memcpy(b->pages + step->n_pages, s->pages, (size_t)s->n_pages * sizeof *s->pages);
-    step->n_pages += s->n_pages;
+    memcpy(b->words + step->n_words, s->pages, (size_t)s->n_pages * sizeof *s->pages);
+    step->n_words += s->n_pages;
 
     s->n_rows = n;
     s->out0 = step->n_out;
@@ -80,7 +83,7 @@ static void add_span(struct engine *e, struct seq *s, int32_t n)
         b->slots[row] = s->pages[pos / KV_PAGE_TOKENS] * KV_PAGE_TOKENS + pos % KV_PAGE_TOKENS;
         if (!wants_logits(s, pos, &forced)) continue;
         b->out_rows[step->n_out] = row;
-        step->rows[step->n_out++] = sample_row_for(s, pos, forced);
+        add_request(e, s, pos, forced);
     }
     s->n_out = step->n_out - s->out0;
 }
@@ -123,17 +126,18 @@ static void add_prefills(struct engine *e)
 
 /* ---- Running it ---- */
 
-/* All at once: the buffers lie alike on both sides, pages last. */
+/* All at once: the buffers lie alike on both sides, words last of what goes up. */
 static void upload_step(struct engine *e)
 {
     const struct step_buffers *h = &e->step.host, *d = &e->step.device;
-    size_t bytes = (size_t)((const char *)(h->pages + e->step.n_pages) - (const char *)h->tokens);
-    ASSERT((const char *)h->pages - (const char *)h->tokens
-           == (const char *)d->pages - (const char *)d->tokens);
+    size_t bytes = (size_t)((const char *)(h->words + e->step.n_words) - (const char *)h->tokens);
+    ASSERT((const char *)h->words - (const char *)h->tokens
+           == (const char *)d->words - (const char *)d->tokens);
     e->device->ops->upload(e->device, d->tokens, h->tokens, bytes);
 }
 
-static void forward(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n_out, int32_t max_keys)
+/* From what was uploaded to the tokens. */
+static void compute(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n_out, int32_t max_keys)
 {
     const struct step_buffers *d = &e->step.device;
     struct batch batch = {
@@ -144,9 +148,12 @@ static void forward(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n
         .positions = d->positions,
         .slots = d->slots,
         .spans = d->spans,
-        .pages = d->pages,
+        .pages = d->words,
     };
     gpt_forward(&e->gpt, &e->state, e->device, &batch, &e->kv, d->out_rows, n_out, NULL);
+    struct tensor logits = e->state.logits;
+    logits.rows = n_out;
+    if (n_out > 0) e->device->ops->sample(e->device, logits, d->requests, d->words, d->outs);
 }
 
 void engine_record_steps(struct engine *e)
@@ -156,7 +163,7 @@ void engine_record_steps(struct engine *e)
     if (!ops->graph_begin) return;
     for (int32_t i = 0; i < most && i < ENGINE_MAX_GRAPHS; i++) {
         ops->graph_begin(e->device);
-        forward(e, i + 1, i + 1, i + 1, (int32_t)e->options.max_context);
+        compute(e, i + 1, i + 1, i + 1, (int32_t)e->options.max_context);
         e->graphs[i] = ops->graph_end(e->device);
     }
 }
@@ -182,12 +189,9 @@ static bool run(struct engine *e, struct error *err)
     struct device_graph *recorded = recorded_step(e);
     upload_step(e);
     if (recorded) ops->graph_launch(e->device, recorded);
-    else forward(e, s->n_rows, s->n_spans, s->n_out, s->max_keys);
-    if (s->n_out > 0) {
-        struct tensor logits = e->state.logits;
-        logits.rows = s->n_out;
-        ops->sample(e->device, logits, s->rows, s->outs);
-    }
+    else compute(e, s->n_rows, s->n_spans, s->n_out, s->max_keys);
+    if (s->n_out > 0)
+        ops->download(e->device, s->host.outs, s->device.outs, (size_t)s->n_out * sizeof *s->host.outs);
     return ops->sync(e->device, err);
 }
 
@@ -244,10 +248,10 @@ static void append_token(struct engine *e, struct seq *s, const struct sample_ou
     if (reason != FINISH_NONE) engine_end_choice(e, s, reason);
 }
 
-static void store_score(struct engine *e, struct engine_request *r, const struct sample_row *row,
-                        const struct sample_out *out)
+/* at: the position that was scored. */
+static void store_score(struct engine *e, struct engine_request *r, int32_t at, const struct sample_out *out)
 {
-    int32_t at = row->n_history, n_top = r->params.n_top; /* the position that was scored */
+    int32_t n_top = r->params.n_top;
     r->prompt_scores[at] = (struct token_logprob){.id = out->id, .logprob = out->logprob};
     if (n_top > 0) copy_top(out, r->prompt_top + (int64_t)at * n_top, n_top);
     atomic_store_explicit(&r->n_prompt_scored, at + 1, memory_order_release);
@@ -281,9 +285,10 @@ static void absorb(struct engine *e, struct seq *s, int64_t now)
     publish_pages(e, s);
     if (!was_decoding && is_decoding(s) && s->choice == 0) engine_fork(e, s);
 
+    const struct step_buffers *b = &e->step.host;
     for (int32_t i = s->out0; i < s->out0 + s->n_out; i++) {
-        if (e->step.rows[i].forced >= 0) store_score(e, r, &e->step.rows[i], &e->step.outs[i]);
-        else append_token(e, s, &e->step.outs[i], now); /* the last one: it may end the choice */
+        if (b->requests[i].forced >= 0) store_score(e, r, b->positions[b->out_rows[i]] + 1, &b->outs[i]);
+        else append_token(e, s, &b->outs[i], now); /* the last one: it may end the choice */
     }
     if (r->params.max_tokens == 0 && is_decoding(s)) engine_end_choice(e, s, FINISH_LENGTH);
 }
@@ -292,7 +297,7 @@ void engine_step(struct engine *e)
 {
     int64_t begin = clock_ns();
     struct step *step = &e->step;
-    step->n_rows = step->n_spans = step->n_pages = step->n_out = step->max_keys = 0;
+    step->n_rows = step->n_spans = step->n_words = step->n_out = step->max_keys = 0;
     add_decodes(e);
     add_prefills(e);
     ASSERT(step->n_rows > 0); /* whoever is active can go on: admission saw to it */

@@ -330,11 +330,11 @@ static void gather(struct device *d, struct tensor out, struct tensor x, const i
     end(d, t, (struct cost){.name = "gather", .bytes = 2 * tensor_bytes(out)});
 }
 
-static void sample(struct device *d, struct tensor logits, const struct sample_row *rows,
+static void sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
                    struct sample_out *out)
 {
     struct moment t = begin(d);
-    inner_of(d)->ops->sample(inner_of(d), logits, rows, out);
+    inner_of(d)->ops->sample(inner_of(d), logits, requests, words, out);
     end(d, t, (struct cost){.name = "sample", .bytes = tensor_bytes(logits)});
 }
 

@@ -1,8 +1,10 @@
-/* Sampling parameters and the counter-based generator: see sampler.h. Turning logits into a
- * token is the device's `sample` operation. */
+/* Sampling parameters, the counter-based generator, and requests as devices read them: see sampler.h. Turning
+ * logits into a token is the device's `sample` operation. */
 #include "model/sampler.h"
 
 #include <math.h>
+
+#include "base/checked.h"
 
 void sample_params_init(struct sample_params *p)
 {
@@ -99,4 +101,68 @@ float sample_uniform(uint64_t seed, int32_t choice, int64_t position)
     uint32_t word[4];
     philox4x32(counter, key, word);
     return (float)(word[0] >> 8) * 0x1p-24f;
+}
+
+/* ---- requests ---- */
+
+enum { CHANGE_WORDS = sizeof(struct logit_change) / sizeof(int32_t) };
+
+int64_t sample_max_words(int64_t vocab_size, int64_t max_history)
+{
+    return min_i64(vocab_size, max_history + SAMPLE_MAX_BIAS + SAMPLE_MAX_STOP_IDS) * CHANGE_WORDS;
+}
+
+/* A row's changes as they come together. */
+struct change_list {
+    struct logit_change *at;
+    int32_t n;
+    int32_t *entry_of; /* [n_vocab] 1 + the place of an id's change; 0: it has none */
+    int64_t n_vocab;
+};
+
+static struct logit_change *change_of(struct change_list *l, int32_t id)
+{
+    ASSERT(id >= 0 && id < l->n_vocab);
+    if (l->entry_of[id] == 0) {
+        l->at[l->n] = (struct logit_change){.id = id, .n_output = -1};
+        l->entry_of[id] = ++l->n;
+    }
+    return &l->at[l->entry_of[id] - 1];
+}
+
+static void collect_changes(struct change_list *l, const struct sample_row *row)
+{
+    const struct sample_params *p = row->params;
+    bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+    for (int32_t i = 0; penalties && i < row->n_history; i++) {
+        struct logit_change *c = change_of(l, row->history[i]);
+        c->n_output = (int32_t)max_i64(c->n_output, 0) + (i >= row->n_prompt);
+    }
+    for (int32_t i = 0; i < p->n_bias; i++) change_of(l, p->bias[i].id)->bias = p->bias[i].bias;
+    for (int32_t i = 0; row->ban_stops && i < row->n_stop_ids; i++)
+        if (row->stop_ids[i] >= 0 && row->stop_ids[i] < l->n_vocab)
+            change_of(l, row->stop_ids[i])->bias = -INFINITY;
+    for (int32_t i = 0; i < l->n; i++) l->entry_of[l->at[i].id] = 0;
+}
+
+int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of, int32_t *words,
+                             int32_t at, struct sample_request *out)
+{
+    const struct sample_params *p = row->params;
+    *out = (struct sample_request){.forced = row->forced, .n_top = (int32_t)min_i64(row->n_top, vocab_size)};
+    ASSERT(row->n_top <= SAMPLE_MAX_TOP);
+    if (row->forced >= 0) return 0;
+    struct change_list changes = {(struct logit_change *)(words + at), 0, entry_of, vocab_size};
+    collect_changes(&changes, row);
+    out->temperature = p->temperature;
+    out->top_p = p->top_p;
+    out->min_p = p->min_p;
+    out->repetition_penalty = p->repetition_penalty;
+    out->presence_penalty = p->presence_penalty;
+    out->frequency_penalty = p->frequency_penalty;
+    out->top_k = p->top_k;
+    out->uniform = sample_uniform(p->seed, row->choice, row->n_history);
+    out->n_changes = changes.n;
+    out->changes = at;
+    return changes.n * CHANGE_WORDS;
 }

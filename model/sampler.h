@@ -1,4 +1,5 @@
-/* How a row of logits becomes a token. The device's `sample` operation does it; this is the contract.
+/* How a row of logits becomes a token. The device's `sample` operation does it; this is the contract. What it has to know
+ * of a row is a sample_request, plain data without pointers, so that it goes to the device with the rest of a step.
  *
  * Order: (1) the row's log-probabilities are those of the raw logits (temperature 1, no penalty):
  * what `logprob` and `top` report, and what training computes. (2) repetition penalty over the prompt and the output
@@ -22,7 +23,7 @@
 extern "C" {
 #endif
 
-enum { SAMPLE_MAX_TOP = 20, SAMPLE_MAX_BIAS = 1024 };
+enum { SAMPLE_MAX_TOP = 20, SAMPLE_MAX_BIAS = 1024, SAMPLE_MAX_STOP_IDS = 64 };
 
 struct token_bias { int32_t id; float bias; };
 
@@ -53,7 +54,26 @@ struct sample_row {
     int32_t n_top;          /* 0..SAMPLE_MAX_TOP alternatives to report */
     bool ban_stops;         /* ignore_eos: ids in `stop_ids` cannot be drawn */
     const int32_t *stop_ids;
-    int32_t n_stop_ids;
+    int32_t n_stop_ids;     /* 0..SAMPLE_MAX_STOP_IDS */
+};
+
+/* What a request does to one logit before the choice; of every id there is at most one. */
+struct logit_change {
+    int32_t id;
+    int32_t n_output; /* times that the output has it; -1: neither it nor the prompt does, so no penalties */
+    float bias;       /* added last; -INFINITY: it cannot be drawn */
+    float raw;        /* room for the device */
+};
+
+/* A sample_row as devices read it. */
+struct sample_request {
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k;
+    float uniform;    /* what the draw is made with: sample_uniform */
+    int32_t forced;   /* >= 0: the token; all of the above and the changes are unused */
+    int32_t n_top;    /* at most the vocabulary */
+    int32_t n_changes, changes; /* struct logit_change, `changes` int32_t words into the words of all requests */
 };
 
 struct token_logprob { int32_t id; float logprob; };
@@ -65,6 +85,14 @@ struct sample_out {
     int32_t n_top;
     struct token_logprob top[SAMPLE_MAX_TOP]; /* highest first; ties: lower id first */
 };
+
+/* The words that a row's changes take at most, with a history of up to `max_history` ids. */
+int64_t sample_max_words(int64_t vocab_size, int64_t max_history);
+/* Writes the row's request, and its changes to words[at] and on; returns how many words they take. entry_of
+ * [vocab_size] is scratch, zero before and after; it and `words` are not used by a row that is forced, or has neither
+ * penalties, bias nor bans. */
+int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of, int32_t *words,
+                             int32_t at, struct sample_request *out);
 
 /* Philox4x32-10: four 32-bit words from a counter and a key. */
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

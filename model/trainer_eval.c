@@ -3,7 +3,6 @@
 #include <math.h>
 
 #include "base/checked.h"
-#include "model/sampler.h"
 #include "model/trainer_internal.h"
 
 enum { PROMPT_TOKENS = 8, SAMPLE_LIMIT = 1 << 22 };
@@ -65,7 +64,11 @@ static bool next_token(struct trainer *t, int32_t *tokens, int32_t n, struct sam
     int64_t last = (n - 1) % t->train.options.loss_rows;
     logits.data = (float *)logits.data + last * logits.cols;
     logits.rows = 1;
-    t->device->ops->sample(t->device, logits, &row, out);
+    struct sample_request request; /* changes no logits */
+    (void)sample_request_write(&row, logits.cols, NULL, NULL, 0, &request);
+    t->device->ops->upload(t->device, &t->sampled->request, &request, sizeof request);
+    t->device->ops->sample(t->device, logits, &t->sampled->request, NULL, &t->sampled->out);
+    t->device->ops->download(t->device, out, &t->sampled->out, sizeof *out);
     return t->device->ops->sync(t->device, err);
 }
 

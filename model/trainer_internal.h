@@ -6,6 +6,7 @@
 
 #include "model/gpt_train.h"
 #include "model/optimizer.h"
+#include "model/sampler.h"
 #include "model/train_metrics.h"
 #include "model/train_state.h"
 #include "model/trainer.h"
@@ -39,6 +40,7 @@ struct trainer {
     struct gpt_rows host_rows[TRAINER_MAX_STAGED], device_rows;
     struct loss_row *losses[TRAINER_MAX_STAGED];
     double *squares;         /* [1] host: of the step's gradients */
+    struct trainer_sample { struct sample_request request; struct sample_out out; } *sampled; /* [1] device */
     struct trainer_graph graphs[TRAINER_MAX_GRAPHS];
     uint32_t next_graph;     /* to give to a new shape, in turn */
     float *load_staging;     /* gpt_load's */

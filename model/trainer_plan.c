@@ -32,6 +32,7 @@ static void layout_device(struct trainer *t, struct plan *plan)
     t->workspace_bytes = t->device->train->workspace_bytes(t->device, &shape);
     t->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", t->workspace_bytes, 1);
     gpt_rows_layout(&t->device_rows, &t->train.options, plan);
+    t->sampled = plan_take(plan, MEMORY_STAGING, "sampled", 1, sizeof *t->sampled);
 }
 
 /* The arrays whose sizes follow from the number of layers: needed to plan, too. */

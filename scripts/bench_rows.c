@@ -173,16 +173,18 @@ static void run_kv_write_f32(struct rows_bench *b)
 
 static void sample(struct rows_bench *b, float temperature, int32_t top_k, float top_p, int32_t n_top)
 {
-    struct sample_row rows[LOGIT_ROWS];
+    struct sample_request requests[LOGIT_ROWS];
     struct sample_out out[LOGIT_ROWS];
     struct sample_params p;
     sample_params_init(&p);
     p.temperature = temperature;
     p.top_k = top_k;
     p.top_p = top_p;
-    for (int i = 0; i < LOGIT_ROWS; i++)
-        rows[i] = (struct sample_row){.params = &p, .choice = i, .forced = -1, .n_top = n_top};
-    b->d->ops->sample(b->d, f32(b->logits, LOGIT_ROWS, V), rows, out);
+    for (int i = 0; i < LOGIT_ROWS; i++) {
+        struct sample_row row = {.params = &p, .choice = i, .forced = -1, .n_top = n_top};
+        (void)sample_request_write(&row, V, NULL, NULL, 0, &requests[i]);
+    }
+    b->d->ops->sample(b->d, f32(b->logits, LOGIT_ROWS, V), requests, NULL, out);
 }
 
 static void run_greedy(struct rows_bench *b) { sample(b, 0, 0, 1, 0); }

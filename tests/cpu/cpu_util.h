@@ -18,6 +18,11 @@ void cpu_fixture_close(struct cpu_fixture *f);
 /* Exactly `bytes`, aligned as device memory is, filled with 0xA5 (never a sane number). */
 void *device_bytes(int64_t bytes);
 
+/* The device's `sample` of rows as they are on the host, and a wait. */
+struct sample_row;
+struct sample_out;
+void sample_rows(struct device *d, struct tensor logits, const struct sample_row *rows, struct sample_out *out);
+
 struct cpu_rng { uint64_t state; };
 uint32_t cpu_rng_next(struct cpu_rng *r);
 int32_t cpu_rng_below(struct cpu_rng *r, int32_t n); /* 0..n-1 */

@@ -29,7 +29,7 @@ static struct sample_out sample_row_at(struct cpu_fixture *f, const float *logit
                                        const struct sample_row *row)
 {
     struct sample_out out;
-    f->d->ops->sample(f->d, (struct tensor){(void *)logits, DTYPE_F32, 1, vocab}, row, &out);
+    sample_rows(f->d, (struct tensor){(void *)logits, DTYPE_F32, 1, vocab}, row, &out);
     return out;
 }
 
@@ -346,7 +346,7 @@ static void rows_do_not_know_their_neighbours(void **state)
             rows[r] = (struct sample_row){.params = &p[r], .history = history[r], .n_prompt = 5,
                                           .n_history = 10, .forced = r % 9 ? -1 : r, .n_top = r % 4};
         }
-        many.d->ops->sample(many.d, (struct tensor){logits, DTYPE_F32, ROWS, VOCAB}, rows, out);
+        sample_rows(many.d, (struct tensor){logits, DTYPE_F32, ROWS, VOCAB}, rows, out);
         for (int r = 0; r < ROWS; r++) {
             struct sample_out alone = sample_row_at(&one, logits + r * VOCAB, VOCAB, &rows[r]);
             assert_int_equal(alone.id, out[r].id);

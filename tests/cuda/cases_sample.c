@@ -56,8 +56,7 @@ static void sample(struct side *s, const float *logits, int64_t n, int64_t vocab
 {
     struct tensor x = side_tensor(s, DTYPE_F32, n, vocab, logits);
     float *after = malloc((size_t)(n * vocab) * sizeof *after);
-    s->d->ops->sample(s->d, x, rows, out);
-    side_sync(s);
+    sample_rows(s->d, x, rows, out);
     side_read(s, x, after); /* the raw logits are there again */
     if (s->is_cuda) assert_memory_equal(after, logits, (size_t)(n * vocab) * sizeof *after);
     free(after);

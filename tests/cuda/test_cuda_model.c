@@ -87,9 +87,9 @@ static void check_model(const char *path, enum dtype dtype, double tolerance)
         int64_t steps = ptxsim_calls().graph_launches - before.graph_launches;
         int64_t kernels = ptxsim_calls().graph_kernels - before.graph_kernels;
         assert_true(steps >= cJSON_GetArraySize(prompts) * (MAX_GREEDY - 1));
-        /* Five a layer; embedding, rows that want logits, norm, head. */
+        /* Five a layer; embedding, rows that want logits, norm, head, sampling. */
         if (dtype != DTYPE_F32)
-            assert_int_equal(kernels, steps * (5 * checkpoint_config(checkpoint)->n_layer + 4));
+            assert_int_equal(kernels, steps * (5 * checkpoint_config(checkpoint)->n_layer + 5));
     }
     engine_close(engine);
     checkpoint_close(checkpoint);
@@ -109,39 +109,56 @@ static void test_llama_is_served_in_narrow_types(void **state)
     if (on_interpreter()) ptxsim_set_compute_capability(0);
 }
 
-/* Five more tokens cost five times: one copy up, the recorded step, sampling behind it, one copy down, one wait; all
- * copies by way of page-locked memory. */
-static void test_calls_of_a_decoding_step(void **state)
+/* Five more tokens cost five times: one copy up, the recorded step, one copy down, one wait, and no launch beside it,
+ * whatever a request asks of sampling; all copies by way of page-locked memory. */
+static void check_decoding_calls(struct engine *engine, const struct sample_params *sampling)
 {
-    if (!on_interpreter()) skip();
     enum { SHORT = 2, MORE = 5 };
-    struct device *d = cuda_or_skip();
-    struct engine_options o = fixture_options();
-    struct checkpoint *checkpoint;
-    struct engine *engine;
-    struct error err;
     struct ptxsim_calls calls[3];
-    o.dtype = DTYPE_F32;
-    o.prefix_cache = false;
-    must(checkpoint_open("tests/golden/gpt2", &checkpoint, &err), &err);
-    must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
     for (int i = 0; i < 2; i++) {
         struct job j;
         calls[i] = ptxsim_calls();
         job_init_plain(&j, 4, i == 0 ? SHORT : SHORT + MORE);
+        if (sampling) j.params.sampling = *sampling;
         assert_true(job_new(&j, engine));
         job_submit(&j, engine);
         engine_wait(engine, j.request);
+        assert_int_equal(j.request->choices[0].n_tokens, j.params.max_tokens);
         job_free(&j);
     }
     calls[2] = ptxsim_calls();
     const struct ptxsim_calls *a = calls, *b = calls + 1, *c = calls + 2;
     assert_int_equal((c->graph_launches - b->graph_launches) - (b->graph_launches - a->graph_launches), MORE);
-    assert_int_equal((c->launches - b->launches) - (b->launches - a->launches), MORE);
+    assert_int_equal((c->launches - b->launches) - (b->launches - a->launches), 0);
     assert_int_equal((c->uploads - b->uploads) - (b->uploads - a->uploads), MORE);
     assert_int_equal((c->downloads - b->downloads) - (b->downloads - a->downloads), MORE);
     assert_int_equal((c->waits - b->waits) - (b->waits - a->waits), MORE);
     assert_int_equal(c->pageable - a->pageable, 0);
+}
+
+static void test_calls_of_a_decoding_step(void **state)
+{
+    if (!on_interpreter()) skip();
+    struct device *d = cuda_or_skip();
+    struct engine_options o = fixture_options();
+    const struct token_bias bias[] = {{3, 2.5f}, {7, -1}};
+    struct sample_params sampling;
+    struct checkpoint *checkpoint;
+    struct engine *engine;
+    struct error err;
+    o.dtype = DTYPE_F32;
+    o.prefix_cache = false;
+    must(checkpoint_open("tests/golden/gpt2", &checkpoint, &err), &err);
+    must(engine_open(d, checkpoint, NULL, &o, &engine, &err), &err);
+    check_decoding_calls(engine, NULL);
+    sample_params_init(&sampling);
+    sampling.top_k = 50;
+    sampling.top_p = 0.9f;
+    sampling.repetition_penalty = 1.2f;
+    sampling.frequency_penalty = 0.5f;
+    sampling.bias = bias;
+    sampling.n_bias = 2;
+    check_decoding_calls(engine, &sampling);
     engine_close(engine);
     checkpoint_close(checkpoint);
     d->ops->close(d);

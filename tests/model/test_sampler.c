@@ -129,6 +129,41 @@ static void test_params_bias(void **state)
     expect(p, "logit_bias");
 }
 
+/* Each id has one change, in the order in which they turn up; what is out of the vocabulary is no stop. */
+static void test_requests_have_one_change_an_id(void **state)
+{
+    enum { VOCAB = 20, AT = 5 };
+    const int32_t history[] = {4, 9, 4, 9, 9, 2}, stops[] = {7, 9, -1, VOCAB, 7};
+    const struct token_bias bias[] = {{2, 1.5f}, {11, -3}};
+    const struct logit_change want[] = {{4, 1, 0, 0}, {9, 2, -INFINITY, 0}, {2, 1, 1.5f, 0}, {11, -1, -3, 0},
+                                        {7, -1, -INFINITY, 0}};
+    struct sample_params p;
+    sample_params_init(&p);
+    p.presence_penalty = 1;
+    p.bias = bias;
+    p.n_bias = 2;
+    p.seed = 12;
+    struct sample_row row = {.params = &p, .history = history, .n_prompt = 2, .n_history = 6, .choice = 3,
+                             .forced = -1, .n_top = SAMPLE_MAX_TOP, .ban_stops = true, .stop_ids = stops,
+                             .n_stop_ids = 5};
+    struct sample_request q;
+    int32_t words[AT + 100], entry_of[VOCAB] = {0}, zeros[VOCAB] = {0};
+    assert_true(sample_max_words(VOCAB, 6) <= 100);
+    assert_int_equal(sample_request_write(&row, VOCAB, entry_of, words, AT, &q), 5 * 4);
+    assert_memory_equal(words + AT, want, sizeof want);
+    assert_memory_equal(entry_of, zeros, sizeof zeros);
+    assert_int_equal(q.changes, AT);
+    assert_int_equal(q.n_changes, 5);
+    assert_int_equal(q.n_top, VOCAB);
+    assert_true(q.uniform == sample_uniform(12, 3, 6));
+    row.forced = 3;
+    assert_int_equal(sample_request_write(&row, VOCAB, NULL, NULL, AT, &q), 0);
+    assert_int_equal(q.forced, 3);
+    assert_int_equal(q.n_changes, 0);
+    /* A vocabulary's changes are no more than it has ids. */
+    assert_int_equal(sample_max_words(VOCAB, 1000), VOCAB * 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -137,6 +172,7 @@ int main(void)
         cmocka_unit_test(test_uniform_depends_on_each_argument),
         cmocka_unit_test(test_params_ranges),
         cmocka_unit_test(test_params_bias),
+        cmocka_unit_test(test_requests_have_one_change_an_id),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
