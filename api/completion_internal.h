@@ -30,7 +30,7 @@ struct completion {
     struct reply_source *sources;     /* [N] */
     struct reply_choice *choices;     /* [N n] */
     int32_t n_choices;
-    int32_t stop_ids[64];
+    int32_t stop_ids[SAMPLE_MAX_STOP_IDS];
     int32_t n_stop_ids;
     char id[48];
     int64_t created; /* Unix seconds */
