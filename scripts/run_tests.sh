@@ -92,11 +92,12 @@ unit() {
 # count_in LINE WORD: the number before the word in pytest's last line, or 0.
 count_in() { echo "$1" | grep -oE "[0-9]+ ($2)\b" | grep -oE '[0-9]+' || echo 0; }
 
-# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY.
+# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY, as many files at a time as there
+# are jobs.
 black_box() {
     local tree=$1 binary=$2 log="$logs/pytest-$1.log" status line
     shift 2
-    GPTD_BINARY=$binary timeout 900 "$python" -m pytest -q -ra --durations=5 "$@" >"$log" 2>&1
+    GPTD_BINARY=$binary timeout 900 "$python" -m pytest -q -ra -n "$jobs" --dist loadfile --durations=5 "$@" >"$log" 2>&1
     status=$?
     line=$(tail -n 1 "$log")
     local ok bad
@@ -160,7 +161,7 @@ fi
 say "fuzzer: build"
 if build fuzzer fuzz-targets; then
     say "fuzzer: corpora and ${FUZZ_SECONDS:-15} s a target"
-    scripts/fuzz.sh "${FUZZ_SECONDS:-15}" >"$logs/fuzz.log" 2>&1
+    JOBS=$jobs scripts/fuzz.sh "${FUZZ_SECONDS:-15}" >"$logs/fuzz.log" 2>&1
     count_tap fuzz "$logs/fuzz.log" $?
 fi
 
