@@ -120,8 +120,8 @@ $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 # packs a file's blocks is checked.
 CPU_PACKING := $(BUILD)/cpu/cpu_matrix.o $(BUILD)/cpu/kquant.o
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),$(if $(filter $(CPU_PACKING),$@),,-fno-sanitize=all))
-# Every weight of a file passes through its loops.
-$(BUILD)/model/dtype.o: CFLAGS += $(if $(SAN),-O1,-O3)
+# Every weight passes through their loops: of a file, and of a model that begins.
+$(BUILD)/model/dtype.o $(BUILD)/model/gpt_params.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 
 $(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 	@mkdir -p $(@D)

@@ -21,6 +21,29 @@ static void cpu_zero(struct device *d, void *p, int64_t bytes)
     pool_for(cpu_of(d)->pool, ceil_div(bytes, ZERO_BLOCK), 1, zero_blocks, &job);
 }
 
+struct normal_job {
+    const struct cpu_kernels *kernels;
+    float *out;
+    int64_t n, first;
+    const uint32_t *key;
+    float std;
+};
+enum { NORMAL_PIECE = 4096 }; /* 25 us */
+
+static void normal_pieces(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct normal_job *j = ctx;
+    int64_t from = begin * NORMAL_PIECE, to = min_i64(end * NORMAL_PIECE, j->n);
+    j->kernels->normal_fill(j->out + from, to - from, j->key, j->first + from, j->std);
+}
+
+static void cpu_normal(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first, float std)
+{
+    struct cpu_device *c = cpu_of(d);
+    struct normal_job job = {&c->kernels, out, n, first, key, std};
+    pool_for(c->pool, ceil_div(n, NORMAL_PIECE), 1, normal_pieces, &job);
+}
+
 /* Rows: every operation's widest; dlogits and logits have no more rows than a micro-batch. */
 static int64_t train_workspace_bytes(const struct device *d, const struct workspace_shape *s)
 {
@@ -36,6 +59,7 @@ static int64_t train_workspace_bytes(const struct device *d, const struct worksp
 const struct device_train_ops cpu_train_ops = {
     .matrix_read = cpu_matrix_read,
     .zero = cpu_zero,
+    .normal = cpu_normal,
     .dropout = cpu_dropout,
     .add_dropout = cpu_add_dropout,
     .gelu = cpu_gelu,

@@ -246,6 +246,7 @@ struct cpu_kernels {
     /* keep[i] = 1 / (1 - p), or 0 where word i % 4 of block i / 4 is below p 2^32. */
     void (*dropout_row)(float *keep, const struct dropout_row *d, int64_t n);
     void (*bf16_add)(const struct bf16_tile *t);
+    void (*normal_fill)(float *out, int64_t n, const uint32_t key[2], int64_t first, float std); /* model/normal.h */
 };
 
 /* The best that the processor has, up to `isa`. */

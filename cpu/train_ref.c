@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "model/normal.h"
 #include "model/sampler.h"
 
 static float load(const void *x, enum dtype dtype, int64_t i)
@@ -151,4 +152,5 @@ void cpu_train_kernels_reference(struct cpu_kernels *k)
     k->sum_squares = sum_squares;
     k->dropout_row = dropout_row;
     k->bf16_add = bf16_add;
+    k->normal_fill = normal_fill;
 }

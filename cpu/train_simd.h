@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "model/normal.h"
 
 static void norm_backward_row(float *dx, float *stats, const float *dy, const float *x, int64_t n,
                               const struct norm *norm)
@@ -229,4 +230,5 @@ static void train_simd(struct cpu_kernels *k)
     k->sum_squares = sum_squares_f64;
     k->dropout_row = dropout_row;
     k->bf16_add = bf16_add;
+    k->normal_fill = normal_fill;
 }

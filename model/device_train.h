@@ -86,6 +86,9 @@ struct device_train_ops {
     void (*matrix_read)(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
                         float *rows);
     void (*zero)(struct device *d, void *p, int64_t bytes);
+    /* out[i] = std x normal number first + i of the key's stream, i < n, in host memory: model/normal.h, to the bit.
+     * Optional: NULL where nothing is faster than the caller. */
+    void (*normal)(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first, float std);
 
     /* out = dropout(in), rounded to out's type; out may be in. With p = 0 a plain conversion. */
     void (*dropout)(struct device *d, struct tensor out, struct tensor in, struct dropout drop);

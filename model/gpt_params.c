@@ -2,8 +2,9 @@
 #include <math.h>
 
 #include "base/checked.h"
+#include "model/device_train.h"
 #include "model/gpt.h"
-#include "model/sampler.h"
+#include "model/normal.h"
 
 enum { INIT_ROW_UNIT = 64 };
 #define INIT_STD 0.02f
@@ -92,16 +93,6 @@ struct gpt_param gpt_param_of(struct gpt *g, const struct gpt_roles *r, int64_t 
 
 /* ---- random weights ---- */
 
-/* Box-Muller over counter-based words: normal number `index` of stream `key`. */
-static float normal(const uint32_t key[2], int64_t index)
-{
-    uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0}, words[4];
-    philox4x32(counter, key, words);
-    double u = (words[0] + 1.0) / 4294967297.0; /* in (0, 1) */
-    double v = words[1] / 4294967296.0;
-    return (float)(sqrt(-2 * log(u)) * cos(2 * M_PI * v));
-}
-
 /* Standard deviation of a weight's start; 0 means constant. */
 static float init_std(const struct gpt_config *c, enum weight_role role)
 {
@@ -123,15 +114,21 @@ static bool is_norm_weight(enum weight_role role)
            role == WEIGHT_Q_NORM || role == WEIGHT_K_NORM;
 }
 
-static void fill_rows(const struct gpt_config *c, const struct gpt_param *p, uint64_t seed,
+/* The rows as they start, to host memory. Each weight has a stream of its own. */
+static void fill_rows(struct device *d, const struct gpt_config *c, const struct gpt_param *p, uint64_t seed,
                       int64_t row0, int64_t n_rows, float *rows)
 {
     float std = init_std(c, p->role), constant = is_norm_weight(p->role) ? 1.0f : 0.0f;
     uint64_t stream = seed * 0x9E3779B97F4A7C15u + (uint64_t)p->role * CONFIG_MAX_LAYER +
                       (uint64_t)p->layer;
     uint32_t key[2] = {(uint32_t)stream, (uint32_t)(stream >> 32)};
-    for (int64_t i = 0; i < n_rows * p->n_in; i++)
-        rows[i] = std > 0 ? std * normal(key, row0 * p->n_in + i) : constant;
+    int64_t n = n_rows * p->n_in, first = row0 * p->n_in;
+    if (std == 0)
+        for (int64_t i = 0; i < n; i++) rows[i] = constant;
+    else if (d->train && d->train->normal)
+        d->train->normal(d, rows, n, key, first, std);
+    else
+        normal_fill(rows, n, key, first, std);
 }
 
 bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, struct error *err)
@@ -145,7 +142,7 @@ bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, st
         ASSERT(step > 0);
         for (int64_t row = 0; row < p.n_out; row += step) {
             int64_t n = min_i64(step, p.n_out - row);
-            fill_rows(&g->config, &p, seed, row, n, staging);
+            fill_rows(d, &g->config, &p, seed, row, n, staging);
             if (p.matrix) d->ops->matrix_write(d, p.matrix, row, n, staging);
             else if (!gpt_upload(d, p.vector + row * p.n_in, staging, n * p.n_in, err)) return false;
         }

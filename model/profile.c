@@ -357,6 +357,13 @@ static void zero(struct device *d, void *p, int64_t bytes)
     end(d, t, (struct cost){.name = "zero", .bytes = (double)bytes});
 }
 
+static void normal(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first, float std)
+{
+    struct moment t = begin(d);
+    inner_of(d)->train->normal(inner_of(d), out, n, key, first, std);
+    end(d, t, (struct cost){.name = "normal", .bytes = bytes_of(DTYPE_F32, n)});
+}
+
 static void dropout(struct device *d, struct tensor out, struct tensor in, struct dropout drop)
 {
     struct moment t = begin(d);
@@ -628,6 +635,7 @@ static const struct device_ops ops = {
 static const struct device_train_ops train_ops = {
     .matrix_read = matrix_read,
     .zero = zero,
+    .normal = normal,
     .dropout = dropout,
     .add_dropout = add_dropout,
     .gelu = gelu,
@@ -677,6 +685,7 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     if (inner->train) {
         p->train = train_ops;
         p->train.writes_act = inner->train->writes_act;
+        if (!inner->train->normal) p->train.normal = NULL;
         if (!inner->train->matmul_gelu_backward) p->train.matmul_gelu_backward = NULL;
         p->base.train = &p->train;
     }

@@ -13,7 +13,7 @@ allowed() {
 
 allowed base   'base/[a-z0-9_]+\.h'
 allowed model  '(base|model)/[a-z0-9_]+\.h'
-allowed cpu    '(base|cpu)/[a-z0-9_]+\.(h|inc)|model/(device|device_train|dtype|sampler)\.h'
+allowed cpu    '(base|cpu)/[a-z0-9_]+\.(h|inc)|model/(device|device_train|dtype|normal|sampler)\.h'
 allowed cuda   '(base|cuda)/[a-z0-9_]+\.h|model/(device|device_train|dtype|sampler)\.h'
 allowed api    '(base|model|api)/[a-z0-9_]+\.h'
 allowed server '(base|model|cpu|cuda|api|server)/[a-z0-9_]+\.(h|inc)'
