@@ -120,9 +120,7 @@ static void check_decoding_calls(struct engine *engine, const struct sample_para
         calls[i] = ptxsim_calls();
         job_init_plain(&j, 4, i == 0 ? SHORT : SHORT + MORE);
         if (sampling) j.params.sampling = *sampling;
-        assert_true(job_new(&j, engine));
-        job_submit(&j, engine);
-        engine_wait(engine, j.request);
+        job_run(&j, engine);
         assert_int_equal(j.request->choices[0].n_tokens, j.params.max_tokens);
         job_free(&j);
     }

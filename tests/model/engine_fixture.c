@@ -296,6 +296,13 @@ void job_submit(struct job *j, struct engine *e)
     must(engine_submit(e, j->request, &err), &err);
 }
 
+void job_run(struct job *j, struct engine *e)
+{
+    assert_true(job_new(j, e));
+    job_submit(j, e);
+    engine_wait(e, j->request);
+}
+
 void job_free(struct job *j)
 {
     engine_request_free(j->request);

@@ -69,6 +69,8 @@ void job_init_plain(struct job *j, int32_t n_prompt, int32_t max_tokens);
 /* Makes the request; false when it can never fit this engine (n, pages). */
 bool job_new(struct job *j, struct engine *e);
 void job_submit(struct job *j, struct engine *e);
+/* A request that fits, to its end. */
+void job_run(struct job *j, struct engine *e);
 void job_free(struct job *j);
 
 /* All that a DONE request says, bit by bit, appended to `out`. */

@@ -40,6 +40,12 @@ static void begin_plain(struct job *j, struct engine_fixture *f, int32_t n_promp
     job_submit(j, f->engine);
 }
 
+static void run_plain(struct job *j, struct engine_fixture *f, int32_t n_prompt, int32_t max_tokens)
+{
+    job_init_plain(j, n_prompt, max_tokens);
+    job_run(j, f->engine);
+}
+
 /* Waits, checks how it ended, frees. */
 static void end(struct job *j, struct engine_fixture *f, enum finish_reason reason, int32_t tokens)
 {
@@ -336,19 +342,15 @@ static void test_prefix_hits(void **state)
         struct engine_fixture f;
         fixture_open(&f, MODEL, NULL);
         struct job j;
-        begin_plain(&j, &f, cases[i][0], 2);
-        engine_wait(f.engine, j.request);
+        run_plain(&j, &f, cases[i][0], 2);
         assert_int_equal(j.request->n_cached, 0);
         job_free(&j);
-        begin_plain(&j, &f, cases[i][0], 2);
-        engine_wait(f.engine, j.request);
+        run_plain(&j, &f, cases[i][0], 2);
         assert_int_equal(j.request->n_cached, cases[i][1]);
         job_free(&j);
         job_init_plain(&j, cases[i][0], 2);
         j.params.cache_salt = 7;
-        assert_true(job_new(&j, f.engine));
-        job_submit(&j, f.engine);
-        engine_wait(f.engine, j.request);
+        job_run(&j, f.engine);
         assert_int_equal(j.request->n_cached, 0); /* another salt shares nothing */
         job_free(&j);
         close_clean(&f);
@@ -361,15 +363,12 @@ static void test_reply_is_found_again(void **state)
     struct engine_fixture f;
     fixture_open(&f, MODEL, NULL);
     struct job j, next;
-    begin_plain(&j, &f, 20, 20);
-    engine_wait(f.engine, j.request);
+    run_plain(&j, &f, 20, 20);
     /* The next turn of a chat begins with prompt and reply: 39 of their tokens were computed. */
     job_init_plain(&next, 20, 2);
     for (int i = 0; i < 20; i++) next.prompt[20 + i] = j.request->choices[0].tokens[i].id;
     next.params.n_prompt = 40;
-    assert_true(job_new(&next, f.engine));
-    job_submit(&next, f.engine);
-    engine_wait(f.engine, next.request);
+    job_run(&next, f.engine);
     assert_int_equal(next.request->n_cached, 32);
     job_free(&j);
     job_free(&next);
@@ -420,9 +419,7 @@ static void test_scoring_alone(void **state)
         job_init_plain(&j, n, 0);
         j.params.prompt_logprobs = true;
         j.params.n_top = 2;
-        assert_true(job_new(&j, f.engine));
-        job_submit(&j, f.engine);
-        engine_wait(f.engine, j.request);
+        job_run(&j, f.engine);
         const struct engine_request *r = j.request;
         assert_int_equal(atomic_load(&r->n_prompt_scored), n > 1 ? n : 1);
         assert_int_equal(r->prompt_scores[0].id, j.prompt[0]);
@@ -445,8 +442,7 @@ static void test_stop_id_ends_it(void **state)
     struct engine_fixture f;
     fixture_open(&f, MODEL, NULL);
     struct job j;
-    begin_plain(&j, &f, 10, 12);
-    engine_wait(f.engine, j.request);
+    run_plain(&j, &f, 10, 12);
     int32_t at = 5, stop = j.request->choices[0].tokens[at].id;
     for (int32_t i = 0; i < at; i++)
         if (j.request->choices[0].tokens[i].id == stop) at = i;
@@ -455,9 +451,7 @@ static void test_stop_id_ends_it(void **state)
     job_init_plain(&j, 10, 12);
     j.params.stop_ids = &stop;
     j.params.n_stop_ids = 1;
-    assert_true(job_new(&j, f.engine));
-    job_submit(&j, f.engine);
-    engine_wait(f.engine, j.request);
+    job_run(&j, f.engine);
     const struct engine_choice *c = &j.request->choices[0];
     for (int32_t i = 0; i <= at; i++) assert_int_equal(c->tokens[i].is_stop, i == at);
     assert_int_equal(c->text_bytes, -1);
@@ -467,9 +461,7 @@ static void test_stop_id_ends_it(void **state)
     j.params.stop_ids = &stop;
     j.params.n_stop_ids = 1;
     j.params.ignore_eos = true; /* it cannot even be drawn */
-    assert_true(job_new(&j, f.engine));
-    job_submit(&j, f.engine);
-    engine_wait(f.engine, j.request);
+    job_run(&j, f.engine);
     for (int32_t i = 0; i < 12; i++) assert_int_not_equal(j.request->choices[0].tokens[i].id, stop);
     end(&j, &f, FINISH_LENGTH, 12);
     close_clean(&f);
@@ -482,8 +474,7 @@ static void test_stop_string_spans_tokens(void **state)
     struct engine_fixture f;
     fixture_open(&f, MODEL, NULL);
     struct job j;
-    begin_plain(&j, &f, 10, 12);
-    engine_wait(f.engine, j.request);
+    run_plain(&j, &f, 10, 12);
     char text[128];
     size_t n = 0, ends[12];
     struct token_decoder d = {.started = true};
@@ -504,9 +495,7 @@ static void test_stop_string_spans_tokens(void **state)
         j.params.stops.n = 1;
         j.params.stops.at[0].bytes = text + begin;
         j.params.stops.at[0].n = 7;
-        assert_true(job_new(&j, f.engine));
-        job_submit(&j, f.engine);
-        engine_wait(f.engine, j.request);
+        job_run(&j, f.engine);
         assert_int_equal(j.request->choices[0].text_bytes, first);
         end(&j, &f, FINISH_STOP, tokens + 1);
     }
@@ -548,8 +537,7 @@ static void test_cancel_everywhere(void **state)
 
     fixture_unhold(&f);
     struct job late;
-    begin_plain(&late, &f, 4, 4);
-    engine_wait(f.engine, late.request);
+    run_plain(&late, &f, 4, 4);
     engine_cancel(f.engine, late.request); /* harmless */
     end(&late, &f, FINISH_LENGTH, 4);
     close_clean(&f);
@@ -686,8 +674,7 @@ static void test_every_device_operation_fails_once(void **state)
             n_opens++;
             continue;
         }
-        begin_plain(&j, &f, 20, 10);
-        engine_wait(f.engine, j.request);
+        run_plain(&j, &f, 20, 10);
         left = fixture_fail_operation(0);
         if (left == 0) {
             assert_int_equal(j.request->error.code, ERR_DEVICE);
@@ -849,9 +836,7 @@ static void test_notified_once_a_step(void **state)
     j.params.n = 3;
     j.params.notify = count;
     j.params.ctx = &calls;
-    assert_true(job_new(&j, f.engine));
-    job_submit(&j, f.engine);
-    engine_wait(f.engine, j.request);
+    job_run(&j, f.engine);
     /* The first choice begins a step before the others: 6 tokens and one step more. */
     assert_int_equal(atomic_load(&calls), 7);
     end(&j, &f, FINISH_LENGTH, 6);

@@ -175,9 +175,7 @@ static void score_again(struct engine *e, struct job *written, const char *makeu
     j.params.n_prompt = n_prompt + n;
     j.params.prompt_logprobs = true;
     j.params.n_top = n_top;
-    assert_true(job_new(&j, e));
-    job_submit(&j, e);
-    engine_wait(e, j.request);
+    job_run(&j, e);
     assert_int_equal(atomic_load(&j.request->n_prompt_scored), n_prompt + n);
     assert_int_equal(atomic_load(&j.request->choices[0].finish), FINISH_LENGTH);
     for (int32_t i = 0; i < n; i++) {
@@ -205,9 +203,7 @@ static void test_scoring_equals_decoding(void **state)
             job_init_plain(&j, n_prompt, 40);
             j.params.sampling.temperature = 1;
             j.params.n_top = 3;
-            assert_true(job_new(&j, f.engine));
-            job_submit(&j, f.engine);
-            engine_wait(f.engine, j.request);
+            job_run(&j, f.engine);
             char makeup[32];
             snprintf(makeup, sizeof makeup, "%d rows", rows[k]);
             score_again(f.engine, &j, makeup);

@@ -35,9 +35,7 @@ static void run_alone(void)
     for (int i = 0; i < N_KINDS; i++) {
         struct job j;
         job_init(&j, (uint64_t)i + 500, f.engine);
-        assert_true(job_new(&j, f.engine));
-        job_submit(&j, f.engine);
-        engine_wait(f.engine, j.request);
+        job_run(&j, f.engine);
         for (int k = 0; k < j.params.n; k++) {
             const struct engine_choice *c = &j.request->choices[k];
             replies[i].n[k] = atomic_load(&c->n_tokens);
