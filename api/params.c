@@ -122,7 +122,7 @@ static bool read_neutral(const struct param *p, const struct cJSON *item, struct
     }
     return error_set(err, ERR_UNSUPPORTED, p->name,
                      "'%s' is not supported: leave it out, or give null%s%s", p->name,
-                     p->neutral ? " or one of " : "", p->neutral ? p->neutral : "");
+                     p->neutral ? " or " : "", p->neutral ? p->neutral : "");
 }
 
 static bool read_row(const struct param *p, const struct param_reader *r, const struct cJSON *item,

@@ -155,7 +155,7 @@ static bool read_device(const struct plan_request *r, const struct plan_devices 
     int64_t room = gpu_budget(&out->gpu);
     if (room == 0)
         return error_set(err, ERR_NO_FIT, "gpu", "%s has %lld bytes; a CUDA context alone takes "
-                         "about %lld", out->gpu.name, (long long)out->gpu.memory_bytes,
+                         "about %lld: name a card (\"RTX 3060\"), or give more memory (8GiB)", out->gpu.name, (long long)out->gpu.memory_bytes,
                          (long long)out->overhead_bytes);
     q->budget = q->budget > 0 ? min_i64(q->budget, room) : room;
     return true;

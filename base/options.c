@@ -60,7 +60,8 @@ static bool value_error(const struct option *o, const char *given, struct error 
                                                   : "a size such as 512MiB or 6GB";
     char range[80] = "";
     if (o->min != 0 || o->max != 0)
-        snprintf(range, sizeof range, " from %.15g to %.15g", o->min, o->max);
+        snprintf(range, sizeof range, o->type == OPTION_DOUBLE ? " from %.15g to %.15g"
+                                                              : " from %.0f to %.0f", o->min, o->max);
     return error_set(err, ERR_INVALID, o->name, "--%s %s: must be %s%s", o->name, given, kind,
                      range);
 }
@@ -189,6 +190,19 @@ static bool parse_option(struct pass *p, int *i, struct error *err)
     return take_value(p, o, p->argv[++*i], err);
 }
 
+/* Arguments before the environment's mark are an options file's. */
+static bool is_of_file(int argc, char **argv, int i)
+{
+    while (i < argc && argv[i] != options_environment_mark) i++;
+    return i < argc;
+}
+
+static bool name_file(struct error *err)
+{
+    struct error why = *err;
+    return error_set(err, why.code, why.param, "in an options file: %s", why.text);
+}
+
 bool options_parse(const struct option *table, size_t n, int argc, char **argv, int first,
                    const char **positional, int max_positional, int *n_positional, bool *help,
                    struct error *err)
@@ -209,7 +223,8 @@ bool options_parse(const struct option *table, size_t n, int argc, char **argv, 
             *help = true;
             return true;
         } else if (!options_ended && strncmp(arg, "--", 2) == 0) {
-            if (!parse_option(&pass, &i, err)) return false;
+            if (!parse_option(&pass, &i, err))
+                return is_of_file(argc, argv, i) ? name_file(err) : false;
         } else if (n_positional && *n_positional < max_positional) {
             positional[(*n_positional)++] = arg;
         } else {

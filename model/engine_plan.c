@@ -135,7 +135,7 @@ static bool choose_pages(struct engine *e, struct error *err)
     want = min_i64(want, MAX_KV_PAGES);
     if (want < 1)
         return error_set(err, ERR_NO_FIT, "kv_bytes",
-                         "kv_bytes is %lld; one page of %d tokens takes %lld bytes",
+                         "the cache of keys and values is to have %lld bytes; one page of %d tokens takes %lld",
                          (long long)o->kv_bytes, KV_PAGE_TOKENS, (long long)e->kv_page_bytes);
     int64_t least = min_i64(want, full);
     int64_t budget = o->memory_budget > 0 ? o->memory_budget : INT64_MAX - 1;

@@ -11,6 +11,8 @@
 #include "model/gpt_train.h"
 
 enum { PIECE_ROWS = 128 };
+/* What devices say of a logit that is NaN or minus infinity. */
+static const float NO_PROBABILITY = -9999.0f;
 
 struct evaluator {
     struct device *device;
@@ -178,7 +180,12 @@ static bool add_piece(struct evaluator *e, const struct gpt_micro_batch *m, int3
     d->train->cross_entropy(d, (struct tensor){0}, logits, m->targets + row, &plain, e->losses);
     d->ops->download(d, e->host_losses, e->losses, (size_t)n * sizeof *e->losses);
     if (!d->ops->sync(d, err)) return false;
-    for (int32_t i = 0; i < n; i++) sum->nll -= e->host_losses[i].logprob;
+    for (int32_t i = 0; i < n; i++) {
+        if (e->host_losses[i].logprob <= NO_PROBABILITY)
+            return error_set(err, ERR_FORMAT, NULL, "the model gives token id %d no probability "
+                             "at all: its weights hold NaN or infinity", e->host.targets[row + i]);
+        sum->nll -= e->host_losses[i].logprob;
+    }
     return true;
 }
 

@@ -1,6 +1,7 @@
 /* Every training key: see train_config.h. */
 #include "model/train_config.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -201,6 +202,17 @@ bool train_config_from_json(const char *json, size_t n, const char *where, struc
                      json_type_name(root));
     cJSON_Delete(root);
     return !r.failed;
+}
+
+void train_key_text(const struct train_key *key, const struct train_config *c, char *out, size_t size)
+{
+    const void *at = (const char *)c + key->offset;
+    switch (key->type) {
+    case TRAIN_INT: snprintf(out, size, "%" PRId64, *(const int64_t *)at); break;
+    case TRAIN_DOUBLE: snprintf(out, size, "%.15g", *(const double *)at); break;
+    case TRAIN_BOOL: snprintf(out, size, "%s", *(const bool *)at ? "true" : "false"); break;
+    case TRAIN_WORD: snprintf(out, size, "%s", train_key_word(key, c)); break;
+    }
 }
 
 /* ---- checking ---- */

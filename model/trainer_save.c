@@ -126,10 +126,14 @@ static bool check_same_run(const struct trainer *t, const char *from, const stru
     struct train_config c;
     if (!train_state_read_config(from, &model, &c, err)) return false;
     const struct train_key *key = train_config_difference(&c, &o->config);
-    if (key)
-        return error_set(err, ERR_INVALID, key->name, "%s is another than in %s, so that resuming "
-                         "would not give the run that was begun: leave it as it was, or begin a "
-                         "new run with --init-from %s", key->name, from, from);
+    if (key) {
+        char now[32], then[32];
+        train_key_text(key, &o->config, now, sizeof now);
+        train_key_text(key, &c, then, sizeof then);
+        return error_set(err, ERR_INVALID, key->name, "%s is %s, and is %s in %s: resuming would not give "
+                         "the run that was begun; leave it as it was, or begin a new run with "
+                         "--init-from %s", key->name, now, then, from, from);
+    }
     const char *model_key = gpt_config_difference(&model, &o->model);
     if (model_key)
         return error_set(err, ERR_INVALID, model_key, "%s is another than in %s: a run goes on "

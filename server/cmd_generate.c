@@ -125,8 +125,9 @@ static bool parse_ids(const char *text, struct token_ids *out, struct error *err
                              "--token-ids %.100s: must be ids separated by commas", text);
         if (!token_ids_push(out, (int32_t)id))
             return error_set(err, ERR_MEMORY, NULL, "no memory for the prompt");
-        s = end + strspn(end, " ,]");
+        s = end + strspn(end, " ]");
         if (!*s) return true;
+        s += *s == ',';
     }
 }
 
@@ -422,9 +423,9 @@ static bool generate(struct generation *g, struct error *err)
     bool ok = g->request->error.code == ERR_NONE;
     if (!ok) *err = g->request->error;
     if (ok && g->options->json) ok = print_json(g, readers, err);
-    if (ok && g->options->stats) print_stats(g);
     if (ok && (fflush(stdout) != 0 || ferror(stdout)))
         ok = error_set(err, ERR_IO, NULL, "cannot write to stdout");
+    if (ok && g->options->stats) print_stats(g);
     for (int32_t i = 0; i < n; i++) buf_free(&readers[i].text);
     free(readers);
     return ok;

@@ -10,12 +10,13 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/file.h"
 #include "model/file_write.h"
 
-enum { ID_CHARACTERS = 24, TREE_DESCRIPTORS = 8 };
+enum { ID_CHARACTERS = 24, TIME_CHARACTERS = 9, TREE_DESCRIPTORS = 8 };
 
 bool data_dir_init(struct data_dir *d, const char *path, struct error *err)
 {
@@ -80,14 +81,18 @@ bool data_dir_path(const struct data_dir *d, char out[DATA_PATH_MAX], const char
 
 bool data_new_id(const char *prefix, char *out, size_t size, struct error *err)
 {
-    static const char alphabet[] = "abcdefghijklmnopqrstuvwxyz012345"; /* 32: no bias */
+    static const char alphabet[] = "012345abcdefghijklmnopqrstuvwxyz"; /* 32: no bias; in order */
     uint8_t random[ID_CHARACTERS];
     size_t n = strlen(prefix);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
     ASSERT(n + ID_CHARACTERS < size);
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
         return error_errno(err, "cannot get random bytes");
     memcpy(out, prefix, n);
-    for (int i = 0; i < ID_CHARACTERS; i++) out[n++] = alphabet[random[i] & 31];
+    for (int i = 0; i < ID_CHARACTERS; i++)
+        out[n++] = alphabet[(i < TIME_CHARACTERS ? ms >> 5 * (TIME_CHARACTERS - 1 - i) : random[i]) & 31];
     out[n] = 0;
     return true;
 }

@@ -28,7 +28,8 @@ void data_dir_release(struct data_dir *d);
 bool data_dir_path(const struct data_dir *d, char out[DATA_PATH_MAX], const char *part,
                    const char *name, const char *rest, struct error *err) MUST_CHECK;
 
-/* PREFIX and 24 random characters of [a-z0-9]. */
+/* PREFIX and 24 characters of [a-z0-9]: the time in milliseconds, so that ids sort as they were made,
+ * then 15 random ones. */
 bool data_new_id(const char *prefix, char *out, size_t size, struct error *err) MUST_CHECK;
 /* Is this an id as data_new_id makes them? Then it is safe in a path. */
 bool data_is_id(const char *prefix, const char *id);

@@ -120,10 +120,10 @@ bool model_name(const char *spec, char *id, size_t id_size, const char **path, s
     bool plain = len > 0 && len < id_size;
     for (size_t i = 0; i < len && plain; i++)
         plain = name[i] > ' ' && name[i] != 0x7F && !strchr("\"\\?#%", name[i]);
-    if (!plain || strncmp(name, "..", len) == 0)
+    if (!plain || !**path || strncmp(name, "..", len) == 0)
         return error_set(err, ERR_INVALID, "model",
-                         "--model %s: gives no usable name; say --model NAME=PATH, with a NAME of "
-                         "1 to %zu printable characters", spec, id_size - 1);
+                         "--model %s: gives no usable name or no path; say --model NAME=PATH, with a "
+                         "NAME of 1 to %zu printable characters", spec, id_size - 1);
     memcpy(id, name, len);
     id[len] = 0;
     return true;

@@ -68,7 +68,8 @@ def test_unknown_subcommand_names_the_nearest():
                                        [*GENERATE, "--kv-dtype", "q4_0"],
                                        ["serve", "--model", MODEL, "--port", "70000"],
                                        ["serve", "--model", MODEL, "--model", f"{MODEL}/"],
-                                       ["serve", "--model", MODEL, "--model", "=x"]])
+                                       ["serve", "--model", MODEL, "--model", "=x"],
+                                       ["serve", "--model", "x="]])
 def test_wrong_usage_is_exit_2(arguments):
     reply = run(*arguments)
     assert reply.returncode == 2, reply.stderr
@@ -79,6 +80,16 @@ def test_generate():
     reply = run(*GENERATE, "--temperature", "0")
     assert reply.returncode == 0
     assert reply.stdout.strip()
+
+
+def test_token_ids_are_separated_by_one_comma():
+    ask = ["generate", "--model", MODEL, "--max-new-tokens", "1", "--token-ids"]
+    assert run(*ask, "[1, 2]").returncode == 0
+    assert all("separated by commas" in run(*ask, ids).stderr for ids in ("1,,2", "1,", ",1", ""))
+
+
+def test_ranges_are_said_in_full():
+    assert "from -1 to 9007199254740992" in run(*GENERATE, "--seed", "-2").stderr
 
 
 def test_generate_is_determined_by_its_seed():
@@ -218,4 +229,4 @@ def test_options_file(tmp_path):
     assert by_file.stdout == run(*GENERATE, "--temperature", "0").stdout
     options.write_text('{"temprature": 0}')
     reply = run("generate", "--model", MODEL, "--options", options)
-    assert reply.returncode == 2 and "temprature" in reply.stderr
+    assert reply.returncode == 2 and "in an options file: there is no option --temprature" in reply.stderr

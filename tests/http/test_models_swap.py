@@ -99,7 +99,8 @@ def test_remove_frees(http):
     reply = http.delete("/v1/models/second")
     assert reply.json() == {"id": "second", "object": "model", "deleted": True}
     assert ids(http) == ["shakespeare"]
-    assert refused(http, {"model": "second", **ASKED}, 404)["code"] == "model_not_found"
+    error = refused(http, {"model": "second", **ASKED}, 404)
+    assert error["code"] == "model_not_found" and "no model 'second' is loaded" in error["message"]
     assert memory(http)["devices"][0]["allocated_bytes"] == one
     assert int(metric(http, "gptd_engine_steps_total")) >= steps
     if not gptd.SANITIZED:

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,28 +47,30 @@ static void train(int64_t block_size)
     train_fixture_end(&f);
 }
 
-static struct evaluation evaluate(enum dtype dtype)
+/* Of the run's model, over the whole validation set. */
+static bool evaluate(enum dtype dtype, struct evaluation *sum, struct error *err)
 {
     struct checkpoint *ck;
     struct evaluator *e;
-    struct error err;
-    struct evaluation sum = {0};
-    if (!checkpoint_open(f.run, &ck, &err)) fail_msg("%s", err.text);
+    if (!checkpoint_open(f.run, &ck, err)) fail_msg("%s", err->text);
     struct evaluator_options o = {.checkpoint = ck, .dtype = dtype, .kv_dtype = KV_AUTO,
                                   .max_sequence = f.options.config.sequence_length};
-    if (!evaluator_open(f.device, &o, &e, &err)) fail_msg("%s", err.text);
-    for (int64_t i = 0; i < dataset_sequences(f.data, SPLIT_VALIDATION); i++)
-        if (!evaluator_add(e, f.data, SPLIT_VALIDATION, i, &sum, &err)) fail_msg("%s", err.text);
+    if (!evaluator_open(f.device, &o, &e, err)) fail_msg("%s", err->text);
+    bool ok = true;
+    for (int64_t i = 0; i < dataset_sequences(f.data, SPLIT_VALIDATION) && ok; i++)
+        ok = evaluator_add(e, f.data, SPLIT_VALIDATION, i, sum, err);
     evaluator_close(e);
     checkpoint_close(ck);
-    return sum;
+    return ok;
 }
 
 static void check_same_bits(int64_t block_size, enum dtype dtype)
 {
     f.options.config.dtype = dtype;
     train(block_size);
-    struct evaluation sum = evaluate(dtype);
+    struct evaluation sum = {0};
+    struct error err;
+    if (!evaluate(dtype, &sum, &err)) fail_msg("%s", err.text);
     assert_int_equal(sum.tokens, dataset_tokens(f.data, SPLIT_VALIDATION) - 1);
     assert_true(sum.nll / (double)sum.tokens == trained_loss); /* to the bit */
     assert_true(trained_loss < 3.2 && trained_loss > 1);
@@ -77,6 +80,23 @@ static void test_as_training_f32(void **state) { check_same_bits(16, DTYPE_F32);
 static void test_as_training_bf16(void **state) { check_same_bits(16, DTYPE_BF16); }
 /* Sequences of more rows than a piece, and pieces that end within a page. */
 static void test_long_sequences_in_pieces(void **state) { check_same_bits(300, DTYPE_F32); }
+
+/* It has no loss, and none is made up. */
+static void test_a_model_of_nan_is_an_error(void **state)
+{
+    struct evaluation sum = {0};
+    struct error err;
+    char path[PATH_MAX];
+    train(16);
+    snprintf(path, sizeof path, "%s/model.safetensors", f.run);
+    FILE *file = fopen(path, "r+");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, -64, SEEK_END), 0);
+    for (int i = 0; i < 64; i++) fputc(0xFF, file);
+    assert_int_equal(fclose(file), 0);
+    assert_false(evaluate(DTYPE_F32, &sum, &err));
+    assert_non_null(strstr(err.text, "its weights hold NaN"));
+}
 
 static void test_over_the_budget(void **state)
 {
@@ -104,6 +124,7 @@ int main(void)
         TEST(test_as_training_f32),
         TEST(test_as_training_bf16),
         TEST(test_long_sequences_in_pieces),
+        TEST(test_a_model_of_nan_is_an_error),
         TEST(test_over_the_budget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

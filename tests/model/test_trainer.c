@@ -381,10 +381,10 @@ static void test_another_config_or_other_data_are_refused(void **state)
     train_fixture_end(&f);
     struct trainer_options good = f.options;
     f.options.config.learning_rate /= 2;
-    refuse_resume("learning_rate", "learning_rate is another");
+    refuse_resume("learning_rate", "learning_rate is 0.0015, and is 0.003 in");
     f.options = good;
     f.options.config.seed++;
-    refuse_resume("seed", "seed is another");
+    refuse_resume("seed", "would not give the run that was begun");
     f.options = good;
     f.options.model.n_ff += 16;
     refuse_resume("n_ff", "n_ff is another");
