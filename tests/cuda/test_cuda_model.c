@@ -280,6 +280,71 @@ static void test_training_with_cublas_has_near_losses(void **state)
     assert_true(ptxsim_cublas_products() > 0);
 }
 
+/* ---- loss scaling ---- */
+
+enum { SCALED_STEPS = 7 };
+
+/* What the metrics say of each step. */
+struct scaled_run { double loss[SCALED_STEPS], grad_norm[SCALED_STEPS], scale[SCALED_STEPS]; };
+
+static void run_scaled(struct train_fixture *f, const char *name, double scale, struct scaled_run *out)
+{
+    f->options.config.loss_scale = scale;
+    train_fixture_use_run(f, name);
+    train_fixture_begin(f);
+    train_fixture_steps(f, SCALED_STEPS);
+    for (int i = 0; i < SCALED_STEPS; i++) {
+        out->loss[i] = train_fixture_metric(f, i, "loss");
+        out->grad_norm[i] = train_fixture_metric(f, i, "grad_norm"); /* 0: not finite */
+        out->scale[i] = train_fixture_metric(f, i, "loss_scale");
+    }
+    train_fixture_end(f);
+}
+
+/* f16 begins with a scale at which gradients overflow. The micro-batch is recorded in the second step, so only if
+ * what is launched from then on reads the scale of its own step do gradients become finite when it has been
+ * halved often enough. Then they are those of a run with a small scale whose weights never moved: the skipped steps
+ * have left them alone. */
+static void test_f16_loss_scale_reaches_recorded_steps(void **state)
+{
+    const double scale = 0x1p24;
+    struct train_fixture f;
+    struct scaled_run halved, still, again;
+    if (on_interpreter()) ptxsim_set_compute_capability(75);
+    struct device *d = cuda_or_skip();
+    train_fixture_open(&f, 1500);
+    struct device *own = f.device;
+    f.device = d;
+    f.options.config.dtype = DTYPE_F16;
+    struct ptxsim_calls before = on_interpreter() ? ptxsim_calls() : (struct ptxsim_calls){0};
+    run_scaled(&f, "halved", scale, &halved);
+    if (on_interpreter())
+        assert_int_equal(ptxsim_calls().graph_launches - before.graph_launches, SCALED_STEPS - 1);
+    int skipped = 0;
+    while (skipped < SCALED_STEPS && !(halved.grad_norm[skipped] > 0)) skipped++;
+    print_message("%d steps skipped\n", skipped);
+    assert_true(skipped >= 3 && skipped <= SCALED_STEPS - 2);
+    for (int i = 0; i < SCALED_STEPS; i++)
+        assert_true(halved.scale[i] == ldexp(scale, -(i < skipped ? i : skipped)));
+
+    double learning_rate = f.options.config.learning_rate, min_lr = f.options.config.min_lr;
+    f.options.config.learning_rate = 1e-20, f.options.config.min_lr = 0;
+    run_scaled(&f, "still", 1024, &still);
+    assert_memory_equal(halved.loss, still.loss, (size_t)(skipped + 1) * sizeof *still.loss);
+    assert_true(halved.loss[skipped + 1] != still.loss[skipped + 1]); /* the first update */
+    double norm = still.grad_norm[skipped];
+    assert_near(halved.grad_norm[skipped] / norm, 1, 5e-3, "gradients' norm", skipped, 0);
+
+    f.options.config.learning_rate = learning_rate, f.options.config.min_lr = min_lr;
+    ((struct device_ops *)d->ops)->graph_begin = NULL; /* nothing is recorded: the same bits */
+    run_scaled(&f, "again", scale, &again);
+    assert_memory_equal(&again, &halved, sizeof again);
+    f.device = own;
+    train_fixture_close(&f);
+    d->ops->close(d);
+    if (on_interpreter()) ptxsim_set_compute_capability(0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
@@ -294,6 +359,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_f32_training_has_the_same_losses),
         cmocka_unit_test(test_bf16_training_has_near_losses),
         cmocka_unit_test(test_training_with_cublas_has_near_losses),
+        cmocka_unit_test(test_f16_loss_scale_reaches_recorded_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
