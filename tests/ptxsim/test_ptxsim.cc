@@ -126,7 +126,8 @@ static void test_sectors_are_counted(void **)
 
 // ---- budgets ----
 
-static const char budgets_path[] = "build/ptxsim/budgets.txt", report_path[] = "build/ptxsim/ptxas.txt";
+// In build/, which is there whatever architecture this was built for.
+static const char budgets_path[] = "build/test_ptxsim_budgets.txt", report_path[] = "build/test_ptxsim_ptxas.txt";
 static const char report_text[] =
     "ptxas info    : Compiling entry function '_Z14strided_kernelPiPKii' for 'sm_90'\n"
     "ptxas info    : Function properties for _Z14strided_kernelPiPKii\n"
