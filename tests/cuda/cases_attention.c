@@ -403,8 +403,9 @@ static void check_backward(struct heads heads, enum dtype type, float dropout, b
     }
     assert_gradients(dqkv[1], dqkv[0], DOCUMENT_ROWS, cols, type, tensor_cores);
     assert_memory_equal(dqkv[2], dqkv[1], (size_t)(DOCUMENT_ROWS * cols) * 4);
+    enum dtype stored = side_dtype(&sides[SIDE_CUDA], type);
     for (int64_t i = 0; i < DOCUMENT_ROWS * cols; i++)
-        assert_true(dqkv[ROUNDED][i] == rounded_to(type, dqkv[1][i]));
+        assert_true(dqkv[ROUNDED][i] == rounded_to(stored, dqkv[1][i]));
     for (int i = 0; i < N_RUNS; i++) free(dqkv[i]);
     world_close(&w);
     sides_close(sides);

@@ -83,11 +83,15 @@ bool seeded_histogram(void)
     return right;
 }
 
-bool seeded_copies_are_async(void)
+/* 10 x major + minor. */
+static int compiled_for(void)
 {
     cudaDeviceProp p;
-    return cudaGetDeviceProperties(&p, 0) == cudaSuccess && p.major >= 8;
+    return cudaGetDeviceProperties(&p, 0) == cudaSuccess ? p.major * 10 + p.minor : 0;
 }
+
+bool seeded_has_tensor_cores(void) { return compiled_for() >= 75; }
+bool seeded_copies_are_async(void) { return compiled_for() >= 80; }
 
 /* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last ---- */
 

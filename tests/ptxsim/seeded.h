@@ -11,6 +11,8 @@ void seeded_run(enum seeded_bug bug);
 /* A product by way of cp.async, ldmatrix and mma.sync: true when it is right. Not `waits`: for the copies, too
  * late. */
 bool seeded_product(bool waits);
+/* There is mma.sync of the product's shape in what the kernels were compiled for: since sm_75. */
+bool seeded_has_tensor_cores(void);
 /* There is cp.async in what the kernels were compiled for: since sm_80. */
 bool seeded_copies_are_async(void);
 

@@ -419,6 +419,8 @@ static void test_memory(void **)
         {"st.shared.u32 [shared+4], %r1; bar.sync 0; atom.shared.add.u32 %r8, [shared+4], %r2;", 'r', 5, minus, 0, 5},
         {"st.shared.u32 [shared+4], %r1; bar.sync 0; atom.shared.add.u32 %r7, [shared+4], %r2; bar.sync 0; "
          "ld.shared.u32 %r8, [shared+4];", 'r', 5, minus, 0, 4},
+        {"st.shared.u32 [shared+4], %r1; bar.sync 0; red.shared.add.u32 [shared+4], %r2; bar.sync 0; "
+         "ld.shared.u32 %r8, [shared+4];", 'r', 5, minus, 0, 4},
         {"st.shared.u64 [shared+8], %rd1; ld.shared.u64 %rd8, [shared+8];", 'd', ~1ull, 0, 0, ~1ull},
         {"st.shared.f32 [shared+4], %f1; ld.shared.f32 %f8, [shared+4];", 'f', f(3), 0, 0, f(3)},
         {"st.shared.f64 [shared+8], %fd1; ld.shared.f64 %fd8, [shared+8];", 'D', d(3), 0, 0, d(3)},

@@ -24,7 +24,11 @@ static void test_atomic_sums(void **)
     }
 }
 
-static void test_tensor_cores_and_copies(void **) { assert_true(seeded_product(true)); }
+static void test_tensor_cores_and_copies(void **)
+{
+    if (!seeded_has_tensor_cores()) skip();
+    assert_true(seeded_product(true));
+}
 
 // ---- what has to be found ----
 
