@@ -8,7 +8,8 @@
  * would hold a slowly decaying average in place for ever. The hash depends on nothing else, so resuming
  * gives the same bits.
  *
- * Who includes it has defined adamw_row(w, m, v, g, constants, n): one step of n elements in f32. */
+ * Who includes it has defined adamw_row(w, m, v, g, root, constants, n): one step of n elements in f32, which leaves
+ * the square roots of v. */
 #pragma once
 
 #include <math.h>
@@ -22,28 +23,24 @@ union word { float f; uint32_t u; };
 
 /* ---- randomness ---- */
 
-/* Bits for element at + i in this step, at a multiple of the block's size; `stream` keeps m and v
- * apart. The upper bits are the best. */
-struct noise { uint32_t at, seed; };
-
-static struct noise noise_of(int64_t at, uint32_t step, uint32_t stream)
+/* Bits for elements at + i in this step: 16 for the first moment, 16 for the second. */
+static void draw_noise(uint32_t *restrict out, int64_t at, uint32_t step, int32_t n)
 {
-    uint32_t high = (uint32_t)(at >> 32) * 0x85EBCA77u;
-    return (struct noise){(uint32_t)at, high ^ step * 0xC2B2AE3Du ^ stream * 0x27D4EB2Fu};
+    uint32_t seed = (uint32_t)(at >> 32) * 0x85EBCA77u ^ step * 0xC2B2AE3Du;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t h = ((uint32_t)at + (uint32_t)i) * 0x9E3779B1u ^ seed;
+        h = (h ^ h >> 15) * 0x2C1B3C6Du;
+        h = (h ^ h >> 12) * 0x297A2D39u;
+        out[i] = h ^ h >> 15;
+    }
 }
 
-static inline uint32_t noise_bits(struct noise n, int32_t i)
-{
-    uint32_t h = (n.at + (uint32_t)i) * 0x9E3779B1u ^ n.seed;
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    return h ^ h >> 15;
-}
+static inline uint32_t noise_bits(uint32_t noise, bool second) { return second ? noise & 0xFFFF : noise >> 16; }
 
-/* 24 uniform bits, 0 to 1. */
-static inline float noise_fraction(struct noise n, int32_t i)
+/* Between 0 and 1, neither of them: what a code holds exactly stays as it is. */
+static inline float noise_fraction(uint32_t noise, bool second)
 {
-    return (float)(int32_t)(noise_bits(n, i) >> 8) * 0x1p-24f;
+    return ((float)(int32_t)noise_bits(noise, second) + 0.5f) * 0x1p-16f;
 }
 
 /* ---- moments ---- */
@@ -53,11 +50,12 @@ static void load_bf16(float *restrict out, const uint16_t *restrict in, int32_t 
     for (int32_t i = 0; i < n; i++) out[i] = bf16_to_f32(in[i]);
 }
 
-static void store_bf16(uint16_t *restrict out, const float *restrict x, int32_t n, struct noise noise)
+static inline __attribute__((always_inline)) void
+store_bf16(uint16_t *restrict out, const float *restrict x, int32_t n, const uint32_t *restrict noise, bool second)
 {
     for (int32_t i = 0; i < n; i++) {
         union word v = {.f = x[i]};
-        out[i] = (uint16_t)((v.u + (noise_bits(noise, i) >> 16)) >> 16);
+        out[i] = (uint16_t)((v.u + noise_bits(noise[i], second)) >> 16);
     }
 }
 
@@ -83,19 +81,21 @@ static void load_q8_m(float *restrict out, const int8_t *restrict q, float scale
     }
 }
 
-/* Between the codes below and above, with the odds that keep the mean. */
-static void store_q8_m(int8_t *restrict q, const float *restrict x, float scale, int32_t n, struct noise noise)
+/* Between the codes below and above, with the odds that keep the mean: in units of the square of a code's distance,
+ * (y - q^2) to ((q + 1)^2 - q^2). */
+static void store_q8_m(int8_t *restrict q, int32_t *restrict codes, const float *restrict x, float scale, int32_t n,
+                       const uint32_t *restrict noise)
 {
     float inverse = scale > 0 ? 1 / scale : 0;
     for (int32_t i = 0; i < n; i++) {
         float y = fabsf(x[i]) * inverse;
         int32_t code = (int32_t)(sqrtf(y) * 127);
         code = code > 126 ? 126 : code;
-        float low = (float)code, next = low + 1, a = low * low, b = next * next;
-        float p = (y * (127 * 127) - a) / (b - a);
-        code += noise_fraction(noise, i) < p ? 1 : 0;
-        q[i] = (int8_t)(x[i] < 0 ? -code : code);
+        float low = (float)code, above = y * (127 * 127) - low * low;
+        code += noise_fraction(noise[i], false) * (2 * low + 1) < above ? 1 : 0;
+        codes[i] = x[i] < 0 ? -code : code;
     }
+    for (int32_t i = 0; i < n; i++) q[i] = (int8_t)codes[i];
 }
 
 static inline float fourth(float u) { return u * u * (u * u); }
@@ -105,19 +105,20 @@ static void load_q8_v(float *restrict out, const uint8_t *restrict q, float scal
     for (int32_t i = 0; i < n; i++) out[i] = scale * fourth((float)q[i] * (1.0f / 255));
 }
 
-static void store_q8_v(uint8_t *restrict q, const float *restrict x, float scale, int32_t n, struct noise noise)
+/* The same with the fourth power. The step has the roots of x: one of them gives the fourth root of y. */
+static void store_q8_v(uint8_t *restrict q, int32_t *restrict codes, const float *restrict x, const float *restrict root, float scale,
+                       int32_t n, const uint32_t *restrict noise)
 {
-    float inverse = scale > 0 ? 1 / scale : 0;
+    float inverse = scale > 0 ? 1 / scale : 0, inverse_root = scale > 0 ? 1 / sqrtf(scale) : 0;
     for (int32_t i = 0; i < n; i++) {
-        float y = x[i] * inverse;
-        int32_t code = (int32_t)(sqrtf(sqrtf(y)) * 255), least = x[i] > 0 ? 1 : 0;
+        int32_t code = (int32_t)(sqrtf(root[i] * inverse_root) * 255), least = x[i] > 0 ? 1 : 0;
         code = code > 254 ? 254 : code;
-        float low = (float)code;
-        float a = fourth(low * (1.0f / 255)), b = fourth((low + 1) * (1.0f / 255));
-        float p = (y - a) / (b - a);
-        code += noise_fraction(noise, i) < p ? 1 : 0;
-        q[i] = (uint8_t)(code > least ? code : least);
+        float low = (float)code, a = fourth(low), b = fourth(low + 1);
+        float above = x[i] * inverse * (255.0f * 255 * 255 * 255) - a;
+        code += noise_fraction(noise[i], true) * (b - a) < above ? 1 : 0;
+        codes[i] = code > least ? code : least;
     }
+    for (int32_t i = 0; i < n; i++) q[i] = (uint8_t)codes[i];
 }
 
 /* Scales come after the codes of all n elements. */
@@ -143,19 +144,37 @@ static float *load_moment(const struct adamw_block *b, bool second, float *room)
     return room;
 }
 
-static void store_moment(const struct adamw_block *b, bool second, const float *x)
+/* What of a step its stores read: moments, roots of the second one (adamw_row's), noise. */
+struct adamw_rooms {
+    _Alignas(64) float w[ADAMW_BLOCK], g[ADAMW_BLOCK], m[ADAMW_BLOCK], v[ADAMW_BLOCK], root[ADAMW_BLOCK];
+    uint32_t noise[ADAMW_BLOCK];
+    int32_t codes[ADAMW_BLOCK];
+};
+
+static void store_m(const struct adamw_block *b, const float *x, struct adamw_rooms *rooms)
 {
-    uint8_t *data = second ? b->t->v : b->t->m;
-    struct noise noise = noise_of(b->at, b->step, second);
     float *scale;
-    switch (second ? b->t->v_format : b->t->m_format) {
+    switch (b->t->m_format) {
     case MOMENT_F32: return; /* stepped where it lies */
-    case MOMENT_BF16: store_bf16((uint16_t *)data + b->at, x, b->n, noise); return;
+    case MOMENT_BF16: store_bf16((uint16_t *)b->t->m + b->at, x, b->n, rooms->noise, false); return;
     case MOMENT_Q8:
-        scale = q8_scale(data, b->n_elements, b->at);
+        scale = q8_scale(b->t->m, b->n_elements, b->at);
         *scale = largest(x, b->n);
-        if (second) store_q8_v(data + b->at, x, *scale, b->n, noise);
-        else store_q8_m((int8_t *)data + b->at, x, *scale, b->n, noise);
+        store_q8_m((int8_t *)b->t->m + b->at, rooms->codes, x, *scale, b->n, rooms->noise);
+        return;
+    }
+}
+
+static void store_v(const struct adamw_block *b, const float *x, struct adamw_rooms *rooms)
+{
+    float *scale;
+    switch (b->t->v_format) {
+    case MOMENT_F32: return;
+    case MOMENT_BF16: store_bf16((uint16_t *)b->t->v + b->at, x, b->n, rooms->noise, true); return;
+    case MOMENT_Q8:
+        scale = q8_scale(b->t->v, b->n_elements, b->at);
+        *scale = largest(x, b->n);
+        store_q8_v((uint8_t *)b->t->v + b->at, rooms->codes, x, rooms->root, *scale, b->n, rooms->noise);
         return;
     }
 }
@@ -165,10 +184,39 @@ static void store_moment(const struct adamw_block *b, bool second, const float *
 /* A row of PANEL elements is one half of a row of pairs. Two rows that share one are taken together, word by
  * word; one alone (the panel's last, where n_in is odd, or half a pair that a block's border cuts) by
  * half-words, since another thread may hold the other half. */
-static bool is_pair(int64_t n_in, int64_t at, int64_t end)
+struct row_walk {
+    const void *matrix;
+    int64_t n_in, at, end; /* elements */
+    int64_t k;             /* of the panel's rows */
+    uint16_t *row;
+};
+
+static void walk_to(struct row_walk *w)
 {
-    int64_t k = at / PANEL % n_in;
-    return k % 2 == 0 && k + 1 < n_in && at + 2 * PANEL <= end;
+    w->k = w->at / PANEL % w->n_in;
+    w->row = packed_bf16_row(w->matrix, w->n_in, w->at);
+}
+
+static struct row_walk walk_begin(const void *matrix, int64_t n_in, int64_t at, int64_t n)
+{
+    struct row_walk w = {.matrix = matrix, .n_in = n_in, .at = at, .end = at + n};
+    walk_to(&w);
+    return w;
+}
+
+static bool is_pair(const struct row_walk *w)
+{
+    return w->k % 2 == 0 && w->k + 1 < w->n_in && w->at + 2 * PANEL <= w->end;
+}
+
+/* The next pair follows this one, but for the panel's end: divisions, which would take longer than all the rest, are
+ * rare. */
+static void walk_on(struct row_walk *w, bool pair)
+{
+    w->at += pair ? 2 * PANEL : PANEL;
+    w->k += 2;
+    w->row += 2 * PANEL;
+    if (!pair || w->k == w->n_in) walk_to(w);
 }
 
 static inline void split_pairs(float *restrict out, const uint32_t *restrict words)
@@ -187,21 +235,23 @@ static inline void join_pairs(uint32_t *restrict words, const uint16_t *restrict
 
 static void load_rows(float *out, const void *matrix, int64_t n_in, int64_t at, int64_t n)
 {
-    for (int64_t i = 0, step; i < n; i += step) {
-        const uint16_t *row = packed_bf16_row(matrix, n_in, at + i);
-        step = is_pair(n_in, at + i, at + n) ? 2 * PANEL : PANEL;
-        if (step == 2 * PANEL) split_pairs(out + i, (const uint32_t *)row);
-        else for (int k = 0; k < PANEL; k++) out[i + k] = bf16_to_f32(row[2 * k]);
+    for (struct row_walk w = walk_begin(matrix, n_in, at, n); w.at < w.end;) {
+        bool pair = is_pair(&w);
+        float *to = out + (w.at - at);
+        if (pair) split_pairs(to, (const uint32_t *)w.row);
+        else for (int k = 0; k < PANEL; k++) to[k] = bf16_to_f32(w.row[2 * k]);
+        walk_on(&w, pair);
     }
 }
 
 static void store_rows(void *matrix, int64_t n_in, int64_t at, int64_t n, const uint16_t *halves)
 {
-    for (int64_t i = 0, step; i < n; i += step) {
-        uint16_t *row = packed_bf16_row(matrix, n_in, at + i);
-        step = is_pair(n_in, at + i, at + n) ? 2 * PANEL : PANEL;
-        if (step == 2 * PANEL) join_pairs((uint32_t *)row, halves + i);
-        else for (int k = 0; k < PANEL; k++) row[2 * k] = halves[i + k];
+    for (struct row_walk w = walk_begin(matrix, n_in, at, n); w.at < w.end;) {
+        bool pair = is_pair(&w);
+        const uint16_t *from = halves + (w.at - at);
+        if (pair) join_pairs((uint32_t *)w.row, from);
+        else for (int k = 0; k < PANEL; k++) w.row[2 * k] = from[k];
+        walk_on(&w, pair);
     }
 }
 
@@ -270,13 +320,14 @@ static void store_weight(const struct adamw_block *b, const float *w)
 
 static void adamw_block(const struct adamw_block *b)
 {
-    _Alignas(64) float w_room[ADAMW_BLOCK], m_room[ADAMW_BLOCK], v_room[ADAMW_BLOCK];
-    _Alignas(64) float g_room[ADAMW_BLOCK];
-    const float *g = load_gradient(b, g_room);
-    float *w = load_weight(b, w_room);
-    float *m = load_moment(b, false, m_room), *v = load_moment(b, true, v_room);
-    adamw_row(w, m, v, g, &b->constants, b->n);
-    store_moment(b, false, m);
-    store_moment(b, true, v);
+    struct adamw_rooms rooms;
+    bool noisy = b->t->m_format != MOMENT_F32 || b->t->v_format != MOMENT_F32;
+    const float *g = load_gradient(b, rooms.g);
+    float *w = load_weight(b, rooms.w);
+    float *m = load_moment(b, false, rooms.m), *v = load_moment(b, true, rooms.v);
+    adamw_row(w, m, v, g, rooms.root, &b->constants, b->n);
+    if (noisy) draw_noise(rooms.noise, b->at, b->step, b->n);
+    store_m(b, m, &rooms);
+    store_v(b, v, &rooms);
     store_weight(b, w);
 }

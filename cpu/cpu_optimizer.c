@@ -107,7 +107,7 @@ int64_t cpu_moment_bytes(const struct device *d, enum moment_format format, int6
 
 /* ---- the norm ---- */
 
-enum { SQUARES_TASK = 1 << 16, SQUARES_MAX_TASKS = 1 << 16, SQUARES_ROOM = 4096 };
+enum { SQUARES_TASK = 1 << 16, SQUARES_MAX_TASKS = 1 << 16 };
 
 struct squares_job {
     const struct cpu_kernels *kernels;
@@ -117,25 +117,12 @@ struct squares_job {
     double *sums; /* of each task */
 };
 
-static double sum_task(const struct squares_job *j, int64_t begin, int64_t end)
-{
-    float room[SQUARES_ROOM];
-    double sum = 0;
-    if (j->dtype == DTYPE_F32)
-        return j->kernels->sum_squares((const float *)j->x + begin, end - begin);
-    for (int64_t i = begin; i < end; i += SQUARES_ROOM) {
-        int64_t n = min_i64(SQUARES_ROOM, end - i);
-        for (int64_t k = 0; k < n; k++) room[k] = bf16_to_f32(((const uint16_t *)j->x)[i + k]);
-        sum += j->kernels->sum_squares(room, n);
-    }
-    return sum;
-}
-
 static void sum_tasks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct squares_job *j = ctx;
     for (int64_t i = begin; i < end; i++)
-        j->sums[i] = sum_task(j, i * j->task, min_i64((i + 1) * j->task, j->n));
+        j->sums[i] = j->kernels->sum_squares((const uint8_t *)j->x + dtype_bytes(j->dtype, i * j->task), j->dtype,
+                                             min_i64(j->task, j->n - i * j->task));
 }
 
 /* Parts of a size fixed by n, added in order. */

@@ -242,7 +242,8 @@ struct cpu_kernels {
                                  float scale, float delta);
     /* One step: weights, masters and moments are rewritten where they lie. */
     void (*adamw_block)(const struct adamw_block *b);
-    double (*sum_squares)(const float *x, int64_t n);
+    /* f32; or bf16, a multiple of 2 PANEL of them, as packed matrices have. */
+    double (*sum_squares)(const void *x, enum dtype dtype, int64_t n);
     /* keep[i] = 1 / (1 - p), or 0 where word i % 4 of block i / 4 is below p 2^32. */
     void (*dropout_row)(float *keep, const struct dropout_row *d, int64_t n);
     void (*bf16_add)(const struct bf16_tile *t);

@@ -86,21 +86,22 @@ static void swiglu_backward_row(void *dgate, void *dup, enum dtype dtype, const 
     }
 }
 
-static void adamw_row(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
+static void adamw_row(float *w, float *m, float *v, const float *g, float *root, const struct adamw_row *a,
                       int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         float x = g[i] * a->grad_scale;
         m[i] = a->beta1 * m[i] + (1 - a->beta1) * x;
         v[i] = a->beta2 * v[i] + (1 - a->beta2) * x * x;
-        w[i] = w[i] * a->keep - a->rate * m[i] / (sqrtf(v[i]) * a->v_correction + a->eps);
+        root[i] = sqrtf(v[i]);
+        w[i] = w[i] * a->keep - a->rate * m[i] / (root[i] * a->v_correction + a->eps);
     }
 }
 
-static double sum_squares(const float *x, int64_t n)
+static double sum_squares(const void *x, enum dtype dtype, int64_t n)
 {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    for (int64_t i = 0; i < n; i++) sum += (double)load(x, dtype, i) * load(x, dtype, i);
     return sum;
 }
 

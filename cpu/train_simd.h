@@ -101,7 +101,7 @@ static void swiglu_backward_row(void *dgate, void *dup, enum dtype dtype, const 
     }
 }
 
-static void adamw_row(float *w, float *m, float *v, const float *g, const struct adamw_row *a,
+static void adamw_row(float *w, float *m, float *v, const float *g, float *root, const struct adamw_row *a,
                       int64_t n)
 {
     vf scale = vf_set(a->grad_scale), b1 = vf_set(a->beta1), b2 = vf_set(a->beta2);
@@ -112,21 +112,12 @@ static void adamw_row(float *w, float *m, float *v, const float *g, const struct
         vf x = vf_mul(vf_load_n(g + i, l), scale);
         vf m1 = vf_fma(x, rest1, vf_mul(vf_load_n(m + i, l), b1));
         vf v1 = vf_fma(vf_mul(x, x), rest2, vf_mul(vf_load_n(v + i, l), b2));
-        vf step = vf_div(m1, vf_fma(vf_sqrt(v1), correction, eps));
+        vf r = vf_sqrt(v1), step = vf_div(m1, vf_fma(r, correction, eps));
+        vf_store_n(root + i, r, l);
         vf_store_n(m + i, m1, l);
         vf_store_n(v + i, v1, l);
         vf_store_n(w + i, vf_fnma(step, rate, vf_mul(vf_load_n(w + i, l), keep)), l);
     }
-}
-
-/* Partial sums are f32 over SQUARES_BLOCK elements, their total is f64. */
-static double sum_squares_f64(const float *x, int64_t n)
-{
-    enum { SQUARES_BLOCK = 4096 };
-    double total = 0;
-    for (int64_t i = 0; i < n; i += SQUARES_BLOCK)
-        total += sum_squares(x + i, n - i < SQUARES_BLOCK ? n - i : SQUARES_BLOCK, 0);
-    return total;
 }
 
 /* philox4x32 with a counter in each lane of 64 bits. What lies in a lane's high half is of no account: products take
@@ -217,6 +208,34 @@ static void random_words(const uint32_t counter[4], const struct philox_keys *ke
 
 #include "cpu/adamw_block.h"
 #include "cpu/bf16_add.h"
+
+/* Of bf16: two chains of even elements, two of odd ones. */
+static float sum_squares_bf16(const uint16_t *x, int64_t n)
+{
+    vf sum[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
+    for (int64_t i = 0; i < n; i += 4 * LANES)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            vi pairs = vi_load(x + i + j * 2 * LANES);
+            vf even = vf_even(pairs), odd = vf_odd(pairs);
+            sum[2 * j] = vf_fma(even, even, sum[2 * j]);
+            sum[2 * j + 1] = vf_fma(odd, odd, sum[2 * j + 1]);
+        }
+    return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
+}
+
+/* Partial sums are f32 over SQUARES_BLOCK elements, their total is f64. */
+static double sum_squares_f64(const void *x, enum dtype dtype, int64_t n)
+{
+    enum { SQUARES_BLOCK = 4096 };
+    double total = 0;
+    for (int64_t i = 0; i < n; i += SQUARES_BLOCK) {
+        int64_t part = n - i < SQUARES_BLOCK ? n - i : SQUARES_BLOCK;
+        total += dtype == DTYPE_BF16 ? sum_squares_bf16((const uint16_t *)x + i, part)
+                                     : sum_squares((const float *)x + i, part, 0);
+    }
+    return total;
+}
 
 static void train_simd(struct cpu_kernels *k)
 {

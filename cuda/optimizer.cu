@@ -57,14 +57,14 @@ struct adamw_table {
 };
 static_assert(sizeof(adamw_table) <= 4096);
 
-__device__ __forceinline__ float noise(int64_t i, uint32_t step, uint32_t stream)
+/* 16 bits for an element's first moment, 16 for its second: cpu/adamw_block.h. */
+__device__ __forceinline__ uint32_t noise_bits(int64_t i, uint32_t step, bool second)
 {
-    uint32_t h = (uint32_t)i * 0x9E3779B1u ^ (uint32_t)(i >> 32) * 0x85EBCA77u;
-    h ^= step * 0xC2B2AE3Du ^ stream * 0x27D4EB2Fu;
+    uint32_t h = (uint32_t)i * 0x9E3779B1u ^ (uint32_t)(i >> 32) * 0x85EBCA77u ^ step * 0xC2B2AE3Du;
     h = (h ^ h >> 15) * 0x2C1B3C6Du;
     h = (h ^ h >> 12) * 0x297A2D39u;
     h ^= h >> 15;
-    return (float)(h >> 8) * 0x1p-24f;
+    return second ? h & 0xFFFF : h >> 16;
 }
 
 __device__ __forceinline__ float widen(uint16_t high) { return __uint_as_float((uint32_t)high << 16); }
@@ -229,7 +229,7 @@ __device__ __forceinline__ void store_codes(void *data, bool second, const share
         packed<uint8_t, 4> codes;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            float u = noise(s.i[h] + e, step, second), value = x[h].at[e];
+            float u = ((float)noise_bits(s.i[h] + e, step, second) + 0.5f) * 0x1p-16f, value = x[h].at[e];
             codes.at[e] = second ? code_v(value, inverse, u) : (uint8_t)code_m(value, inverse, u);
         }
         store_some((uint8_t *)data + s.i[h], codes, s.n[h]);
@@ -253,7 +253,7 @@ __device__ __forceinline__ void store_moments(void *data, int format, bool secon
         packed<uint16_t, 4> high;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            uint32_t below = (uint32_t)(noise(s.i[h] + e, step, second) * 65536.0f);
+            uint32_t below = noise_bits(s.i[h] + e, step, second);
             high.at[e] = (uint16_t)((__float_as_uint(x[h].at[e]) + below) >> 16);
         }
         store_some((uint16_t *)data + s.i[h], high, s.n[h]);

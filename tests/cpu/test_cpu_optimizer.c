@@ -186,11 +186,46 @@ static void test_matrices(void **state)
                 }
 }
 
+/* Of gradients of every type, near f64's sum on every instruction set; the same bits on any number of threads. */
+static void check_squares(int64_t n_out, int64_t n_in, enum dtype dtype)
+{
+    struct formats f = {n_out, n_in, dtype == DTYPE_BF16, DTYPE_F32, dtype, MASTER_NONE, MOMENT_F32};
+    for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++) {
+        double sums[2], want = 0;
+        for (int32_t i = 0; i < 2; i++) {
+            struct cpu_fixture x;
+            cpu_fixture_open(&x, isa, 1 + 2 * i, &shape);
+            struct state s = state_new(x.d, &f);
+            int64_t n = bytes_of(x.d, &f, dtype) / (int64_t)element_bytes(dtype);
+            for (int64_t k = 0; i == 0 && k < n; k++) {
+                double g = dtype == DTYPE_F32 ? ((const float *)s.t.grad)[k]
+                                              : bf16_to_f32(((const uint16_t *)s.t.grad)[k]);
+                want += g * g;
+            }
+            x.d->train->grad_squares(x.d, &s.t, &(bool){false}, 1, &sums[i]);
+            state_free(&s);
+            cpu_fixture_close(&x);
+        }
+        assert_near(sums[0], want, 1e-5, "squares", isa, 0);
+        assert_true(sums[0] == sums[1]);
+    }
+}
+
+static void test_squares(void **state)
+{
+    static const int64_t sizes[] = {1, 31, 4095, 4097, 70000, 200001};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_squares(1, sizes[i], DTYPE_F32);
+    static const int64_t shapes[][2] = {{1, 1}, {33, 3}, {64, 33}, {96, 257}, {40, 2050}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_squares(shapes[i][0], shapes[i][1], DTYPE_BF16);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_vectors),
         cmocka_unit_test(test_matrices),
+        cmocka_unit_test(test_squares),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
