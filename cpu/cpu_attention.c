@@ -40,6 +40,7 @@ struct attend {
     int32_t heads_per_query; /* how query heads and positions are grouped */
     int32_t queries_per_kv_head;
     int32_t positions_per_query;
+    int64_t n_queries; /* of the batch */
     /* Split mode: the blocks [block0, block0 + n_blocks) of every query. */
     int64_t block0, n_blocks;
     struct attend_state *states; /* [queries] joined so far */
@@ -253,16 +254,21 @@ static void write_query(const struct attend *m, const struct query *q)
     if (m->write) cpu_kv_write_head(m->write, q->span->row0, q->kv_head);
 }
 
+/* What a query reads and writes is called for one and two queries ahead, past the end of the range too: the next range
+ * of a thread mostly begins there. */
 static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct attend *m = ctx;
     struct cursor at = {m->batch->spans, (int32_t)begin};
-    struct query q = cursor_next(m, &at), next = q;
+    struct query q = cursor_next(m, &at), next = q, after;
+    if (begin + 1 < m->n_queries) next = cursor_next(m, &at);
     write_query(m, &q);
-    for (int64_t i = begin; i < end; i++, q = next) {
-        bool last = i + 1 == end;
-        if (!last) next = cursor_next(m, &at), write_query(m, &next);
-        attend_query(m, &q, last ? NULL : &next);
+    for (int64_t i = begin; i < end; i++, q = next, next = after) {
+        after = next;
+        if (i + 2 < m->n_queries) after = cursor_next(m, &at);
+        if (m->write) cpu_kv_call_for(m->write, after.span->row0, after.kv_head);
+        if (i + 1 < end) write_query(m, &next);
+        attend_query(m, &q, i + 1 < m->n_queries ? &next : NULL);
     }
 }
 
@@ -302,19 +308,19 @@ static void join_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
-static void attend_split(struct cpu_device *c, struct attend *m, int64_t n_queries)
+static void attend_split(struct cpu_device *c, struct attend *m)
 {
     int64_t most = 0; /* blocks of the longest query */
-    for (int64_t i = 0; i < n_queries; i++) {
+    for (int64_t i = 0; i < m->n_queries; i++) {
         struct query q = nth_query(m, i);
         most = max_i64(most, query_blocks(&q));
     }
     m->states = (struct attend_state *)c->workspace;
-    m->parts = m->states + n_queries;
-    m->n_blocks = min_i64(most, split_parts(c) / n_queries);
+    m->parts = m->states + m->n_queries;
+    m->n_blocks = min_i64(most, split_parts(c) / m->n_queries);
     for (m->block0 = 0; m->block0 < most; m->block0 += m->n_blocks) {
-        pool_for(c->pool, n_queries * m->n_blocks, 1, attend_parts, m);
-        pool_for(c->pool, n_queries, 1, join_parts, m);
+        pool_for(c->pool, m->n_queries * m->n_blocks, 1, attend_parts, m);
+        pool_for(c->pool, m->n_queries, 1, join_parts, m);
     }
 }
 
@@ -347,18 +353,18 @@ static void attend(struct device *d, struct tensor out, struct tensor qkv, const
                        .kv = kv, .layer = layer};
     struct kv_write write = {&c->kernels, qkv, b, a, kv, layer};
     choose_grouping(&m);
-    int64_t n_queries = 0, n_keys = 0;
+    int64_t n_keys = 0;
     for (int32_t i = 0; i < b->n_spans; i++) {
-        n_queries += span_queries(&m, &b->spans[i]);
+        m.n_queries += span_queries(&m, &b->spans[i]);
         n_keys = max_i64(n_keys, b->spans[i].start + b->spans[i].n_rows);
     }
-    bool split = is_split(c, n_queries, n_keys);
+    bool split = is_split(c, m.n_queries, n_keys);
     /* A lone row's query is the only one to see what it writes. */
     bool joined = unwritten && !split && b->n_rows == b->n_spans && m.queries_per_kv_head == 1;
     if (joined) m.write = &write;
     else if (unwritten) cpu_kv_write(d, qkv, b, a, kv, layer);
-    if (split) attend_split(c, &m, n_queries);
-    else pool_for(c->pool, n_queries, 1, attend_queries, &m);
+    if (split) attend_split(c, &m);
+    else pool_for(c->pool, m.n_queries, 1, attend_queries, &m);
 }
 
 void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,

@@ -84,6 +84,8 @@ struct kv_write {
 };
 /* kv_write of one row and KV head with its query heads. */
 void cpu_kv_write_head(const struct kv_write *job, int64_t row, int32_t kv_head);
+/* Calls for the cache's lines that it will write. */
+void cpu_kv_call_for(const struct kv_write *job, int64_t row, int32_t kv_head);
 /* cpu_attention.c */
 int64_t cpu_attention_workspace(const struct cpu_device *c);
 void cpu_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
