@@ -110,18 +110,15 @@ static inline __attribute__((always_inline)) void matmul(const struct matmul_til
 static void matmul_q8(const struct matmul_tile *t) { matmul(t, false); }
 static void matmul_q4(const struct matmul_tile *t) { matmul(t, true); }
 
-static inline __m512 load_bf16(const uint16_t *x)
-{
-    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-}
-
+/* Even and odd values apart, whose codes then share half-words. Of values that are not finite the codes are 0. */
 static inline __m256i block_codes(const uint16_t *x, float factor)
 {
     __m512 inverse = _mm512_set1_ps(factor);
-    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x), inverse));
-    __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + 16), inverse));
-    return _mm256_set_m128i(_mm512_cvtsepi32_epi8(b), _mm512_cvtsepi32_epi8(a));
+    __m512i pairs = _mm512_loadu_si512(x), low = _mm512_set1_epi32(255);
+    __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xFFFF0000)));
+    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(even, inverse)), b = _mm512_cvtps_epi32(_mm512_mul_ps(odd, inverse));
+    return _mm512_cvtepi32_epi16(_mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32(b, 8)));
 }
 
 static void quantize_row(uint32_t *out, const uint16_t *x, int64_t n)
