@@ -1,5 +1,5 @@
-/* Quantized products of one thread, type by type: by its processor time, so that others who use the machine matter
- * little, and in turns with a plain read of the same bytes. A part of bench_kernels. */
+/* Quantized products, type by type, in turns with a plain read of the same bytes by as many threads: of one thread by its
+ * processor time, so that others who use the machine matter little, of several by the clock. A part of bench_kernels. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,16 +8,10 @@
 
 enum { N_OUT = 65536, N_IN = 1536, ROUNDS = 9, MAX_ROWS = 64 }; /* MAX_ROWS: what the workspace has room for */
 
-static int64_t read_ns(const struct cpu_device *cpu, const struct matrix *w, int64_t bytes, uint64_t *sum)
+static int64_t read_ns(struct cpu_device *cpu, const struct matrix *w, int64_t bytes, uint64_t *sum)
 {
-    const uint64_t *p = w->data, *stop = p + bytes / 8 / 32 * 32;
     int64_t t = bench_ns(cpu);
-    uint64_t a = 0, b = 0, c = 0, e = 0;
-    for (; p < stop; p += 32) {
-        for (int i = 0; i < 32; i += 8) __builtin_prefetch(p + 1024 + i);
-        for (int i = 0; i < 32; i += 4) a += p[i], b += p[i + 1], c += p[i + 2], e += p[i + 3];
-    }
-    *sum += a + b + c + e;
+    *sum += bench_read(cpu, w->data, bytes);
     return bench_ns(cpu) - t;
 }
 
@@ -69,10 +63,6 @@ void bench_quantized(struct cpu_device *c)
     static const enum dtype types[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
                                        DTYPE_Q5_1, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
     struct device *d = &c->base;
-    if (pool_n_threads(c->pool) > 1) {
-        printf("quantized products: measured in one thread: --threads 1\n");
-        return;
-    }
     void *x = bench_take(d, MAX_ROWS * N_IN * 2);
     float *y = bench_take(d, MAX_ROWS * (int64_t)N_OUT * 4);
     bench_fill(DTYPE_BF16, x, MAX_ROWS * N_IN * 2);
