@@ -142,7 +142,7 @@ struct writer {
     struct token_ids *out;
     struct buf *loss; /* a byte for each id: 1 where the assistant speaks; NULL: a prompt, which
                          ends where the assistant is to speak */
-    bool speaks;      /* the assistant, now */
+    bool speaks;      /* the assistant, now, and it is to be learned */
     struct error *err;
     bool ok; /* false: *err is set, and the rest does nothing */
 };
@@ -175,10 +175,10 @@ static void flush(struct writer *w)
 
 /* Around what the model is to write itself. When it learns, that is encoded apart, as it is when it
  * replies: the prompt ends before it. */
-static void reply_begin(struct writer *w)
+static void reply_begin(struct writer *w, struct chat_message m)
 {
     if (w->loss) flush(w);
-    w->speaks = true;
+    w->speaks = !m.unlearned;
 }
 static void reply_end(struct writer *w)
 {
@@ -313,7 +313,7 @@ static void put_chatml_turn(struct writer *w, const char *role, struct chat_mess
     put_marker(w, "<|im_start|>");
     put(w, role);
     put(w, "\n");
-    if (strcmp(role, "assistant") == 0) reply_begin(w);
+    if (strcmp(role, "assistant") == 0) reply_begin(w, m);
     put_content(w, m);
     put_marker(w, "<|im_end|>");
     reply_end(w);
@@ -328,7 +328,7 @@ static void put_thoughtful_turn(struct writer *w, struct chat_message m, bool af
     split_thinking(m, &thought, &said);
     put_marker(w, "<|im_start|>");
     put(w, "assistant\n");
-    reply_begin(w);
+    reply_begin(w, m);
     if (after_question && (last || thought.n_content > 0)) {
         put(w, "<think>\n");
         put_content(w, thought);
@@ -387,7 +387,7 @@ static void encode_llama3(struct writer *w, const struct chat_message *m, size_t
     }
     for (size_t i = first; i < n; i++) {
         put_llama3_header(w, role_of(&m[i]));
-        if (is_role(&m[i], "assistant")) reply_begin(w);
+        if (is_role(&m[i], "assistant")) reply_begin(w, m[i]);
         put_trimmed(w, m[i]);
         put_marker(w, "<|eot_id|>");
         reply_end(w);
@@ -416,7 +416,7 @@ static void encode_llama2(struct writer *w, const struct chat_message *m, size_t
     if (!check_turns(w, m, n, first)) return;
     for (size_t i = first; i < n; i++) {
         if (is_role(&m[i], "assistant")) {
-            reply_begin(w);
+            reply_begin(w, m[i]);
             put(w, " ");
             put_trimmed(w, m[i]);
             put(w, " ");
@@ -465,7 +465,7 @@ static void encode_mistral(struct writer *w, const struct chat_message *m, size_
             put_content(w, m[i]);
             put_inst(w, ct->inst_close);
         } else {
-            reply_begin(w);
+            reply_begin(w, m[i]);
             put(w, ct->reply_open);
             put_content(w, ct->trims_reply ? trimmed(m[i]) : m[i]);
             put_eos(w);
@@ -491,7 +491,7 @@ static void encode_gemma(struct writer *w, const struct chat_message *m, size_t 
             put_content(w, m[0]);
             put(w, "\n\n");
         }
-        if (is_role(&m[i], "assistant")) reply_begin(w);
+        if (is_role(&m[i], "assistant")) reply_begin(w, m[i]);
         put_trimmed(w, m[i]);
         put_marker(w, "<end_of_turn>");
         reply_end(w);
@@ -510,7 +510,7 @@ static void encode_zephyr(struct writer *w, const struct chat_message *m, size_t
         snprintf(marker, sizeof marker, "<|%s|>", role_of(&m[i]));
         put_marker(w, marker);
         put(w, "\n");
-        if (is_role(&m[i], "assistant")) reply_begin(w);
+        if (is_role(&m[i], "assistant")) reply_begin(w, m[i]);
         put_content(w, m[i]);
         put_eos(w);
         reply_end(w);
@@ -528,7 +528,7 @@ static void encode_plain(struct writer *w, const struct chat_message *m, size_t 
         if (is_role(&m[i], "user")) put(w, "User: ");
         if (is_role(&m[i], "assistant")) {
             put(w, "Assistant:");
-            reply_begin(w);
+            reply_begin(w, m[i]);
             put(w, " ");
         }
         put_content(w, m[i]);

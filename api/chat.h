@@ -27,7 +27,11 @@ struct chat_template {
     char reply_open[4], reply_close[4]; /* Mistral: around an assistant's text and its EOS */
 };
 
-struct chat_message { const char *role; const char *content; size_t n_content; };
+struct chat_message {
+    const char *role, *content;
+    size_t n_content;
+    bool unlearned; /* an assistant's, in a conversation to learn from: context alone */
+};
 
 /* Looks at the tokenizer's template (NULL: plain). Cannot fail: an unknown one is CHAT_UNKNOWN. */
 void chat_template_init(struct chat_template *ct, const char *jinja);

@@ -34,9 +34,13 @@ struct dataset;
 
 enum dataset_split { SPLIT_TRAIN, SPLIT_VALIDATION };
 
-struct dataset_message { const char *role, *content; size_t n_content; };
+struct dataset_message {
+    const char *role, *content;
+    size_t n_content;
+    bool unlearned; /* an assistant's whose "weight" is 0: context alone */
+};
 /* Encodes a conversation as the model's chat template has it: appends its ids, and for each id a
- * byte: 1 where the assistant speaks (its end included), else 0, to `loss`. */
+ * byte: 1 where the assistant speaks (its end included) and is learned from, else 0, to `loss`. */
 struct dataset_chat {
     bool (*encode)(void *ctx, const struct dataset_message *messages, size_t n,
                    struct token_ids *ids, struct buf *loss, struct error *err);

@@ -91,6 +91,21 @@ static bool read_completion(struct dataset_reader *r, const struct line *line,
            dataset_document_end(r, err);
 }
 
+static bool is_asker(const char *role)
+{
+    return strcmp(role, "user") == 0 || strcmp(role, "system") == 0 || strcmp(role, "developer") == 0;
+}
+
+/* "weight", as OpenAI's files have it: 1, or 0 for a message that is there as context alone. */
+static bool get_weight(const struct line *line, const struct cJSON *message, bool *unlearned,
+                       struct error *err)
+{
+    const struct cJSON *weight = json_get(message, "weight");
+    *unlearned = cJSON_IsNumber(weight) && weight->valuedouble == 0;
+    if (!weight || *unlearned || (cJSON_IsNumber(weight) && weight->valuedouble == 1)) return true;
+    return wrong(line, err, "\"weight\" must be 0 or 1");
+}
+
 static bool take_messages(const struct line *line, const struct cJSON *list,
                           struct dataset_message *messages, struct error *err)
 {
@@ -100,16 +115,18 @@ static bool take_messages(const struct line *line, const struct cJSON *list,
     cJSON_ArrayForEach(each, list) {
         struct dataset_message *m = &messages[i++];
         if (!get_text(line, each, "role", &m->role, err) ||
-            !get_text(line, each, "content", &m->content, err))
+            !get_text(line, each, "content", &m->content, err) ||
+            !get_weight(line, each, &m->unlearned, err))
             return false;
         m->n_content = strlen(m->content);
         bool assistant = strcmp(m->role, "assistant") == 0;
-        speaks |= assistant;
-        if (!assistant && strcmp(m->role, "user") != 0 && strcmp(m->role, "system") != 0)
-            return error_set(err, ERR_FORMAT, NULL, "%s: the role \"%.40s\" is not system, user or "
-                             "assistant", line->where, m->role);
+        speaks |= assistant && !m->unlearned;
+        if (!assistant && !is_asker(m->role))
+            return error_set(err, ERR_FORMAT, NULL, "%s: the role \"%.40s\" is not system, developer, "
+                             "user or assistant", line->where, m->role);
     }
-    return speaks || wrong(line, err, "no message is an assistant's: nothing to learn");
+    return speaks || wrong(line, err, "no message is an assistant's, of a weight other than 0: nothing to "
+                                      "learn");
 }
 
 static bool encode_messages(struct dataset_reader *r, const struct line *line,
@@ -166,8 +183,10 @@ static bool read_line(struct dataset_reader *r, const struct line *line, struct 
 {
     if (line->n > MAX_LINE)
         return error_set(err, ERR_TOO_LARGE, NULL, "%s is over %d bytes", line->where, MAX_LINE);
-    struct cJSON *root = json_parse(line->text, line->n, MAX_DEPTH, line->where, err);
-    if (!root) return false;
+    struct error why;
+    struct cJSON *root = json_parse(line->text, line->n, MAX_DEPTH, line->where, &why);
+    if (!root)
+        return error_set(err, why.code, NULL, "%s; each line must be one JSON object", why.text);
     bool ok = read_object(r, line, root, err);
     cJSON_Delete(root);
     return ok && dataset_document_finish(r, line->where, err);

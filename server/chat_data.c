@@ -11,7 +11,7 @@ static bool encode(void *ctx, const struct dataset_message *messages, size_t n,
     if (!chat) return error_set(err, ERR_MEMORY, NULL, "no memory for %zu messages", n);
     for (size_t i = 0; i < n; i++)
         chat[i] = (struct chat_message){messages[i].role, messages[i].content,
-                                        messages[i].n_content};
+                                        messages[i].n_content, messages[i].unlearned};
     bool ok = chat_encode_conversation(&data->template, data->tokenizer, chat, n, ids, loss, err);
     free(chat);
     return ok;

@@ -140,8 +140,9 @@ static bool encode_chat(const struct generate_options *o, const struct tokenizer
     size_t n_messages = 0;
     chat_template_init(&chat, tokenizer_chat_template(t));
     if (o->system)
-        messages[n_messages++] = (struct chat_message){"system", o->system, strlen(o->system)};
-    messages[n_messages++] = (struct chat_message){"user", text, n};
+        messages[n_messages++] =
+            (struct chat_message){"system", o->system, strlen(o->system), false};
+    messages[n_messages++] = (struct chat_message){"user", text, n, false};
     return chat_encode(&chat, t, messages, n_messages, max_ids, out, err);
 }
 

@@ -481,7 +481,7 @@ static bool fake_chat(void *ctx, const struct dataset_message *messages, size_t 
 {
     const struct tokenizer *t = ctx;
     for (size_t i = 0; i < n; i++) {
-        bool learn = strcmp(messages[i].role, "assistant") == 0;
+        bool learn = strcmp(messages[i].role, "assistant") == 0 && !messages[i].unlearned;
         if (!tokenizer_encode(t, messages[i].role, 1, 0, SIZE_MAX, ids, err) ||
             !tokenizer_encode(t, messages[i].content, messages[i].n_content, 0, SIZE_MAX, ids, err))
             return false;
@@ -522,10 +522,30 @@ static void test_json_lines(void **state)
     dataset_close(ds);
 }
 
+static void test_messages_of_weight_0_are_context(void **state)
+{
+    struct fixture *f = *state;
+    const struct dataset_chat chat = {fake_chat, f->tokenizer};
+    add_text(f, "a.jsonl", "{\"messages\": [{\"role\": \"developer\", \"content\": \"xy\"},"
+             " {\"role\": \"assistant\", \"content\": \"zz\", \"weight\": 0},"
+             " {\"role\": \"user\", \"content\": \"c\", \"weight\": 1},"
+             " {\"role\": \"assistant\", \"content\": \"de\", \"weight\": 1}]}");
+    f->options.chat = &chat;
+    f->options.block_size = 10;
+    struct dataset *ds = open_data(f);
+    expect(f, ds, SPLIT_TRAIN, 0, "dxyazzucad>--------de", 2);
+    dataset_close(ds);
+}
+
 static void test_bad_json_lines(void **state)
 {
     static const struct { const char *line, *says; enum error_code code; } cases[] = {
         {"{\"text\": \"a\"", "bad.jsonl: line 3: invalid JSON at byte 12", ERR_FORMAT},
+        {"{", "expected a key in quotes; each line must be one JSON object", ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}]}",
+         "nothing to learn", ERR_FORMAT},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.5}]}",
+         "\"weight\" must be 0 or 1", ERR_FORMAT},
         {"[1]", "line 3 is an array; each line must be one JSON object", ERR_FORMAT},
         {"{}", "line 3: must have either", ERR_FORMAT},
         {"{\"text\": \"a\", \"prompt\": \"b\"}", "line 3: must have either", ERR_FORMAT},
@@ -766,6 +786,7 @@ int main(void)
         TEST(test_documents_of_one_token_are_left_out),
         TEST(test_no_room_changes_nothing),
         TEST(test_json_lines),
+        TEST(test_messages_of_weight_0_are_context),
         TEST(test_bad_json_lines),
         TEST(test_texts_are_visited),
         cmocka_unit_test(test_where_long_texts_are_cut),
