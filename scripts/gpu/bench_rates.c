@@ -15,6 +15,7 @@ struct product {
     struct device *d;
     struct matrix w, dw;
     struct tensor x, y, dx;
+    float *dbias;
     void *workspace;
     int64_t w_bytes, dw_bytes, workspace_bytes;
 };
@@ -66,6 +67,7 @@ static void product_open(struct product *p, struct device *d, int64_t rows, int6
     p->x = random_tensor(d, rows, n_in);
     p->y = random_tensor(d, rows, n_out);
     p->dx = (struct tensor){bench_alloc(d, rows * n_in * 4), DTYPE_F32, rows, n_in};
+    p->dbias = bench_alloc(d, n_out * 4);
 }
 
 static void product_close(struct product *p)
@@ -77,6 +79,7 @@ static void product_close(struct product *p)
     d->ops->free(d, p->x.data, (size_t)(p->x.rows * p->x.cols * 2));
     d->ops->free(d, p->y.data, (size_t)(p->y.rows * p->y.cols * 2));
     d->ops->free(d, p->dx.data, (size_t)(p->dx.rows * p->dx.cols * 4));
+    d->ops->free(d, p->dbias, (size_t)p->w.n_out * 4);
 }
 
 static void forward(struct product *p)
@@ -89,6 +92,12 @@ static void backward_x(struct product *p) { p->d->train->matmul_backward_x(p->d,
 static void backward_w(struct product *p)
 {
     p->d->train->matmul_backward_w(p->d, &p->dw, NULL, p->y, p->x, (struct random_key){0});
+}
+
+/* ... with the sums of a bias, which are kernels of their own. */
+static void backward_w_and_bias(struct product *p)
+{
+    p->d->train->matmul_backward_w(p->d, &p->dw, p->dbias, p->y, p->x, (struct random_key){0});
 }
 
 /* Operations a second of the fastest round; the first warms up. */
@@ -130,10 +139,11 @@ void bench_rates(const struct bench *b)
         char name[96];
         product_open(&p, b->d, shapes[i].rows / cut, shapes[i].n_out / cut, shapes[i].n_in / cut);
         double y = rate(&p, forward), dx = rate(&p, backward_x), dw = rate(&p, backward_w);
+        double dw_bias = rate(&p, backward_w_and_bias);
         product_close(&p);
         snprintf(name, sizeof name, "bf16 product %lldx%lldx%lld", (long long)shapes[i].rows,
                  (long long)shapes[i].n_out, (long long)shapes[i].n_in);
-        bench_report("rates", name, y * 1e-12, "TFLOP/s", "backward: dx %.1f, dw %.1f", dx * 1e-12,
-                     dw * 1e-12);
+        bench_report("rates", name, y * 1e-12, "TFLOP/s", "backward: dx %.1f, dw %.1f, with dbias %.1f",
+                     dx * 1e-12, dw * 1e-12, dw_bias * 1e-12);
     }
 }

@@ -14,11 +14,9 @@
 #include "tests/cuda/cuda_side.h"
 #include "tests/ptxsim/ptxsim.h"
 
+#pragma weak ptxsim_code
 #pragma weak ptxsim_set_compute_capability
-#include "tests/ptxsim/ptxsim.h"
-
 #pragma weak ptxsim_set_multiprocessors
-#pragma weak ptxsim_set_compute_capability
 
 enum { P = KV_PAGE_TOKENS, MAX_PAGES = 80, MAX_SEQS = 4, MAX_TOKENS = MAX_PAGES * P };
 
@@ -401,7 +399,8 @@ static void check_backward(struct heads heads, enum dtype type, float dropout, b
         attention_backward(&sides[i > 0], &w.t, w.qkv[0], w.out[0][0], w.lse[0][0], dout,
                            i == ROUNDED, dqkv[i]);
     }
-    assert_gradients(dqkv[1], dqkv[0], DOCUMENT_ROWS, cols, type, tensor_cores);
+    assert_gradients(dqkv[1], dqkv[0], DOCUMENT_ROWS, cols, type,
+                     tensor_cores && side_has_tensor_cores(&sides[SIDE_CUDA]));
     assert_memory_equal(dqkv[2], dqkv[1], (size_t)(DOCUMENT_ROWS * cols) * 4);
     enum dtype stored = side_dtype(&sides[SIDE_CUDA], type);
     for (int64_t i = 0; i < DOCUMENT_ROWS * cols; i++)
@@ -426,9 +425,11 @@ void test_attention_backward_without_tensor_cores(void **state)
     ptxsim_set_compute_capability(70);
     check_backward((struct heads){4, 4, 16}, DTYPE_F16, 0, false);
     check_backward((struct heads){3, 1, 48}, DTYPE_F16, 0.25f, false);
-    ptxsim_set_compute_capability(75);
-    check_backward((struct heads){2, 1, 64}, DTYPE_F16, 0, true);
-    check_backward((struct heads){2, 2, 128}, DTYPE_F16, 0, false);
+    if (ptxsim_code() >= 75) { /* else their kernels are not there */
+        ptxsim_set_compute_capability(75);
+        check_backward((struct heads){2, 1, 64}, DTYPE_F16, 0, true);
+        check_backward((struct heads){2, 2, 128}, DTYPE_F16, 0, false);
+    }
     ptxsim_set_compute_capability(0);
 }
 

@@ -119,14 +119,15 @@ void test_weights_come_back(void **state)
     sides_close(sides);
 }
 
-/* Against the product with the very weights that are stored, in double. `narrow`: they are rounded to the type of
- * the rows first, as operands of tensor cores are. */
-static void check_quantized(int stride, bool narrow)
+/* Against the product with the very weights that are stored, in double. Operands of tensor cores are rounded to the
+ * type of the rows first. */
+static void check_quantized(int stride)
 {
     static const enum dtype quantized[] = {DTYPE_Q8_0, DTYPE_Q4_0};
     struct side sides[N_SIDES];
     sides_open(sides, &plan);
     struct side *s = &sides[SIDE_CUDA];
+    bool narrow = side_has_tensor_cores(s);
     struct operands *o = operands_new(3);
     float *w = malloc(MAX_VALUES * sizeof *w), *got = malloc(MAX_ROWS * MAX_OUT * sizeof *got);
     for (int q = 0; q < 2; q++)
@@ -154,7 +155,7 @@ static void check_quantized(int stride, bool narrow)
     sides_close(sides);
 }
 
-void test_quantized_products(void **state) { check_quantized(1, true); }
+void test_quantized_products(void **state) { check_quantized(1); }
 
 /* GPUs of other sizes spread the same work otherwise. */
 static void set_multiprocessors(int32_t n)
@@ -431,7 +432,7 @@ void test_products_without_tensor_cores(void **state)
     if (!ptxsim_set_compute_capability) skip();
     ptxsim_set_compute_capability(70);
     check_products(3);
-    check_quantized(3, false);
+    check_quantized(3);
     check_backward(3);
     ptxsim_set_compute_capability(0);
 }

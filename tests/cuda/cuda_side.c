@@ -130,6 +130,13 @@ static bool lacks_bf16(const struct side *s)
     return on_interpreter() ? ptxsim_code() < 80 : !s->d->ops->computes_in(s->d, DTYPE_BF16);
 }
 
+bool side_has_tensor_cores(const struct side *cuda)
+{
+    const char *text = strstr(cuda->d->ops->description(cuda->d), ", sm_");
+    assert_non_null(text);
+    return atoi(text + strlen(", sm_")) >= 75;
+}
+
 enum dtype side_dtype(const struct side *s, enum dtype dtype)
 {
     if (!s->is_cuda) return dtype == DTYPE_F16 ? DTYPE_F32 : dtype;

@@ -29,6 +29,9 @@ void sides_close(struct side sides[N_SIDES]);
 /* Frees what the side_... functions below gave. */
 void side_clear(struct side *s);
 
+/* Does the CUDA device compute with mma.sync? GPUs since sm_75 do. */
+bool side_has_tensor_cores(const struct side *cuda);
+
 /* Device memory of exactly these bytes, never written; or a copy of what `from` points to. */
 void *side_bytes(struct side *s, int64_t bytes, const void *from);
 int32_t *side_ints(struct side *s, const int32_t *from, int64_t n);
