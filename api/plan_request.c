@@ -208,12 +208,14 @@ static enum plan_purpose purpose_of(const char *word)
     return word && strcmp(word, "generation") == 0 ? PLAN_GENERATION : PLAN_BOTH;
 }
 
-bool plan_request_resolve(const struct plan_request *r, const struct plan_devices *devices,
+bool plan_request_resolve(const struct plan_request *given, const struct plan_devices *devices,
                           struct plan_case *out, struct error *err)
 {
+    struct plan_request request = *given, *r = &request;
     *out = (struct plan_case){.name = r->name};
-    if (!check_keys(r, err) || !read_device(r, devices, out, err) || !read_config(r, out, err))
-        return false;
+    if (!check_keys(r, err)) return false;
+    if (r->dtype && strcmp(r->dtype, "auto") == 0) r->dtype = NULL; /* serving's word; training's has none */
+    if (!read_device(r, devices, out, err) || !read_config(r, out, err)) return false;
     out->purpose = purpose_of(r->purpose);
     read_serving(r, out);
     if (!r->dtype) fit_half(&out->question);

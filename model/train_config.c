@@ -15,7 +15,9 @@
 enum {
     CONFIG_DEPTH = 4,
     MICRO_BATCH_ROWS = 2048,         /* enough rows for the products to run at full speed */
-    LOSS_CHUNK_BYTES = 32 << 20,     /* of logits */
+    /* Logits at a time. For each of its chunks the head's weights are turned and its gradient goes through memory,
+     * which 512 rows make up for; a small vocabulary may have more. */
+    LOSS_CHUNK_ROWS = 512, LOSS_CHUNK_BYTES = 128 << 20, LOSS_CHUNK_CHEAP_BYTES = 32 << 20,
     LOSS_CHUNK_UNIT = 64, LOSS_CHUNK_MIN = 128,
 };
 #define MAX_EXACT 9007199254740992.0 /* 2^53: above, doubles skip integers */
@@ -43,8 +45,8 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
     {"sequence_length", TRAIN_INT, AT(sequence_length), 0, CONFIG_MAX_CONTEXT, NULL, true, "N",
      "Tokens of a training sequence; 0: the model's block_size."},
     {"loss_rows", TRAIN_INT, AT(loss_rows), 0, 1 << 20, NULL, true, "N",
-     "Tokens whose logits exist at a time; 0: as --memory-budget asks, else as many "
-     "as fit into 32 MiB."},
+     "Tokens whose logits exist at a time; 0: as --memory-budget asks, else 512, or as "
+     "many as fit into 128 MiB; more where those fit into 32 MiB."},
     {"max_iters", TRAIN_INT, AT(max_iters), 1, 1e9, NULL, true, "N", "Steps of the run."},
     {"learning_rate", TRAIN_DOUBLE, AT(learning_rate), 0, 10, NULL, true, "X",
      "The learning rate after warm-up; with --init-from and no --config 1e-4."},
@@ -260,6 +262,13 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
     return true;
 }
 
+static int64_t loss_rows(int64_t vocab_size)
+{
+    int64_t row = vocab_size * (int64_t)sizeof(float);
+    int64_t fit = max_i64(LOSS_CHUNK_CHEAP_BYTES / row, min_i64(LOSS_CHUNK_ROWS, LOSS_CHUNK_BYTES / row));
+    return max_i64(LOSS_CHUNK_MIN, fit / LOSS_CHUNK_UNIT * LOSS_CHUNK_UNIT);
+}
+
 void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vocab_size)
 {
     if (c->min_lr < 0) c->min_lr = c->learning_rate / 10;
@@ -273,10 +282,7 @@ void train_config_resolve(struct train_config *c, int64_t block_size, int64_t vo
         c->master = c->dtype == DTYPE_F16 ? MASTER_F32 : MASTER_REMAINDER;
     if ((int)c->gradients == TRAIN_AUTO) c->gradients = DTYPE_F32;
     int64_t rows = c->micro_batch_size * c->sequence_length;
-    if (c->loss_rows == 0) {
-        int64_t fit = LOSS_CHUNK_BYTES / (vocab_size * (int64_t)sizeof(float));
-        c->loss_rows = max_i64(LOSS_CHUNK_MIN, fit / LOSS_CHUNK_UNIT * LOSS_CHUNK_UNIT);
-    }
+    if (c->loss_rows == 0) c->loss_rows = loss_rows(vocab_size);
     c->loss_rows = min_i64(c->loss_rows, rows);
 }
 

@@ -53,7 +53,7 @@ static struct candidates micro_batches(const struct train_config *c)
  * time, many, and the trainer's own choice. */
 static struct candidates loss_rows(const struct train_config *c, int64_t n, int64_t vocab_size)
 {
-    static const int64_t sizes[] = {32, 64, 512, 2048};
+    static const int64_t sizes[] = {32, 64, 128, 512, 2048};
     struct candidates all = {.n = 0};
     struct train_config own = *c;
     own.micro_batch_size = n;

@@ -58,6 +58,14 @@ def test_a_quantized_cache():
     assert refused.returncode == 1 and "not in q8_0: say auto" in refused.stderr
 
 
+def test_auto_is_what_nothing_says():
+    """The words of train and serve."""
+    for model in (preset("tiny"), preset("150M_1024")):
+        flags = [word for key in ("dtype", "kv-dtype", "recompute", "moments", "master", "gradients")
+                 for word in (f"--{key}", "auto")]
+        assert plan("--config", model, *flags) == plan("--config", model)
+
+
 def test_training_takes_what_was_planned(tmp_path):
     """The same options give the trainer's own bytes, less the text."""
     text = tmp_path / "text.txt"

@@ -136,7 +136,10 @@ static void test_resolving(void **state)
     assert_true(c.min_lr == 1e-4 && c.loss_rows == 2048); /* all rows: few logits each */
     c = read_good("{\"batch_size\":64,\"min_lr\":0}");
     train_config_resolve(&c, 1024, 50304);
-    assert_true(c.micro_batch_size == 2 && c.loss_rows == 128 && c.min_lr == 0);
+    assert_true(c.micro_batch_size == 2 && c.loss_rows == 512 && c.min_lr == 0);
+    c = read_good("{\"batch_size\":64}");
+    train_config_resolve(&c, 1024, 128000);
+    assert_int_equal(c.loss_rows, 256); /* 128 MiB */
     c = read_good("{\"batch_size\":64,\"sequence_length\":10,\"micro_batch_size\":3}");
     train_config_resolve(&c, 1 << 20, 1 << 22);
     assert_true(c.micro_batch_size == 3 && c.sequence_length == 10 && c.loss_rows == 30);
