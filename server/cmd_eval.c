@@ -163,10 +163,12 @@ static bool evaluate(struct evaluating *e, struct error *err)
     if (sum.tokens == 0)
         return error_set(err, ERR_INVALID, NULL, "the input has no token to predict");
     double seconds = (double)(clock_ns() - begin) / 1e9, loss = sum.nll / (double)sum.tokens;
-    if (e->options->json) return print_json(e, &sum, seconds, err);
-    printf("loss %.6f  perplexity %.4f  %lld tokens in sequences of %lld  %.0f tokens/s\n", loss,
-           exp(loss), (long long)sum.tokens, (long long)e->context, (double)sum.tokens / seconds);
-    return true;
+    if (e->options->json && !print_json(e, &sum, seconds, err)) return false;
+    if (!e->options->json)
+        printf("loss %.6f  perplexity %.4f  %lld tokens in sequences of %lld  %.0f tokens/s\n",
+               loss, exp(loss), (long long)sum.tokens, (long long)e->context,
+               (double)sum.tokens / seconds);
+    return fflush(stdout) == 0 || error_errno(err, "cannot write the report");
 }
 
 int cmd_eval(int argc, char **argv)

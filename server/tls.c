@@ -61,8 +61,8 @@ static bool read_chain(const char *path, struct pair *p, struct error *err)
                                                              GNUTLS_X509_CRT_LIST_FAIL_IF_UNSORTED);
     buf_free(&pem);
     if (failed < 0)
-        return error_set(err, ERR_FORMAT, "tls-cert", "--tls-cert %s: %s; it must be the server's "
-                         "certificate in PEM, then those that signed it, in order", path,
+        return error_set(err, ERR_FORMAT, "tls-cert", "--tls-cert %s must be the server's "
+                         "certificate in PEM, then those that signed it, in order: %s", path,
                          gnutls_strerror(failed));
     if (p->n_chain > MAX_CHAIN)
         return error_set(err, ERR_TOO_LARGE, "tls-cert", "--tls-cert %s: %u certificates; a chain "
@@ -83,8 +83,8 @@ static bool read_key(const char *path, struct pair *p, struct error *err)
                                                             0);
     forget(&pem);
     if (failed >= 0) return true;
-    return error_set(err, ERR_FORMAT, "tls-key", "--tls-key %s: %s; it must be a private key in "
-                     "PEM, without a password", path, gnutls_strerror(failed));
+    return error_set(err, ERR_FORMAT, "tls-key", "--tls-key %s must be a private key in "
+                     "PEM, without a password: %s", path, gnutls_strerror(failed));
 }
 
 static bool belong_together(const struct pair *p)

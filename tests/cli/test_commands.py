@@ -2,10 +2,11 @@
 
 import re
 import shutil
+import subprocess
 
 import pytest
 
-from gptd import CONFIG, MODEL, ROOT, Server, run, text_of
+from gptd import CONFIG, MODEL, ROOT, Server, command, run, text_of
 
 SUBCOMMANDS = ["serve", "generate", "inspect"]
 GENERATE = ["generate", "--model", MODEL, "--prompt", "ROMEO:", "--max-new-tokens", "30"]
@@ -80,6 +81,15 @@ def test_generate():
     reply = run(*GENERATE, "--temperature", "0")
     assert reply.returncode == 0
     assert reply.stdout.strip()
+
+
+@pytest.mark.parametrize("arguments", [["inspect", MODEL], [*GENERATE, "--max-new-tokens", "1"],
+                                       ["plan", "--config", "configs/tiny_char.json"],
+                                       ["eval", "--model", MODEL, "--input", "tests/requirements.txt"]])
+def test_a_report_that_nobody_gets_is_a_failure(arguments):
+    with open("/dev/full", "w") as full:
+        reply = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert reply.returncode == 1 and "cannot write" in reply.stderr
 
 
 def test_token_ids_are_separated_by_one_comma():
