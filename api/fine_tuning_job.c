@@ -95,8 +95,9 @@ void ft_job_render(const struct ft_job *job, struct buf *out)
     text(out, "init_from", job->init_from);
     text(out, "input", job->training_path);
     text(out, "val_input", job->validation_path);
-    buf_puts(out, "},\"organization_id\":\"\",\"result_files\":[],\"trained_tokens\":null,"
-                  "\"estimated_finish\":null,\"integrations\":[]}");
+    buf_puts(out, "},\"organization_id\":\"\",\"result_files\":[]");
+    number_or(out, "trained_tokens", job->trained_tokens, "null");
+    buf_puts(out, ",\"estimated_finish\":null,\"integrations\":[]}");
 }
 
 void ft_event_render(const struct ft_event *e, struct buf *out)
@@ -256,6 +257,7 @@ static bool take_job(const struct cJSON *root, struct ft_job *job)
            && take_int(root, "started_at", &job->started_at)
            && take_int(root, "finished_at", &job->finished_at)
            && take_int(root, "seed", &job->seed) && take_int(root, "step", &job->step)
+           && take_int(root, "trained_tokens", &job->trained_tokens)
            && take_int(hyper, "n_epochs", &job->n_epochs)
            && take_int(hyper, "batch_size", &job->batch_size) && take_keys(root, job)
            && take_metadata(root, job) && TEXT(error, "code", error_code)

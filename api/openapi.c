@@ -126,7 +126,8 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"training_file\":" STRING ",\"validation_file\":" STRING_OR_NULL ",\"seed\":" INTEGER
         ",\"hyperparameters\":{\"type\":\"object\"},\"method\":{\"type\":\"object\"}"
         ",\"training\":{\"type\":\"object\",\"description\":\"Training keys as given.\"}"
-        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"queued_reason\":{\"type\":["
+        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"trained_tokens\":" INTEGER_OR_NULL
+        ",\"queued_reason\":{\"type\":["
         "\"string\",\"null\"],\"description\":\"Why a queued job does not start: what it needs and what "
         "there is.\"},\"error\":" OR_NULL(
         OBJECT("\"code\",\"message\"", "\"code\":" STRING ",\"message\":" STRING))

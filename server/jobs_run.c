@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "api/json_out.h"
+#include "model/train_state.h"
 #include "server/command.h"
 #include "server/job_memory.h"
 #include "server/job_process.h"
@@ -237,10 +238,27 @@ static void note_failure(struct jobs *j, struct job *job, int status)
     }
 }
 
+/* The steps' tokens, by the config that the run left; 0: it has none that can be read. */
+static int64_t count_trained(const struct jobs *j, const struct ft_job *f)
+{
+    char path[DATA_PATH_MAX];
+    struct gpt_config model;
+    struct train_config c;
+    struct error err;
+    int64_t n;
+    if (!job_path(j->dir, f, JOB_MODEL_NAME, path, &err)
+        || !train_state_read_config(path, &model, &c, &err)
+        || !checked_mul(c.batch_size, c.grad_accum_steps, &n)
+        || !checked_mul(n, c.sequence_length, &n) || !checked_mul(n, f->step, &n))
+        return 0;
+    return n;
+}
+
 static void note_success(struct jobs *j, struct job *job)
 {
     char message[160];
     struct ft_job *f = &job->job;
+    f->trained_tokens = count_trained(j, f);
     ft_model_name(f, f->fine_tuned_model);
     snprintf(message, sizeof message, "New fine-tuned model created: %s", f->fine_tuned_model);
     job_set_state(j, job, JOB_SUCCEEDED, "info", message);

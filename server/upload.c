@@ -89,7 +89,8 @@ bool upload_feed(struct upload *u, const char *data, size_t n)
 
 const struct error *upload_error(const struct upload *u) { return &u->error; }
 
-bool upload_finish(struct upload *u, struct api_file *out, struct error *err)
+/* Has it all that a file needs? */
+static bool is_complete(struct upload *u, struct error *err)
 {
     bool whole = MHD_destroy_post_processor(u->parts) == MHD_YES;
     u->parts = NULL;
@@ -102,9 +103,17 @@ bool upload_finish(struct upload *u, struct api_file *out, struct error *err)
     if (!u->file) return error_set(err, ERR_INVALID, "file", "the parameter 'file' is missing");
     if (!u->purpose[0])
         return error_set(err, ERR_INVALID, "purpose", "the parameter 'purpose' is missing");
+    return true;
+}
+
+bool upload_finish(struct upload *u, struct api_file *out, struct error *err)
+{
+    bool ok = is_complete(u, err);
     struct file_upload *file = u->file;
     u->file = NULL;
-    return file_upload_finish(file, u->purpose, out, err);
+    if (ok) return file_upload_finish(file, u->purpose, out, err);
+    file_upload_abandon(file); /* gone before its client hears of it */
+    return false;
 }
 
 void upload_free(struct upload *u)

@@ -109,6 +109,7 @@ static void fill(struct ft_job *job)
         .validation_file = "file-2", .fine_tuned_model = "s", .state = JOB_FAILED,
         .created_at = 10, .started_at = 11, .finished_at = 12, .seed = 5, .n_epochs = 3,
         .batch_size = 2, .learning_rate_multiplier = 0.1, .n_keys = 3, .step = 77,
+        .trained_tokens = 9856,
         .metadata = "{\"a\":\"b\"}", .error_code = "killed",
         .error_message = "a \"quoted\" \n line",
         .config_path = "/c/tiny.json", .training_path = "training.txt",
@@ -133,6 +134,7 @@ static void test_a_job_reads_back(void **state)
     assert_string_equal(first.data, second.data);
     assert_int_equal(b.state, JOB_FAILED);
     assert_int_equal(b.n_keys, 3);
+    assert_int_equal(b.trained_tokens, 9856);
     assert_string_equal(b.keys[1].value, "cosine");
     assert_true(b.keys[1].is_word);
     assert_string_equal(b.error_message, a.error_message);

@@ -366,7 +366,9 @@ def test_a_job_whose_process_cannot_be_made(tmp_path, call):
             assert refused["status"] == "failed", refused
             assert "temporarily unavailable" in refused["error"]["message"], refused
             job = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
-            assert wait_job(http, job)["status"] == "succeeded", server.output()
+            ended = wait_job(http, job)
+            assert ended["status"] == "succeeded", server.output()
+            assert ended["trained_tokens"] == TINY["batch_size"] * TINY["block_size"]  # of one step
         server.stop()
 
 
