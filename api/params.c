@@ -161,11 +161,27 @@ static const struct param *find_row(const struct param *table, size_t n, unsigne
     return NULL;
 }
 
+/* One that has the row's parameter. */
+static const char *path_of(const struct param *p)
+{
+    static const char *const paths[] = {
+        "/v1/completions", "/v1/chat/completions", "/v1/tokenize", "/v1/detokenize",
+        "/v1/fine_tuning/jobs", "/v1/models/load", "/v1/memory/plan",
+    };
+    enum { N_PATHS = sizeof paths / sizeof *paths };
+    size_t i = 0;
+    while (i < N_PATHS && !(p->routes >> i & 1)) i++;
+    ASSERT(i < N_PATHS);
+    return paths[i];
+}
+
 static bool unknown_param(const struct param *table, size_t n, enum route route, const char *name,
                           struct error *err)
 {
-    if (find_row(table, n, ~0u, name))
-        return error_set(err, ERR_INVALID, name, "'%s' is not a parameter of this route", name);
+    const struct param *other = find_row(table, n, ~0u, name);
+    if (other)
+        return error_set(err, ERR_INVALID, name, "'%s' is not a parameter of this route, but of %s", name,
+                         path_of(other));
     const char *names[64];
     size_t n_names = 0;
     for (size_t i = 0; i < n && n_names < 64; i++)

@@ -21,6 +21,14 @@ def test_unknown_parameter_suggests_the_nearest(http):
     assert "temperature" in refused(http, {"prompt": "A", "temprature": 1})["message"]
 
 
+@pytest.mark.parametrize("path, name, home", [
+    ("/v1/completions", "messages", "/v1/chat/completions"),
+    ("/v1/completions", "max_completion_tokens", "/v1/chat/completions"),
+    ("/v1/chat/completions", "prompt", "/v1/completions")])
+def test_a_parameter_of_another_route_says_which(http, path, name, home):
+    assert refused(http, {**ROUTES[path], name: "A"}, path=path)["message"].endswith(f", but of {home}")
+
+
 ILL_TYPED = [
     ("temperature", "hot"), ("temperature", -0.1), ("temperature", 1e9), ("temperature", []),
     ("temperature", True), ("top_p", 0), ("top_p", 1.5), ("top_p", "1"), ("top_k", 1.5),
