@@ -161,18 +161,26 @@ static void write_panels(void *ctx, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
+/* Inputs [from, to) of output n as f32, of a matrix that is not quantized. `from` is even. */
+static void read_inputs(const struct matrix *w, int64_t n, int64_t from, int64_t to, float *out)
+{
+    const uint32_t *src = output_words(w, n);
+    if (w->dtype == DTYPE_F32) {
+        for (int64_t k = from; k < to; k++) memcpy(&out[k], &src[k * PANEL], 4);
+        return;
+    }
+    for (int64_t k = from; k < to; k += 2) {
+        uint32_t pair = src[k / 2 * PANEL];
+        out[k] = bf16_to_f32((uint16_t)pair);
+        if (k + 1 < to) out[k + 1] = bf16_to_f32((uint16_t)(pair >> 16));
+    }
+}
+
 /* Output n of the matrix as f32. */
 static void read_output(const struct matrix *w, int64_t n, float *out)
 {
-    if (cpu_is_quantized(w->dtype)) {
-        read_quantized(w, n, out);
-        return;
-    }
-    const uint32_t *src = output_words(w, n);
-    for (int64_t k = 0; k < w->n_in; k++) {
-        if (w->dtype == DTYPE_F32) memcpy(&out[k], &src[k * PANEL], 4);
-        else out[k] = bf16_to_f32((uint16_t)(src[k / 2 * PANEL] >> (k % 2 * 16)));
-    }
+    if (cpu_is_quantized(w->dtype)) read_quantized(w, n, out);
+    else read_inputs(w, n, 0, w->n_in, out);
 }
 
 void cpu_matrix_write(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
@@ -234,11 +242,39 @@ void cpu_matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, i
     pool_for(cpu_of(d)->pool, ceil_div(n_rows, PANEL), 1, write_block_panels, &job);
 }
 
+/* ---- reading ---- */
+
+/* Neighbouring outputs share every cache line, so that some of them are read together, a few inputs at a time. */
+enum { READ_ROWS = PANEL, READ_INPUTS = 128 };
+
+struct matrix_read {
+    const struct matrix *w;
+    int64_t row0, n_rows;
+    float *rows;
+};
+
+static void read_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct matrix_read *job = ctx;
+    const struct matrix *w = job->w;
+    for (int64_t row = begin * READ_ROWS; row < min_i64(end * READ_ROWS, job->n_rows); row += READ_ROWS) {
+        int64_t last = min_i64(row + READ_ROWS, job->n_rows);
+        int64_t step = cpu_is_quantized(w->dtype) ? w->n_in : READ_INPUTS;
+        for (int64_t from = 0; from < w->n_in; from += step)
+            for (int64_t r = row; r < last; r++) {
+                float *out = job->rows + r * w->n_in;
+                if (cpu_is_quantized(w->dtype)) read_quantized(w, job->row0 + r, out);
+                else read_inputs(w, job->row0 + r, from, min_i64(from + step, w->n_in), out);
+            }
+    }
+}
+
 void cpu_matrix_read(struct device *d, const struct matrix *w, int64_t row0, int64_t n_rows,
                      float *rows)
 {
     ASSERT(row0 >= 0 && n_rows >= 0 && row0 + n_rows <= w->n_out);
-    for (int64_t i = 0; i < n_rows; i++) read_output(w, row0 + i, rows + i * w->n_in);
+    struct matrix_read job = {w, row0, n_rows, rows};
+    pool_for(cpu_of(d)->pool, ceil_div(n_rows, READ_ROWS), 1, read_blocks, &job);
 }
 
 struct embed {
