@@ -4,9 +4,11 @@
  * instead of twelve far ones that fall into the same cache set.
  *
  * What one thread has written reaches another at some 100 ns a line, and at several times that where they share no
- * cache. Many rows are packed once, by all threads; of few rows each thread packs all for itself, the norm before the
- * product included: it then waits for the lines of x alone. SwiGLU likewise runs where its operands were
- * made: a thread takes the panels of the gate and those of the other half that belong to them. */
+ * cache. So few rows are packed by each thread, all for itself, the norm before the product included: it then waits for
+ * the lines of x alone. SwiGLU likewise runs where its operands were made: a thread takes the panels of the gate and
+ * those of the other half that belong to them. Many rows are what few threads share out, not panels: each takes its
+ * rows through norm, packing, product and SwiGLU, and weights come from memory once a thread at most. With more threads
+ * many rows are packed once, by all. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -27,6 +29,15 @@ enum {
      * packing would be a large part of what each does. */
     OWN_BYTES = 128 << 10,
     OWN_THREADS = 4,
+    /* Rows that each thread must have at least to share out rows, not panels: since each reads the weights, products
+     * must take longer than that. Quantized weights are read faster. */
+    SHARED_ROWS = 24,
+    SHARED_ROWS_QUANTIZED = 8,
+    /* With so many times SHARED_ROWS for each thread they are in so many parts, so that one that is late leaves some to
+     * others. */
+    MOST_CHUNKS = 4,
+    /* One part may be longer than the average by so much of it. */
+    UNEVEN = 20,
 };
 
 struct matmul {
@@ -224,6 +235,9 @@ struct product {
     struct tensor before; /* what is normed to be x; data NULL: x is there */
     const struct norm *norm;
     bool has_packed[OWN_THREADS];
+    int64_t n_panels; /* to share out, or to be taken with every chunk of rows */
+    int64_t n_chunks; /* of rows, to share out instead; else 0 */
+    int64_t chunk_bytes; /* of the workspace, for each thread to pack one */
 };
 
 /* Packed rows, and room for what the norm makes of them. */
@@ -240,6 +254,19 @@ static void call_for(struct tensor t)
     for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
 }
 
+static void norm_rows(const struct cpu_kernels *k, struct tensor out, struct tensor x, const struct norm *norm)
+{
+    for (int64_t r = 0; r < x.rows; r++)
+        k->norm_row(tensor_row(out, r), out.dtype, tensor_row(x, r), x.cols, norm);
+}
+
+/* All rows, by one thread. */
+static void pack(const struct matmul *m, int32_t thread)
+{
+    if (m->quantized) pack_steps((void *)m, 0, m->steps, thread);
+    else pack_blocks((void *)m, 0, m->n_blocks, thread);
+}
+
 /* The rows as this thread is to read them. Its own come with its first range. */
 static uint32_t *packed_rows(struct product *p, int32_t thread)
 {
@@ -250,11 +277,9 @@ static uint32_t *packed_rows(struct product *p, int32_t thread)
     call_for(p->before.data ? p->before : m.x);
     if (p->before.data) {
         m.x.data = m.packed + m.x.rows * m.row_words;
-        for (int64_t r = 0; r < m.x.rows; r++)
-            m.kernels->norm_row(tensor_row(m.x, r), m.x.dtype, tensor_row(p->before, r), m.x.cols, p->norm);
+        norm_rows(m.kernels, m.x, p->before, p->norm);
     }
-    if (m.quantized) pack_steps(&m, 0, m.steps, thread);
-    else pack_blocks(&m, 0, m.n_blocks, thread);
+    pack(&m, thread);
     p->has_packed[thread] = true;
     return m.packed;
 }
@@ -287,6 +312,47 @@ static void multiply_range(void *ctx, int64_t begin, int64_t end, int32_t thread
     }
 }
 
+/* Rows [row0, row0 + n) of a tensor. */
+static struct tensor rows_of(struct tensor t, int64_t row0, int64_t n)
+{
+    t.data = tensor_row(t, row0);
+    t.rows = n;
+    return t;
+}
+
+/* Chunks of rows, from norm to SwiGLU. */
+static void multiply_chunks(void *ctx, int64_t begin, int64_t end, int32_t thread)
+{
+    const struct product *whole = ctx;
+    int64_t rows = whole->parts[0].x.rows;
+    for (int64_t chunk = begin; chunk < end; chunk++) {
+        struct product p = *whole;
+        int64_t row0 = chunk * rows / p.n_chunks, n = (chunk + 1) * rows / p.n_chunks - row0;
+        for (int32_t i = 0; i < p.n; i++) {
+            struct matmul *m = &p.parts[i];
+            m->x = rows_of(m->x, row0, n);
+            m->out = rows_of(m->out, row0, n);
+            m->n_blocks = ceil_div(n, tile_rows(m));
+            m->packed += thread * p.chunk_bytes / (int64_t)sizeof *m->packed;
+        }
+        if (p.before.data) norm_rows(p.parts[0].kernels, p.parts[0].x, rows_of(p.before, row0, n), p.norm);
+        if (p.swiglu.data) p.swiglu = rows_of(p.swiglu, row0, n);
+        pack(&p.parts[0], thread);
+        multiply_range(&p, 0, p.n_panels, thread);
+    }
+}
+
+/* How many chunks of rows to share out; 0: panels are. */
+static int64_t row_chunks(const struct cpu_device *c, const struct matmul *m)
+{
+    int64_t rows = m->x.rows, threads = pool_n_threads(c->pool), most = OWN_BYTES / (m->row_words * 4);
+    int64_t least = m->quantized ? SHARED_ROWS_QUANTIZED : SHARED_ROWS;
+    if (threads == 1 || threads > OWN_THREADS || most < least || rows < threads * least) return 0;
+    int64_t each = max_i64(1, min_i64(MOST_CHUNKS, rows / (threads * SHARED_ROWS)));
+    int64_t n = threads * max_i64(each, ceil_div(rows, threads * most));
+    return (ceil_div(rows, n) * n - rows) * UNEVEN <= rows ? n : 0;
+}
+
 static int64_t quantized_words(int64_t n_in) { return ceil_div(n_in, QUANT_BLOCK) * QUANT_WORDS; }
 
 int64_t cpu_matmul_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in)
@@ -302,13 +368,13 @@ static bool runs_on_amx(const struct cpu_device *c, const struct matrix *w, int6
     return c->kernels.amx && (w->dtype == DTYPE_BF16 || (cpu_is_quantized(w->dtype) && n_rows >= AMX_QUANT_ROWS));
 }
 
-/* A product on tiles of vectors, all but its rows. Returns its panels. */
-static int64_t set_up(struct cpu_device *c, struct product *p, struct tensor out, struct tensor x,
+/* A product on tiles of vectors, all but what comes before and after. */
+static void set_up(struct cpu_device *c, struct product *p, struct tensor out, struct tensor x,
                       const struct matrix *w, const float *bias, enum epilogue epilogue)
 {
     bool widened = w->dtype == DTYPE_BF16 && !c->kernels.bf16_dot;
     bool quantized = cpu_is_quantized(w->dtype); /* all parts are, or the one */
-    int64_t steps = cpu_panel_steps(w->dtype, x.cols), n_panels = 0, column;
+    int64_t steps = cpu_panel_steps(w->dtype, x.cols), column;
     struct matmul m = {
         .kernels = &c->kernels, .out = out, .x = x, .epilogue = epilogue,
         .quantized = quantized,
@@ -318,26 +384,32 @@ static int64_t set_up(struct cpu_device *c, struct product *p, struct tensor out
     };
     m.n_blocks = ceil_div(x.rows, tile_rows(&m));
     int64_t own = own_bytes(x.rows, x.cols, m.row_words, x.dtype);
-    if (own <= OWN_BYTES && pool_n_threads(c->pool) <= OWN_THREADS) p->own_bytes = own;
+    p->n_chunks = row_chunks(c, &m);
+    if (p->n_chunks > 0)
+        p->chunk_bytes = round_up(ceil_div(x.rows, p->n_chunks) * m.row_words * 4, DEVICE_ALIGN);
+    else if (own <= OWN_BYTES && pool_n_threads(c->pool) <= OWN_THREADS) p->own_bytes = own;
     for (; matrix_part_of(&c->base, w, p->n, &p->w[p->n], &column); p->n++) {
         struct matmul *part = &p->parts[p->n];
         *part = m;
         part->w = &p->w[p->n];
         part->bias = bias ? bias + column : NULL;
         part->column = column;
-        part->panel0 = n_panels;
+        part->panel0 = p->n_panels;
         part->step_bytes = cpu_panel_step_bytes(part->w->dtype);
-        n_panels += ceil_div(part->w->n_out, PANEL);
+        p->n_panels += ceil_div(part->w->n_out, PANEL);
     }
-    return n_panels;
 }
 
-static void multiply(struct cpu_device *c, struct product *p, int64_t n_panels)
+static void multiply(struct cpu_device *c, struct product *p)
 {
     struct tensor x = p->parts[0].x;
+    if (p->n_chunks > 0) {
+        pool_for(c->pool, p->n_chunks, 1, multiply_chunks, p);
+        return;
+    }
     if (p->own_bytes == 0) pack_rows(c, &p->parts[0]);
     int64_t products = PANEL * x.cols * x.rows; /* of a panel */
-    pool_for(c->pool, n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_range, p);
+    pool_for(c->pool, p->n_panels, ceil_div(INLINE_PRODUCTS, products), multiply_range, p);
 }
 
 void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
@@ -355,8 +427,8 @@ void cpu_matmul(struct device *d, struct tensor out, struct tensor x, const stru
         return;
     }
     struct product p = {0};
-    int64_t n_panels = set_up(c, &p, out, x, w, bias, epilogue);
-    multiply(c, &p, n_panels);
+    set_up(c, &p, out, x, w, bias, epilogue);
+    multiply(c, &p);
 }
 
 /* Does each panel of the gate have one of the other half that it meets in SwiGLU? */
@@ -377,13 +449,13 @@ void cpu_norm_matmul(struct device *d, struct tensor out, const struct norm_matm
     ASSERT(cpu_matmul_workspace(c, m->h.rows, m->h.cols) <= c->workspace_bytes);
     if (out.rows == 0) return;
     bool amx = runs_on_amx(c, m->w, out.rows);
-    int64_t n_panels = amx ? 0 : set_up(c, &p, y, m->h, m->w, m->bias, m->epilogue);
+    if (!amx) set_up(c, &p, y, m->h, m->w, m->bias, m->epilogue);
     /* Few rows wait for memory, which two streams in turn would keep waiting. */
     bool swiglu = m->gate_up.data && !amx && out.rows > FEW_ROWS && halves_match(&p, out.cols);
     p.before = m->x, p.norm = m->norm;
-    if (p.own_bytes == 0) cpu_norm(d, m->h, m->x, m->norm);
-    if (swiglu) p.swiglu = out, n_panels /= 2;
+    if (p.own_bytes == 0 && p.n_chunks == 0) cpu_norm(d, m->h, m->x, m->norm);
+    if (swiglu) p.swiglu = out, p.n_panels /= 2;
     if (amx) cpu_matmul(d, y, m->h, m->w, m->bias, m->epilogue);
-    else multiply(c, &p, n_panels);
+    else multiply(c, &p);
     if (m->gate_up.data && !swiglu) cpu_swiglu(d, out, m->gate_up);
 }

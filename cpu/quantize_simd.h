@@ -1,6 +1,6 @@
-/* Blocks of a row become int8 codes (struct cpu_kernels, quantize_row): what AVX2 and AVX-512 do alike. Eight blocks go
- * together: a division takes as long for one, and to find eight maxima (or sums) across lanes takes not much longer either
- * when vectors are folded onto each other until each block has one lane. */
+/* Blocks of a row become int8 codes (struct cpu_kernels, quantize_row): what AVX2 and AVX-512 do alike. Eight blocks
+ * go together: a division takes as long for one, and to find eight maxima (or sums) across lanes takes not much longer
+ * either when vectors are folded onto each other until each block has one lane. */
 #pragma once
 
 #include <float.h>
