@@ -40,7 +40,8 @@ static enum error_code code_of(int number)
     case ENOMEM:
     case EAGAIN: return ERR_MEMORY;
     case ENOSPC:
-    case EDQUOT: return ERR_DISK_FULL;
+    case EDQUOT:
+    case EFBIG: return ERR_DISK_FULL;
     default: return ERR_IO;
     }
 }

@@ -55,8 +55,8 @@ bool error_setv(struct error *err, enum error_code code, const char *param, cons
                 va_list args);
 
 /* As error_set, with ": strerror(errno)" appended; the code follows errno
- * (ENOENT: ERR_NOT_FOUND; ENOMEM, and EAGAIN for a thread or a process: ERR_MEMORY; ENOSPC, EDQUOT:
- * ERR_DISK_FULL; else ERR_IO). */
+ * (ENOENT: ERR_NOT_FOUND; ENOMEM, and EAGAIN for a thread or a process: ERR_MEMORY; ENOSPC, EDQUOT
+ * and EFBIG, which RLIMIT_FSIZE gives: ERR_DISK_FULL; else ERR_IO). */
 bool error_errno(struct error *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* "invalid", "not_found", ...: stable names for logs. */

@@ -242,11 +242,8 @@ bool file_upload_append(struct file_upload *u, const void *bytes, size_t n, stru
     for (const char *p = bytes; n > 0;) {
         ssize_t written = write(u->fd, p, n);
         if (written < 0 && errno == EINTR) continue;
-        if (written < 0 && errno == ENOSPC)
-            return error_set(err, ERR_UNAVAILABLE, "file",
-                             "the server's disk is full (after %lld bytes of the file)",
-                             (long long)u->bytes);
-        if (written < 0) return error_errno(err, "cannot write an upload");
+        if (written < 0)
+            return error_errno(err, "cannot write an upload after %lld bytes", (long long)u->bytes);
         p += written;
         n -= (size_t)written;
         u->bytes += written;

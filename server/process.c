@@ -4,6 +4,7 @@
 
 #include <malloc.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,7 @@ void process_settle(void)
     pthread_attr_destroy(&attr);
     /* Fixed: glibc would raise it with each large block that is freed, and then keep such blocks. */
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 void process_trim(void) { (void)malloc_trim(0); }

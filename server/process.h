@@ -9,7 +9,8 @@
 
 /* First thing in main, before there are threads: stacks that are as large as our functions need, and a malloc
  * that gives large blocks back. So that what the process takes besides its plan is small, and limits
- * on it (RLIMIT_DATA counts stacks in full) can be tight. */
+ * on it (RLIMIT_DATA counts stacks in full) can be tight. A file that may not grow further (RLIMIT_FSIZE) is
+ * an error of who writes it, not the process's end. */
 void process_settle(void);
 
 /* What malloc holds of memory that was freed goes back to the system: after work that was large and is

@@ -72,6 +72,9 @@ static void test_errno_chooses_the_code(void **state)
     errno = EDQUOT;
     error_errno(&err, "x");
     assert_int_equal(err.code, ERR_DISK_FULL);
+    errno = EFBIG;
+    error_errno(&err, "x");
+    assert_int_equal(err.code, ERR_DISK_FULL);
     errno = EACCES;
     error_errno(&err, "x");
     assert_int_equal(err.code, ERR_IO);

@@ -4,6 +4,7 @@ them. The trainer is tests/fake_trainer.py, which obeys the training data's firs
 import contextlib
 import json
 import os
+import resource
 import signal
 import time
 
@@ -19,8 +20,8 @@ PRESET = "configs/tiny_char"
 JOBS = "/v1/fine_tuning/jobs"
 
 
-def start(folder, *arguments):
-    return gptd.Server("--data-dir", folder, "--trainer", TRAINER, *arguments)
+def start(folder, *arguments, **popen):
+    return gptd.Server("--data-dir", folder, "--trainer", TRAINER, *arguments, **popen)
 
 
 @pytest.fixture(scope="module")
@@ -535,6 +536,18 @@ def test_two_servers_and_one_folder(tmp_path):
     with two.client() as http:
         assert post_parts(http, [FILE, PURPOSE]).status_code == 200
     two.stop()
+
+
+def test_a_file_that_may_not_grow_so_large_ends_no_server(tmp_path):
+    """RLIMIT_FSIZE, whose signal would end the process."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
+    server = start(tmp_path / "data", preexec_fn=limit)
+    with server.client() as http:
+        reply = post_parts(http, [(FILE[0], b"x" * 200000), PURPOSE])
+        assert reply.status_code == 507 and check_error(reply)["code"] == "disk_full"
+        assert os.listdir(tmp_path / "data" / "files") == []
+        assert post_parts(http, [FILE, PURPOSE]).status_code == 200
+    server.stop()
 
 
 def test_a_folder_that_cannot_be(tmp_path):
