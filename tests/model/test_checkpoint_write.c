@@ -556,7 +556,7 @@ static void write_past_the_limit(void)
     struct error err = {0};
     runner_open(&r, "tests/golden/gpt2", DTYPE_F32, &one_thread, 1);
     assert_false(checkpoint_write(&r.gpt, r.device, in_test_dir("out"), &err));
-    assert_int_equal(err.code, ERR_IO);
+    assert_int_equal(err.code, ERR_DISK_FULL);
     assert_non_null(strstr(err.text, "model.safetensors"));
     assert_non_null(strstr(err.text, "File too large"));
     runner_close(&r);
