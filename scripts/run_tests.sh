@@ -92,12 +92,13 @@ unit() {
 # count_in LINE WORD: the number before the word in pytest's last line, or 0.
 count_in() { echo "$1" | grep -oE "[0-9]+ ($2)\b" | grep -oE '[0-9]+' || echo 0; }
 
-# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY, as many files at a time as there
-# are jobs.
+# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY, as many files
+# at a time as there are jobs. What failed is said first, then why.
 black_box() {
     local tree=$1 binary=$2 log="$logs/pytest-$1.log" status line
     shift 2
-    GPTD_BINARY=$binary timeout 900 "$python" -m pytest -q -ra -n "$jobs" --dist loadfile --durations=5 "$@" >"$log" 2>&1
+    GPTD_BINARY=$binary timeout 900 "$python" -m pytest -q -ra -n "$jobs" --dist loadfile \
+        --durations=5 "$@" >"$log" 2>&1
     status=$?
     line=$(tail -n 1 "$log")
     local ok bad
@@ -107,7 +108,7 @@ black_box() {
     failed=$((failed + bad))
     if [ "$bad" != 0 ]; then
         echo "not ok - black-box $tree: $line"
-        tail -n 120 "$log" | sed 's/^/    # /'
+        { grep -E '^(FAILED|ERROR) ' "$log"; tail -n 120 "$log"; } | sed 's/^/    # /'
     elif [ "$status" != 0 ]; then
         fail "black-box $tree (exit status $status)" "$log"
     else

@@ -82,17 +82,21 @@ def planned_mib(purpose, *arguments):
     return -(-(plan[purpose]["total_bytes"] + plan["device_overhead_bytes"]) // MIB)
 
 
-def memory_request(kind):
-    return pod(kind)["containers"][0]["resources"]["requests"]["memory"]
+def requests(kind):
+    return pod(kind)["containers"][0]["resources"]["requests"]
 
 
 def test_requested_memory_is_what_is_planned():
     env = {e["name"]: e["value"] for e in pod("Deployment")["containers"][0]["env"]}
-    serving = planned_mib("generation", "--model", gptd.MODEL, "--max-seqs", env["GPTD_MAX_SEQS"],
+    threads = env["GPTD_THREADS"]
+    serving = planned_mib("generation", "--model", gptd.MODEL, "--threads", threads,
+                          "--max-seqs", env["GPTD_MAX_SEQS"],
                           "--max-batch-tokens", env["GPTD_MAX_BATCH_TOKENS"])
-    assert memory_request("Deployment") == f"{serving}Mi"
-    training = planned_mib("training", "--config", ROOT / "configs/tiny_char.json")
-    assert memory_request("Job") == f"{training}Mi"
+    assert requests("Deployment") == {"cpu": threads, "memory": f"{serving}Mi"}
+    threads, = (a.removeprefix("--threads=") for a in pod("Job")["containers"][0]["args"]
+                if a.startswith("--threads="))
+    training = planned_mib("training", "--config", ROOT / "configs/tiny_char.json", "--threads", threads)
+    assert requests("Job") == {"cpu": threads, "memory": f"{training}Mi"}
 
 
 def test_variables_and_options_exist():
