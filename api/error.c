@@ -23,6 +23,7 @@ static const struct error_shape {
     {ERR_CANCELED, 499, "server_error", "canceled"},
     {ERR_INTERNAL, 500, "server_error", "internal_error"},
     {ERR_IO, 500, "server_error", "internal_error"},
+    {ERR_MODEL, 500, "server_error", "model_failed"},
     {ERR_NONE, 500, "server_error", "internal_error"},
     {ERR_MEMORY, 503, "server_error", "out_of_memory"},
     {ERR_UNAVAILABLE, 503, "server_error", "unavailable"},
@@ -55,7 +56,7 @@ const char *api_error_text(const struct error *err)
 {
     if (err->code == ERR_DISK_FULL)
         return "No room on the server's disk: free some and retry; the server's log says where.";
-    if (api_error_status(err->code) == 500) return "Internal error; the server's log says more.";
+    if (api_error_status(err->code) == 500 && err->code != ERR_MODEL) return "Internal error; the server's log says more.";
     return err->text;
 }
 

@@ -95,6 +95,7 @@ static void add_counters(struct engine_stats *sum, const struct engine_stats *s)
     sum->n_steps += s->n_steps;
     sum->n_prefill_tokens += s->n_prefill_tokens;
     sum->n_decode_tokens += s->n_decode_tokens;
+    sum->n_model_failures += s->n_model_failures;
     sum->busy_ns += s->busy_ns;
     sum->kv.lookup_tokens += s->kv.lookup_tokens;
     sum->kv.hit_tokens += s->kv.hit_tokens;

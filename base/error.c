@@ -80,6 +80,7 @@ const char *error_code_name(enum error_code code)
     case ERR_MEMORY: return "memory";
     case ERR_DISK_FULL: return "disk_full";
     case ERR_DEVICE: return "device";
+    case ERR_MODEL: return "model";
     case ERR_INTERNAL: return "internal";
     }
     return "unknown";

@@ -76,12 +76,12 @@ static uint8_t *scale_at(enum dtype dtype, uint8_t *block, int64_t n)
 }
 
 /* GGML's reference: q8_0 takes the largest magnitude to 127, q4_0 the value that has it to -8. Files of the same
- * type come back as they were. */
+ * type come back as they were. With a NaN the scale is one: a broken weight stays broken. */
 static void write_block(enum dtype dtype, uint8_t *block, int64_t n, const float *x, int64_t n_in)
 {
     float extreme = 0;
-    for (int64_t k = 0; k < n_in; k++)
-        if (fabsf(x[k]) > fabsf(extreme)) extreme = x[k];
+    for (int64_t k = 0; k < n_in && !isnan(extreme); k++)
+        if (!(fabsf(x[k]) <= fabsf(extreme))) extreme = x[k];
     bool q4 = dtype == DTYPE_Q4_0;
     float scale = q4 ? extreme / -8 : fabsf(extreme) / 127;
     float inverse = scale != 0 ? 1 / scale : 0;

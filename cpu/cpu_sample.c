@@ -43,8 +43,10 @@ int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size)
     return pool_n_threads(c->pool) * scratch_bytes(vocab_size);
 }
 
+static const float LARGEST = 0x1.fffffep127f;
+
 /* NaN counts as -inf, +inf as the largest float: the same in kernels. */
-static float clean(float x) { return isnan(x) ? -INFINITY : x == INFINITY ? 0x1.fffffep127f : x; }
+static float clean(float x) { return isnan(x) ? -INFINITY : x == INFINITY ? LARGEST : x; }
 
 static bool better(struct candidate a, struct candidate b)
 {
@@ -293,7 +295,7 @@ static int32_t choose_random(const struct sampler *s, const struct sample_reques
                              float max, double total)
 {
     double u = p->uniform;
-    float scale = fminf(1 / p->temperature, 0x1.fffffep127f);
+    float scale = fminf(1 / p->temperature, LARGEST);
     struct bracket bracket = {.high = 1};
     int64_t n;
     if (cuts_top_k(s, p)) {
@@ -357,6 +359,11 @@ static void sample_one(const struct sampler *s, const float *x, const struct sam
     float total;
     struct logsumexp z =
         cpu_logsumexp(s->kernels, x, s->n_vocab, drawn_as_is ? s->values : NULL, &total);
+    /* Infinity has become the largest float. */
+    if (!(z.shift > -INFINITY && z.shift < LARGEST)) {
+        *out = (struct sample_out){.id = SAMPLE_NO_TOKEN};
+        return;
+    }
     *out = (struct sample_out){.id = q->forced};
     if (q->forced < 0) {
         const float *y = adjusted(s, q, changes, x);

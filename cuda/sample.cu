@@ -50,23 +50,19 @@ __device__ __forceinline__ int32_t rank_of(const float *x, int32_t n, float valu
     return (int32_t)(1 + warps_sums(before, sums));
 }
 
-/* The n_top best of the row and the rank of `id` in it. Three readings. */
+/* The n_top best of a row that has a highest logit, and the rank of `id` in it. Three readings. */
 __device__ __forceinline__ void report(sample_out *o, candidates c, logsumexp z, int32_t id, int32_t n_top,
                                        float hint)
 {
     int32_t rank = rank_of(c.x, c.n, clean_logit(c.x[id]), id, c.room->sums);
     uint64_t *list = c.room->list;
     if (threadIdx.x == 0) o->rank = rank;
-    if (c.highest > -CUDART_INF_F) {
-        cut_down(c, n_top, 0, hint);
-        if (!c.gathered) gather(c);
-        __syncthreads(); /* whoever looked for the cut has read the list */
-        /* Best first; ties by lower id. */
-        for (int32_t i = threadIdx.x; i < c.n; i += LOGITS_THREADS) list[i] = ~list[i] << 32 | list[i] >> 32;
-        sort_list(list, c.n);
-    } else {
-        c.n = 0;
-    }
+    cut_down(c, n_top, 0, hint);
+    if (!c.gathered) gather(c);
+    __syncthreads(); /* whoever looked for the cut has read the list */
+    /* Best first; ties by lower id. */
+    for (int32_t i = threadIdx.x; i < c.n; i += LOGITS_THREADS) list[i] = ~list[i] << 32 | list[i] >> 32;
+    sort_list(list, c.n);
     n_top = min(n_top, c.n);
     if (threadIdx.x == 0) o->n_top = n_top;
     for (int32_t i = threadIdx.x; i < n_top; i += LOGITS_THREADS)
@@ -111,8 +107,12 @@ sample_kernel(sample_out *out, float *logits, const sample_request *requests, in
         if (changed || q.n_changes == 0) break;
         change(x, q, changes);
     }
+    /* Infinity has become the largest float. */
+    bool usable = z.shift > -CUDART_INF_F && z.shift < CUDART_MAX_NORMAL_F;
     int32_t id = q.forced;
-    if (id < 0 && highest == -CUDART_INF_F) {
+    if (!usable) {
+        id = SAMPLE_NO_TOKEN;
+    } else if (id < 0 && highest == -CUDART_INF_F) {
         id = 0;
     } else if (id < 0 && q.temperature == 0) {
         id = lowest_id(n % 4 == 0 ? seen_id<4>(x, n, seen, highest) : seen_id<1>(x, n, seen, highest), floats);
@@ -123,13 +123,13 @@ sample_kernel(sample_out *out, float *logits, const sample_request *requests, in
     if (changed) put_back(x, q, changes);
     if (threadIdx.x == 0) {
         o->id = id;
-        o->logprob = logprob_of(z, x[id]);
+        o->logprob = usable ? logprob_of(z, x[id]) : 0;
         o->rank = o->n_top = 0;
     }
     /* Every byte of the answer is written, so that it is the same in every run. */
     for (int32_t i = threadIdx.x; i < SAMPLE_MAX_TOP; i += LOGITS_THREADS) o->top[i] = {0, 0};
     __syncthreads();
-    if (q.n_top > 0) report(o, all_candidates(&room, x, n, z.shift, 1), z, id, q.n_top, raw_hint);
+    if (usable && q.n_top > 0) report(o, all_candidates(&room, x, n, z.shift, 1), z, id, q.n_top, raw_hint);
 }
 
 void cuda_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,

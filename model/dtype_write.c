@@ -14,17 +14,19 @@ bool dtype_is_written(enum dtype dtype)
     return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_Q8_0;
 }
 
-/* f16 d, i8 q[32]; value d q. The codes are made with the scale before it is rounded. */
+/* f16 d, i8 q[32]; value d q. The codes are made with the scale before it is rounded. With a NaN all 32 are: codes have
+ * none, and a broken weight is not to become a wrong one. */
 static void write_q8_0(const uint8_t *src, uint8_t *dst)
 {
     float x[Q8_BLOCK], largest = 0;
     memcpy(x, src, sizeof x);
-    for (int i = 0; i < Q8_BLOCK; i++) largest = fmaxf(largest, fabsf(x[i]));
+    for (int i = 0; i < Q8_BLOCK && !isnan(largest); i++)
+        if (!(fabsf(x[i]) <= largest)) largest = fabsf(x[i]);
     float d = largest / 127.0f, inverse = d > 0 ? 1.0f / d : 0.0f;
     uint16_t scale = f32_to_f16(d);
     memcpy(dst, &scale, sizeof scale);
     for (int i = 0; i < Q8_BLOCK; i++) {
-        /* Not a number has no code: 0. The inverse of a subnormal scale may be infinite. */
+        /* The inverse of a subnormal scale may be infinite, and zero times that no number. */
         float q = roundf(x[i] * inverse);
         if (isnan(q)) q = 0;
         dst[2 + i] = (uint8_t)(int8_t)fmaxf(-127, fminf(127, q));

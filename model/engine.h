@@ -110,7 +110,9 @@ struct engine_request {
     struct token_logprob *prompt_top;   /* [n_prompt, n_top] */
     _Atomic int32_t n_prompt_scored;    /* entries that are there (acquire); 1 from the start when asked */
     _Atomic int32_t state;              /* enum request_state; DONE is the last thing the engine writes */
-    struct error error;                 /* FINISH_ERROR: why. Read after DONE */
+    struct error error;                 /* FINISH_ERROR: why (ERR_DEVICE; ERR_MODEL: logits that are not finite, in
+                                           this request alone). Read after DONE */
+    bool first_failure;                 /* the engine's first ERR_MODEL: worth a line in a log */
     /* Times by clock_ns, 0 = not yet; read after DONE (first_token: after n_tokens > 0). */
     int64_t submitted_ns, admitted_ns, first_token_ns, done_ns;
     int32_t n_cached;                   /* prompt tokens that came from the prefix cache */
@@ -186,6 +188,7 @@ struct engine_stats {
     struct kv_pool_stats kv;
     int32_t running, queued;             /* sequences; requests */
     int64_t n_steps, n_prefill_tokens, n_decode_tokens;
+    int64_t n_model_failures;            /* requests that ended for logits that are not finite */
     int64_t last_progress_ns;            /* clock_ns when the last step began or ended, or when a request
                                             came to an idle engine: old while running or queued means stuck */
     int64_t busy_ns;                     /* time spent in steps */

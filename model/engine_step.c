@@ -274,6 +274,20 @@ static void publish_pages(struct engine *e, struct seq *s)
     }
 }
 
+/* The sequence's row of logits has given no token: the request ends here, with its other choices, since a part of a reply
+ * is none. Only this one: rows know nothing of each other. */
+static void fail_request(struct engine *e, struct engine_request *r, int32_t at)
+{
+    error_set(&r->error, ERR_MODEL, NULL, "the logits after %d tokens are not finite, so that there is no next token: "
+              "weights hold NaN or infinity, or what they compute grows too large for %s; check the model, or load it with --dtype f32",
+              at + 1, dtype_info(e->options.dtype)->name);
+    r->first_failure = e->live.n_model_failures++ == 0;
+    for (int32_t i = 0; i < e->n_active; i++) {
+        struct seq *s = &e->seqs[e->active[i]];
+        if (s->request == r) engine_end_choice(e, s, FINISH_ERROR);
+    }
+}
+
 static void absorb(struct engine *e, struct seq *s, int64_t now)
 {
     struct engine_request *r = s->request;
@@ -287,7 +301,12 @@ static void absorb(struct engine *e, struct seq *s, int64_t now)
 
     const struct step_buffers *b = &e->step.host;
     for (int32_t i = s->out0; i < s->out0 + s->n_out; i++) {
-        if (b->requests[i].forced >= 0) store_score(e, r, b->positions[b->out_rows[i]] + 1, &b->outs[i]);
+        int32_t at = b->positions[b->out_rows[i]];
+        if (b->outs[i].id == SAMPLE_NO_TOKEN) {
+            fail_request(e, r, at);
+            return;
+        }
+        if (b->requests[i].forced >= 0) store_score(e, r, at + 1, &b->outs[i]);
         else append_token(e, s, &b->outs[i], now); /* the last one: it may end the choice */
     }
     if (r->params.max_tokens == 0 && is_decoding(s)) engine_end_choice(e, s, FINISH_LENGTH);

@@ -11,6 +11,9 @@
  * (Philox4x32-10, Salmon et al. 2011; key = seed, counter = the token's position and the choice), so that a request's
  * tokens do not depend on its neighbours.
  *
+ * A NaN counts as minus infinity. A row whose highest raw logit is not a number, or infinite, is no basis for a choice:
+ * it gives SAMPLE_NO_TOKEN, to score as well as to draw.
+ *
  * All arithmetic of a row runs in an order fixed by the row alone. */
 #pragma once
 
@@ -78,8 +81,9 @@ struct sample_request {
 
 struct token_logprob { int32_t id; float logprob; };
 
+enum { SAMPLE_NO_TOKEN = -1 };
 struct sample_out {
-    int32_t id;
+    int32_t id;    /* SAMPLE_NO_TOKEN: the row has no highest logit, and the rest here is zero */
     float logprob; /* of id, under the raw logits */
     int32_t rank;  /* of id among the raw logits, 1 = highest; 0 when n_top == 0 */
     int32_t n_top;

@@ -107,7 +107,7 @@ static bool sample(struct trainer *t, struct buf *text, struct error *err)
     while (n < most) {
         ASSERT(one_span(t, tokens, n));
         if (!next_token(t, tokens, n, &out, err)) return false;
-        if (out.id == tokenizer_eos(o->tokenizer)) break;
+        if (out.id == tokenizer_eos(o->tokenizer) || out.id == SAMPLE_NO_TOKEN) break;
         tokens[n++] = out.id;
         append_text(t, &decoder, out.id, text);
     }

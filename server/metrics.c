@@ -182,6 +182,8 @@ static void render_engine(struct buf *out, const struct engine_stats *e)
            (double)e->n_prefill_tokens);
     single(out, "gptd_engine_decode_tokens_total", "counter", "Tokens computed one at a time.",
            (double)e->n_decode_tokens);
+    single(out, "gptd_model_failures_total", "counter",
+           "Requests that ended because their logits were NaN or infinite.", (double)e->n_model_failures);
     family(out, "gptd_kv_pages", "gauge", "Pages of the KV pool by state.");
     buf_printf(out,
                "gptd_kv_pages{state=\"free\"} %d\ngptd_kv_pages{state=\"cached\"} %d\n"

@@ -294,13 +294,14 @@ static void strange_logits_are_survived(void **state)
 {
     enum { VOCAB = 70 };
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
-        for (int kind = 0; kind < 6; kind++) {
+        for (int kind = 0; kind < 7; kind++) {
             struct cpu_fixture f;
             open_at(&f, isa, 1, VOCAB);
             float logits[VOCAB];
             for (int i = 0; i < VOCAB; i++)
                 logits[i] = kind == 0 ? NAN : kind == 1 ? -INFINITY : kind == 2 ? INFINITY
-                          : kind == 3 ? (i == 66 ? -3e38f : NAN) : kind == 4 ? (i % 2 ? 3e38f : -3e38f) : -NAN;
+                          : kind == 3 ? (i == 66 ? -3e38f : NAN) : kind == 4 ? (i % 2 ? 3e38f : -3e38f)
+                          : kind == 5 ? -NAN : i == 66 ? INFINITY : i % 3 ? NAN : 1;
             for (int setting = 0; setting < 6; setting++) {
                 struct sample_params p = plain_params();
                 int32_t history[] = {3, 66};
@@ -312,8 +313,15 @@ static void strange_logits_are_survived(void **state)
                 struct sample_row row = {.params = &p, .history = history, .n_prompt = 1, .n_history = 2,
                                          .forced = -1, .n_top = 3};
                 struct sample_out out = sample_row_at(&f, logits, VOCAB, &row);
+                if (kind != 3 && kind != 4) {
+                    static const struct sample_out nothing = {.id = SAMPLE_NO_TOKEN};
+                    assert_memory_equal(&out, &nothing, sizeof out);
+                    row.forced = 7; /* nor is there anything to say of a token that is given */
+                    out = sample_row_at(&f, logits, VOCAB, &row);
+                    assert_memory_equal(&out, &nothing, sizeof out);
+                    continue;
+                }
                 assert_true(out.id >= 0 && out.id < VOCAB);
-                if (kind == 0 || kind == 1 || kind == 5) assert_int_equal(out.id, 0);
                 /* Setting 5 doubles -3e38 to -inf. */
                 if (kind == 3) assert_int_equal(out.id, setting == 5 ? 0 : 66);
                 if (kind == 4) assert_true(out.id % 2 == 1 || setting == 5);

@@ -112,7 +112,8 @@ void test_sampling(void **state)
 
 /* ---- hard rows, and what the definition says ---- */
 
-enum pattern { EQUAL, ONE_FINITE, TWO_VALUES, WHOLE_NUMBERS, RISING, HUGE_RANGE, BROKEN, CLOSE, NORMAL, N_PATTERNS };
+enum pattern { EQUAL, ONE_FINITE, TWO_VALUES, WHOLE_NUMBERS, RISING, HUGE_RANGE, BROKEN, NO_NUMBER, INFINITE, CLOSE, NORMAL,
+               N_PATTERNS };
 
 static void make_row(float *x, int64_t vocab, enum pattern pattern, struct cpu_rng *rng)
 {
@@ -125,7 +126,9 @@ static void make_row(float *x, int64_t vocab, enum pattern pattern, struct cpu_r
         case WHOLE_NUMBERS: x[i] = roundf(r * 4); break;
         case RISING: x[i] = (float)i / (float)vocab; break; /* the cut's candidate has the lowest id */
         case HUGE_RANGE: x[i] = r * powf(10, (float)(i % 39)); break;
-        case BROKEN: x[i] = i % 4 == 0 ? NAN : i % 4 == 1 ? -INFINITY : i % 97 == 2 ? INFINITY : r; break;
+        case BROKEN: x[i] = i % 4 == 0 ? NAN : i % 4 == 1 ? -INFINITY : i % 97 == 2 ? 3e38f : r; break;
+        case NO_NUMBER: x[i] = i % 3 ? NAN : -INFINITY; break;
+        case INFINITE: x[i] = i == vocab / 3 ? INFINITY : i % 4 == 0 ? NAN : r; break;
         case CLOSE: x[i] = i == vocab / 2 ? 16 : r * 1e-6f; break; /* more values than distances from the best */
         default: x[i] = r * 9 + cpu_rng_float(rng) * 4;
         }
@@ -185,10 +188,13 @@ static int64_t reaching(const struct ranking *r, int64_t n, double share)
     return kept;
 }
 
+/* Else no token can come of it. */
+static bool has_highest(const struct ranking *r) { return r->n > 0 && r->x[r->ids[0]] < 0x1.fffffep127f; }
+
 static bool may_draw(struct ranking *r, const struct sample_row *row, int32_t id)
 {
     const struct sample_params *p = row->params;
-    if (r->n == 0) return id == 0;
+    if (!has_highest(r)) return id == SAMPLE_NO_TOKEN;
     if (p->temperature == 0) return id == r->ids[0];
     float scale = fminf(1 / p->temperature, 0x1.fffffep127f), best = r->x[r->ids[0]];
     for (int64_t i = 0; i < r->n; i++)
@@ -206,11 +212,16 @@ static bool may_draw(struct ranking *r, const struct sample_row *row, int32_t id
 
 static void check_report(const struct ranking *r, const struct sample_row *row, const struct sample_out *out)
 {
-    int64_t rank = 1;
+    int64_t rank = 1, n_top = row->n_top < r->n ? row->n_top : r->n;
+    if (!has_highest(r)) {
+        static const struct sample_out nothing = {.id = SAMPLE_NO_TOKEN};
+        assert_memory_equal(out, &nothing, sizeof nothing);
+        return;
+    }
     for (int64_t i = 0; i < r->n_vocab; i++)
         rank += r->x[i] > r->x[out->id] || (r->x[i] == r->x[out->id] && i < out->id);
     assert_int_equal(out->rank, row->n_top > 0 ? rank : 0);
-    assert_int_equal(out->n_top, row->n_top < r->n ? row->n_top : r->n);
+    assert_int_equal(out->n_top, n_top);
     for (int32_t i = 0; i < out->n_top; i++) assert_int_equal(out->top[i].id, r->ids[i]);
 }
 

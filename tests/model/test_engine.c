@@ -1,4 +1,5 @@
 /* The engine: a request's life, its edges and its refusals, on a device whose steps are held. */
+#include <math.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -658,6 +659,69 @@ static void test_device_failure(void **state)
     close_clean(&f);
 }
 
+/* A greedy job of tokens from 64 up, but for the one at `at`. */
+static void begin_with(struct job *j, struct engine_fixture *f, int32_t at, int32_t id, int32_t n, bool scored)
+{
+    job_init_plain(j, 20, 10);
+    for (int32_t i = 0; i < 20; i++) j->prompt[i] = i == at ? id : 64 + i * 3;
+    j->params.n = n;
+    j->params.prompt_logprobs = scored;
+    assert_true(job_new(j, f->engine));
+    job_submit(j, f->engine);
+}
+
+static void end_without_numbers(struct job *j, struct engine_fixture *f, bool first)
+{
+    engine_wait(f->engine, j->request);
+    assert_int_equal(j->request->error.code, ERR_MODEL);
+    assert_non_null(strstr(j->request->error.text, "too large for f32"));
+    assert_int_equal(j->request->first_failure, first);
+    for (int32_t i = 0; i < j->params.n; i++)
+        assert_int_equal(atomic_load(&j->request->choices[i].finish), FINISH_ERROR);
+    end(j, f, FINISH_ERROR, 0);
+}
+
+/* A token whose embedding is not a number ends the requests that have it, and changes no bit of those beside them, nor
+ * of those that get its pages. */
+static void test_logits_that_are_not_finite(void **state)
+{
+    (void)state;
+    enum { BROKEN = 64, MOST_COLS = 64, ALONE = 0, BESIDE = 1, AFTER = 2 };
+    static float rows[BROKEN * MOST_COLS];
+    struct engine_options o = fixture_options();
+    struct engine_fixture f;
+    struct job good, bad, scored;
+    struct buf said[3];
+    o.prefix_cache = false;
+    fixture_open(&f, "tests/golden/gpt2", &o);
+    struct matrix *wte = &f.engine->gpt.wte; /* it is the head, too: such tokens are never drawn */
+    assert_true(wte->n_in <= MOST_COLS && wte->n_out > BROKEN);
+    for (int64_t i = 0; i < BROKEN * wte->n_in; i++) rows[i] = NAN;
+    f.real->matrix_write(f.device, wte, 0, BROKEN, rows);
+    for (int i = ALONE; i <= AFTER; i++) {
+        if (i == BESIDE) {
+            fixture_hold(&f);
+            begin_with(&bad, &f, 19, 5, 3, false);
+            begin_with(&scored, &f, 7, 6, 1, true);
+        }
+        begin_with(&good, &f, -1, 0, 1, false);
+        fixture_unhold(&f);
+        engine_wait(f.engine, good.request);
+        buf_init(&said[i], 1 << 16);
+        job_render(&good, &said[i]);
+        end(&good, &f, FINISH_LENGTH, 10);
+        assert_int_equal(said[i].len, said[ALONE].len);
+        assert_memory_equal(said[i].data, said[ALONE].data, said[ALONE].len);
+        if (i != BESIDE) continue;
+        end_without_numbers(&bad, &f, true);
+        end_without_numbers(&scored, &f, false);
+        assert_int_equal(stats_of(&f).n_model_failures, 2);
+        memset(f.engine->kv.data, 0xFF, (size_t)(stats_of(&f).kv.total * f.engine->kv_page_bytes));
+    }
+    for (int i = ALONE; i <= AFTER; i++) buf_free(&said[i]);
+    close_clean(&f);
+}
+
 /* At start-up there is no engine then, and in a step no reply; nothing is left of either. */
 static void test_every_device_operation_fails_once(void **state)
 {
@@ -882,6 +946,7 @@ int main(void)
         cmocka_unit_test(test_shutdown),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_device_failure),
+        cmocka_unit_test(test_logits_that_are_not_finite),
         cmocka_unit_test(test_every_device_operation_fails_once),
         cmocka_unit_test(test_queue_full),
         cmocka_unit_test(test_no_overtaking),
