@@ -81,6 +81,7 @@ struct ft_job {
     int32_t n_keys;
     char metadata[2048];             /* JSON object; "": none */
     int64_t step;                    /* last one that metrics.jsonl told of */
+    int64_t estimated_finish;        /* Unix seconds, while it runs; 0: no pace is known yet */
     int64_t trained_tokens;          /* of all its steps, once it has succeeded; 0: not known */
     char error_code[32], error_message[512]; /* "": none */
     char queued_reason[512]; /* why it does not start yet, while it is queued; "": its turn has not come */

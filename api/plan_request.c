@@ -53,16 +53,6 @@ static bool read_keys(const struct plan_request *r, struct train_config *c, stru
     return true;
 }
 
-static bool check_training(const struct gpt_config *model, const struct train_config *c,
-                           struct error *err)
-{
-    if (c->sequence_length > model->block_size)
-        return error_set(err, ERR_INVALID, "sequence_length", "sequence_length is %lld; the "
-                         "model's block_size is %lld", (long long)c->sequence_length,
-                         (long long)model->block_size);
-    return train_config_check(c, "the request", err);
-}
-
 /* ---- the model ------------------------------------------------------------------------------- */
 
 static bool read_model(const struct plan_request *r, struct plan_case *out, struct error *err)
@@ -94,7 +84,8 @@ static bool read_training(const struct plan_request *r, const struct gpt_config 
     train_config_init(c);
     c->dtype = usual;
     return (!r->config || train_config_from_json(r->config, r->n_config, r->name, c, err))
-           && read_keys(r, c, err) && check_training(model, c, err);
+           && read_keys(r, c, err) && train_config_check_model(c, model, err)
+           && train_config_check(c, "the request", err);
 }
 
 static bool read_config(const struct plan_request *r, struct plan_case *out, struct error *err)

@@ -105,6 +105,11 @@ bool job_check_room(struct jobs *j, const struct ft_job *job, const char *traini
     pthread_mutex_unlock(&j->mutex);
     bool planned = job_plan(job, &files, j->options.threads, room, &need, &why);
     *n_characters = files.n_characters;
+    /* A mistake of the client's; all else (a file that cannot be read now) the trainer meets again, and says more. */
+    if (!planned && (why.code == ERR_INVALID || why.code == ERR_UNSUPPORTED)) {
+        *err = why;
+        return false;
+    }
     if (!planned || need.total_bytes <= room) return true;
     return job_no_room(&need, room, j->options.memory > 0
                        ? "choose a smaller model, block_size or batch_size, or ask for a server with "

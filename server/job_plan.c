@@ -171,11 +171,14 @@ bool job_plan(const struct ft_job *job, struct job_files *files, int64_t threads
         o.model.vocab_size = files->n_characters;
     }
     unsigned freedom = train_search_freedom(&o.config);
-    if (!gpt_config_check(&o.model, "the job", err)) return false;
+    if (!gpt_config_check(&o.model, "the job", err) || !train_config_check_model(&o.config, &o.model, err))
+        return false;
     train_config_resolve(&o.config, o.model.block_size, o.model.vocab_size);
     o.model.dropout = (float)o.config.dropout;
     if (!cpu_device_open(&cpu, &d, err)) return false;
-    bool ok = plan_on(d, &o, freedom, files, room - JOB_PROGRAM_BYTES, &out->memory, err);
+    struct gpt typed; /* asked only whether the device computes so */
+    bool ok = gpt_set_type(&typed, o.config.dtype, d, err)
+              && plan_on(d, &o, freedom, files, room - JOB_PROGRAM_BYTES, &out->memory, err);
     d->ops->close(d);
     return ok
            && (checked_add(out->memory.total_bytes, JOB_PROGRAM_BYTES, &out->total_bytes)

@@ -18,6 +18,8 @@ struct job {
     int64_t kill_ns;          /* when patience with it ends */
     int64_t metrics_offset;   /* read so far */
     int64_t metrics_event_ns; /* when the last event about them was written */
+    int64_t n_steps;          /* that its trainer is to make in all; 0: not known yet */
+    int64_t seen_step, seen_ns; /* the first that was seen of this trainer, and when; 0: none yet */
     char metrics_line[512];   /* the newest line without an event; "": none */
     struct api_job_memory memory; /* what its trainer plans and takes */
     struct job_need need;     /* what it was admitted with; 0: without a plan */
@@ -61,7 +63,8 @@ bool job_admit(struct jobs *j, struct job *job);
 int64_t jobs_room_ever(struct jobs *j);
 
 /* Without the mutex: */
-/* ERR_NO_ROOM when the job cannot start however long it waits. */
+/* ERR_NO_ROOM when the job cannot start however long it waits; ERR_INVALID and ERR_UNSUPPORTED for what its model, or
+ * the device, cannot do. */
 bool job_check_room(struct jobs *j, const struct ft_job *job, const char *training,
                     const char *validation, int64_t *n_characters, struct error *err) MUST_CHECK;
 

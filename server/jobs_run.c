@@ -22,6 +22,7 @@
 
 enum { POLL_MS = 100, METRICS_DEPTH = 4, EVENT_DATA_LIMIT = 1024 };
 static const int64_t metrics_event_interval_ns = 1000000000, memory_interval_ns = 1000000000;
+static const double LONGEST_S = 1e10; /* beyond it, an estimate says nothing */
 
 bool job_is_over(const struct job *job)
 {
@@ -106,7 +107,7 @@ static void start_job(struct jobs *j, struct job *job)
     char dir[DATA_PATH_MAX], out[DATA_PATH_MAX], errors[DATA_PATH_MAX], message[96];
     struct job_command command = {0};
     struct error err;
-    job->metrics_offset = 0;
+    job->metrics_offset = job->n_steps = job->seen_ns = job->job.estimated_finish = 0;
     job->stopping = job->goes_first = false;
     job->memory = (struct api_job_memory){0};
     snprintf(job->memory.id, sizeof job->memory.id, "%s", job->job.id);
@@ -190,10 +191,38 @@ static void see_metrics(void *ctx, const char *line, size_t n)
     cJSON_Delete(root);
 }
 
+/* As the trainer has it, with all that it chose. */
+static bool read_run_config(const struct jobs *j, const struct ft_job *f, struct train_config *c)
+{
+    char path[DATA_PATH_MAX];
+    struct gpt_config model;
+    struct error err;
+    return job_path(j->dir, f, JOB_MODEL_NAME, path, &err) && train_state_read_config(path, &model, c, &err);
+}
+
+/* At the mean pace since the first step that was seen, in which evaluations and checkpoints have their part. */
+static void estimate_finish(const struct jobs *j, struct job *job)
+{
+    struct train_config c;
+    struct ft_job *f = &job->job;
+    int64_t now = clock_ns();
+    if (job->seen_ns == 0) {
+        job->seen_ns = now;
+        job->seen_step = f->step;
+        job->n_steps = read_run_config(j, f, &c) ? c.max_iters : 0;
+        return;
+    }
+    double step_ns = (double)(now - job->seen_ns) / (double)(f->step - job->seen_step);
+    double left_s = step_ns * (double)(job->n_steps - f->step) / 1e9;
+    f->estimated_finish = left_s >= 0 && left_s < LONGEST_S ? time(NULL) + (int64_t)ceil(left_s) : 0;
+}
+
 static void read_metrics(struct jobs *j, struct job *job)
 {
     struct metrics_reader r = {j, job};
+    int64_t step = job->job.step;
     job_read_metrics(j->dir, &job->job, &job->metrics_offset, see_metrics, &r);
+    if (job->job.step > step) estimate_finish(j, job);
 }
 
 /* The last step has its event, whenever it came. */
@@ -241,14 +270,9 @@ static void note_failure(struct jobs *j, struct job *job, int status)
 /* The steps' tokens, by the config that the run left; 0: it has none that can be read. */
 static int64_t count_trained(const struct jobs *j, const struct ft_job *f)
 {
-    char path[DATA_PATH_MAX];
-    struct gpt_config model;
     struct train_config c;
-    struct error err;
     int64_t n;
-    if (!job_path(j->dir, f, JOB_MODEL_NAME, path, &err)
-        || !train_state_read_config(path, &model, &c, &err)
-        || !checked_mul(c.batch_size, c.grad_accum_steps, &n)
+    if (!read_run_config(j, f, &c) || !checked_mul(c.batch_size, c.grad_accum_steps, &n)
         || !checked_mul(n, c.sequence_length, &n) || !checked_mul(n, f->step, &n))
         return 0;
     return n;

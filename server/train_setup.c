@@ -194,14 +194,9 @@ static bool open_tokenizer(const struct train_options *o, struct train_setup *s,
 static bool resolve_config(struct train_options *o, struct train_setup *s, struct error *err)
 {
     struct train_config *c = &o->training;
-    if (!gpt_config_check(&s->model, o->config ? o->config : "the model", err)) return false;
-    if (c->sequence_length > s->model.block_size)
-        return error_set(err, ERR_INVALID, "sequence_length", "sequence_length is %lld; the "
-                         "model's block_size is %lld", (long long)c->sequence_length,
-                         (long long)s->model.block_size);
-    if (c->freeze_layers > s->model.n_layer)
-        return error_set(err, ERR_INVALID, "freeze_layers", "freeze_layers is %lld; the model has "
-                         "%lld layers", (long long)c->freeze_layers, (long long)s->model.n_layer);
+    if (!gpt_config_check(&s->model, o->config ? o->config : "the model", err)
+        || !train_config_check_model(c, &s->model, err))
+        return false;
     train_config_resolve(c, s->model.block_size, s->model.vocab_size);
     return true;
 }

@@ -135,6 +135,15 @@ static void test_a_job_reads_back(void **state)
     assert_int_equal(b.state, JOB_FAILED);
     assert_int_equal(b.n_keys, 3);
     assert_int_equal(b.trained_tokens, 9856);
+    /* What was expected of a run says nothing once it has ended. */
+    a.estimated_finish = 99;
+    for (int running = 0; running < 2; running++) {
+        a.state = running ? JOB_RUNNING : JOB_FAILED;
+        buf_clear(&first);
+        ft_job_render(&a, &first);
+        assert_int_equal(strstr(first.data, "\"estimated_finish\":99") != NULL, running);
+        assert_int_equal(strstr(first.data, "\"estimated_finish\":null") != NULL, !running);
+    }
     assert_string_equal(b.keys[1].value, "cosine");
     assert_true(b.keys[1].is_word);
     assert_string_equal(b.error_message, a.error_message);

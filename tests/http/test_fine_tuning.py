@@ -128,6 +128,11 @@ def post_parts(http, parts, boundary="xyz", type="multipart/form-data; boundary=
     return http.post("/v1/files", content=body, headers={"Content-Type": type})
 
 
+def stored(folder):
+    """The names in the folder of files, which the first upload makes."""
+    return sorted(os.listdir(folder / "files")) if (folder / "files").exists() else []
+
+
 FILE = (b'name="file"; filename="a.txt"', b"hello")
 PURPOSE = (b'name="purpose"', b"fine-tune")
 
@@ -140,11 +145,11 @@ PURPOSE = (b'name="purpose"', b"fine-tune")
     ([FILE, (b'name="purpose"', b"x" * 1000)], "purpose"),
 ])
 def test_bad_uploads(http, folder, parts, param):
-    before = sorted(os.listdir(folder / "files"))
+    before = stored(folder)
     reply = post_parts(http, parts)
     assert reply.status_code == 400, reply.text
     assert check_error(reply)["param"] == param
-    assert sorted(os.listdir(folder / "files")) == before
+    assert stored(folder) == before
 
 
 def test_uploads_of_another_type(http):
@@ -154,14 +159,14 @@ def test_uploads_of_another_type(http):
 
 
 def test_upload_limit(http, folder):
-    before = sorted(os.listdir(folder / "files"))
+    before = stored(folder)
     fits = post_parts(http, [(FILE[0], b"x" * 1000000), PURPOSE])
     assert fits.status_code == 200
     assert http.delete("/v1/files/" + fits.json()["id"]).status_code == 200
     for size in (1000001, 1040000, 2000000):
         reply = post_parts(http, [(FILE[0], b"x" * size), PURPOSE])
         assert reply.status_code == 413, size
-    assert sorted(os.listdir(folder / "files")) == before
+    assert stored(folder) == before
 
 
 def test_no_such_file(http):
@@ -194,6 +199,17 @@ def test_job_succeeds(client, http, folder):
     assert run["nice"] >= 10 and run["batch"] and run["group"]
     assert json.loads(log(folder, job, "job.json")) == http.get(f"{JOBS}/{job.id}").json()
     assert len(log(folder, job, "metrics.jsonl").splitlines()) == 12
+
+
+def test_when_a_running_job_will_be_done(client, http):
+    job = submit(client, "steps=40 pause=0.05 config=1")
+    assert job.estimated_finish is None
+    wait_until(lambda: http.get(f"{JOBS}/{job.id}").json()["estimated_finish"], what="an estimate")
+    begun = http.get(f"{JOBS}/{job.id}").json()
+    assert begun["status"] == "running" and begun["estimated_finish"] >= begun["started_at"]
+    done = finished(client, job)
+    assert done.estimated_finish is None
+    assert abs(begun["estimated_finish"] - done.finished_at) < 5 * PATIENCE
 
 
 def test_events_and_checkpoints(client):
@@ -416,6 +432,9 @@ def test_deleting_the_file_leaves_the_job(client, http):
     ({"method": {"type": "dpo"}}, "method.type"), ({"training_file": "file-none"}, "training_file"),
     ({"training_file": "../../etc/passwd"}, "training_file"),
     ({"validation_file": "file-none"}, "validation_file"), ({"integrations": [{}]}, "integrations"),
+    ({"dtype": "f16"}, "dtype"), ({"freeze_layers": 5}, "freeze_layers"),
+    ({"sequence_length": 129}, "sequence_length"),
+    ({"model": "shakespeare", "sequence_length": 257}, "sequence_length"),
     ({"min_lr": 5, "learning_rate": 1}, "min_lr"), ({"metadata": {"a": 1}}, "metadata"),
 ])
 def test_bad_jobs(client, http, body, param):

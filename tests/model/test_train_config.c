@@ -25,6 +25,22 @@ static struct train_config read_good(const char *json)
     return c;
 }
 
+static void test_against_the_model(void **state)
+{
+    struct gpt_config model = {.block_size = 128, .n_layer = 4};
+    struct train_config c;
+    struct error err;
+    train_config_init(&c);
+    c.sequence_length = 128, c.freeze_layers = 4;
+    assert_true(train_config_check_model(&c, &model, &err));
+    c.sequence_length = 129;
+    assert_false(train_config_check_model(&c, &model, &err));
+    assert_string_equal(err.param, "sequence_length");
+    c.sequence_length = 0, c.freeze_layers = 5;
+    assert_false(train_config_check_model(&c, &model, &err));
+    assert_string_equal(err.param, "freeze_layers");
+}
+
 static void refuse(const char *json, const char *param, const char *why)
 {
     struct train_config c;
@@ -278,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_keys_are_read),
         cmocka_unit_test(test_wrong_values_are_refused),
         cmocka_unit_test(test_every_range),
+        cmocka_unit_test(test_against_the_model),
         cmocka_unit_test(test_names_are_distinct_and_explained),
         cmocka_unit_test(test_resolving),
         cmocka_unit_test(test_every_key_is_written_and_compared),
