@@ -7,12 +7,17 @@
  * blocks of a query in turn (prefill, many sequences), or several threads the blocks of one
  * query at once (decoding few long sequences), the bits are the same. */
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "cpu/cpu_train.h"
 
-enum { P = KV_PAGE_TOKENS, MAX_POSITIONS = 32 };
+enum {
+    P = KV_PAGE_TOKENS,
+    MAX_POSITIONS = 32,
+    AHEAD_BYTES = 2 << 20, /* of keys and values: a core's second-level cache, or two, and they come back from the third */
+};
 
 /* What one kernel call, or one thread's walk over the blocks, works on. */
 struct query {
@@ -27,6 +32,7 @@ struct attend_state {
     _Alignas(64) float max[QUERY_ROWS];
     _Alignas(64) float sum[QUERY_ROWS];
     _Alignas(64) float acc[QUERY_ROWS * MAX_HEAD_DIM]; /* [rows][Kp] */
+    _Atomic int64_t n_missing; /* of a query in split mode: blocks of this wave that are still to come */
 };
 
 struct attend {
@@ -36,6 +42,7 @@ struct attend {
     const struct attention *attention;
     const struct kv_cache *kv;
     int32_t layer;
+    int32_t layer_ahead; /* whose pages are called for: that of `layer` + 1, or `layer` itself */
     const struct kv_write *write; /* what each query is to write before; NULL: it has been done */
     int32_t heads_per_query; /* how query heads and positions are grouped */
     int32_t queries_per_kv_head;
@@ -137,7 +144,7 @@ static void (*attend_kernel(const struct attend *m))(const struct attend_block *
 }
 
 /* Where the pages of block `index` lie that the query sees, up to KEY_BLOCK_PAGES. Returns how many. */
-static int32_t block_pages(const struct attend *m, const struct query *q, int64_t index,
+static int32_t block_pages(const struct attend *m, int32_t layer, const struct query *q, int64_t index,
                            const uint8_t *pages[KEY_BLOCK_PAGES])
 {
     const struct span *s = q->span;
@@ -146,14 +153,15 @@ static int32_t block_pages(const struct attend *m, const struct query *q, int64_
     int32_t n = (int32_t)ceil_div(min_i64(n_keys, KEY_BLOCK), P);
     for (int32_t i = 0; i < n; i++) {
         ASSERT(table[i] >= 0 && table[i] < m->kv->n_pages);
-        pages[i] = cpu_kv_head(m->kv, m->layer, table[i], q->kv_head);
+        pages[i] = cpu_kv_head(m->kv, layer, table[i], q->kv_head);
     }
     return n;
 }
 
 /* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block, so every
  * row sees some of each of its query's blocks. A block behind them leaves `out` alone. `next` (or NULL) with its
- * next_index is what this thread attends to after: its pages are called for in the meantime. */
+ * next_index is what this thread attends to after: its pages are called for in the meantime, or the same block's of the
+ * layer ahead. */
 static void attend_block(const struct attend *m, const struct query *q, const uint32_t *words,
                          int64_t index, const struct query *next, int64_t next_index,
                          struct attend_state *out)
@@ -179,8 +187,9 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
         .acc = out->acc,
         .acc_stride = round_up(n, 16),
     };
-    b.n_pages = block_pages(m, q, index, b.pages);
-    int32_t n_next = next ? block_pages(m, next, next_index, b.next) : 0;
+    b.n_pages = block_pages(m, m->layer, q, index, b.pages);
+    if (m->layer_ahead != m->layer) next = q, next_index = index;
+    int32_t n_next = next ? block_pages(m, m->layer_ahead, next, next_index, b.next) : 0;
     for (int32_t i = n_next; i < b.n_pages; i++) b.next[i] = n_next ? b.next[n_next - 1] : b.pages[i];
     attend_kernel(m)(&b);
 }
@@ -273,11 +282,22 @@ static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread
 }
 
 /* Split mode, for queries too few to keep the threads busy. In waves: the blocks of all queries side by
- * side, each into its own slot; then every query joins its blocks in order. */
+ * side, each into its own slot; whoever computes the last one of a query joins them in order. */
 static struct query nth_query(const struct attend *m, int64_t index)
 {
     struct cursor at = {m->batch->spans, (int32_t)index};
     return cursor_next(m, &at);
+}
+
+/* A query's blocks of this wave. */
+static void join_parts(const struct attend *m, const struct query *q, struct attend_state *state,
+                       const struct attend_state *parts)
+{
+    int64_t n_blocks = query_blocks(q), last = min_i64(m->block0 + m->n_blocks, n_blocks);
+    if (m->block0 >= n_blocks) return;
+    if (m->block0 == 0) state_clear(m, q, state);
+    for (int64_t b = m->block0; b < last; b++) join_block(m, q, state, &parts[b - m->block0]);
+    if (last == n_blocks) store_query(m, q, state);
 }
 
 static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
@@ -285,26 +305,15 @@ static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
     const struct attend *m = ctx;
     _Alignas(64) uint32_t words[QUERY_ROWS * MAX_HEAD_DIM];
     for (int64_t i = begin; i < end; i++) {
-        struct query q = nth_query(m, i / m->n_blocks);
+        int64_t index = i / m->n_blocks;
+        struct query q = nth_query(m, index);
+        struct attend_state *state = &m->states[index];
         int64_t block = m->block0 + i % m->n_blocks;
         bool more = i + 1 < end && i % m->n_blocks + 1 < m->n_blocks && block + 1 < query_blocks(&q);
         load_query(m, &q, words);
         attend_block(m, &q, words, block, more ? &q : NULL, block + 1, &m->parts[i]);
-    }
-}
-
-static void join_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
-{
-    const struct attend *m = ctx;
-    for (int64_t i = begin; i < end; i++) {
-        struct query q = nth_query(m, i);
-        int64_t n_blocks = query_blocks(&q);
-        if (m->block0 >= n_blocks) continue;
-        int64_t last = min_i64(m->block0 + m->n_blocks, n_blocks);
-        if (m->block0 == 0) state_clear(m, &q, &m->states[i]);
-        for (int64_t b = m->block0; b < last; b++)
-            join_block(m, &q, &m->states[i], &m->parts[i * m->n_blocks + b - m->block0]);
-        if (last == n_blocks) store_query(m, &q, &m->states[i]);
+        if (atomic_fetch_sub_explicit(&state->n_missing, 1, memory_order_acq_rel) == 1)
+            join_parts(m, &q, state, &m->parts[index * m->n_blocks]);
     }
 }
 
@@ -319,8 +328,8 @@ static void attend_split(struct cpu_device *c, struct attend *m)
     m->parts = m->states + m->n_queries;
     m->n_blocks = min_i64(most, split_parts(c) / m->n_queries);
     for (m->block0 = 0; m->block0 < most; m->block0 += m->n_blocks) {
+        for (int64_t i = 0; i < m->n_queries; i++) m->states[i].n_missing = m->n_blocks;
         pool_for(c->pool, m->n_queries * m->n_blocks, 1, attend_parts, m);
-        pool_for(c->pool, m->n_queries, 1, join_parts, m);
     }
 }
 
@@ -332,6 +341,15 @@ static void choose_grouping(struct attend *m)
     m->queries_per_kv_head = (group + m->heads_per_query - 1) / m->heads_per_query;
     m->positions_per_query = MAX_POSITIONS;
     while (m->positions_per_query * m->heads_per_query > QUERY_ROWS) m->positions_per_query /= 2;
+}
+
+/* A few queries' keys and values are soon read, and the first of each waited for. So while one layer's are, those of
+ * the next are called for: as long as they are not too many to lie in the caches until it is their turn. */
+static bool calls_next_layer(const struct cpu_device *c, const struct attend *m, int64_t n_pages)
+{
+    const struct kv_cache *kv = m->kv;
+    int64_t bytes = n_pages * cpu_kv_page_bytes(&c->base, kv->dtype, kv->n_kv_head, kv->head_dim);
+    return m->n_queries <= split_queries(c) && m->layer + 1 < kv->n_layer && bytes <= AHEAD_BYTES;
 }
 
 static bool is_split(const struct cpu_device *c, int64_t n_queries, int64_t n_keys)
@@ -350,15 +368,18 @@ static void attend(struct device *d, struct tensor out, struct tensor qkv, const
     ASSERT(kv->n_kv_head == a->n_kv_head && kv->head_dim == a->head_dim);
     ASSERT(a->head_dim % 4 == 0 && a->head_dim <= MAX_HEAD_DIM);
     struct attend m = {.kernels = &c->kernels, .out = out, .qkv = qkv, .batch = b, .attention = a,
-                       .kv = kv, .layer = layer};
+                       .kv = kv, .layer = layer, .layer_ahead = layer};
     struct kv_write write = {&c->kernels, qkv, b, a, kv, layer};
     choose_grouping(&m);
-    int64_t n_keys = 0;
+    int64_t most_keys = 0, n_pages = 0;
     for (int32_t i = 0; i < b->n_spans; i++) {
+        int64_t n_keys = (int64_t)b->spans[i].start + b->spans[i].n_rows;
         m.n_queries += span_queries(&m, &b->spans[i]);
-        n_keys = max_i64(n_keys, b->spans[i].start + b->spans[i].n_rows);
+        most_keys = max_i64(most_keys, n_keys);
+        n_pages += ceil_div(n_keys, P);
     }
-    bool split = is_split(c, m.n_queries, n_keys);
+    if (calls_next_layer(c, &m, n_pages)) m.layer_ahead++;
+    bool split = is_split(c, m.n_queries, most_keys);
     /* A lone row's query is the only one to see what it writes. */
     bool joined = unwritten && !split && b->n_rows == b->n_spans && m.queries_per_kv_head == 1;
     if (joined) m.write = &write;
