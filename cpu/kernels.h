@@ -212,7 +212,8 @@ struct cpu_kernels {
 
     /* Rows of logits. NaN counts as -inf, +inf as the largest float. */
     float (*row_max)(const float *x, int64_t n);
-    /* The sum of exp((x - shift) * scale), stored to out too unless it is NULL. shift is finite. */
+    /* The sum of exp((x - shift) * scale), stored to out too unless it is NULL. shift: the row's maximum, but for
+     * rounding; scale > 0. */
     float (*row_exp)(float *out, const float *x, int64_t n, float shift, float scale);
     /* The first index >= i whose x > t; n when there is none. */
     int64_t (*find_above)(const float *x, int64_t i, int64_t n, float t);

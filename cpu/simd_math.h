@@ -5,21 +5,27 @@
 #include <math.h>
 #include <stddef.h>
 
-/* Relative error below 2e-7; 1 for 0, 0 for -inf, inf for inf, NaN for NaN. */
+#define EXP_LEAST (-105.0f) /* e^x is zero below it */
+
+/* Of EXP_LEAST to 89. Relative error below 3e-7, near the ends 5e-7; 1 for 0. Nine instructions, of which seven are the
+ * multipliers'. */
+static inline vf vf_exp_within(vf x)
+{
+    vf n = vf_round(vf_mul(x, vf_set(0x1.715476p0f))); /* x / ln 2 */
+    vf r = vf_fnma(n, vf_set(0x1.62e43p-1f), x);
+    vf p = vf_set(0x1.10627ap-7f); /* 1 + r + r^2 (...), fitted to the relative error */
+    p = vf_fma(p, r, vf_set(0x1.572a08p-5f));
+    p = vf_fma(p, r, vf_set(0x1.5557aep-3f));
+    p = vf_fma(p, r, vf_set(0x1.fffdfcp-2f));
+    p = vf_fma(p, r, vf_set(1));
+    p = vf_fma(p, r, vf_set(1));
+    return vf_scale2(p, n);
+}
+
+/* 0 for -inf, inf for inf, NaN for NaN. */
 static inline vf vf_exp(vf x)
 {
-    x = vf_min(vf_set(89), vf_max(vf_set(-105), x));
-    vf n = vf_round(vf_mul(x, vf_set(0x1.715476p0f))); /* x / ln 2 */
-    /* ln 2 in two parts, of which the first is exact when multiplied by n. */
-    vf r = vf_fnma(n, vf_set(0x1.62e4p-1f), x);
-    r = vf_fnma(n, vf_set(0x1.7f7d1cp-20f), r);
-    vf q = vf_set(0x1.6d117cp-10f);
-    q = vf_fma(q, r, vf_set(0x1.120be2p-7f));
-    q = vf_fma(q, r, vf_set(0x1.555518p-5f));
-    q = vf_fma(q, r, vf_set(0x1.5554dcp-3f));
-    q = vf_fma(q, r, vf_set(0.5f));
-    vf p = vf_add(vf_set(1), vf_fma(vf_mul(r, r), q, r)); /* 1 + r + r^2 q(r) */
-    return vf_scale2(p, n);
+    return vf_exp_within(vf_min(vf_set(89), vf_max(vf_set(EXP_LEAST), x)));
 }
 
 /* The complementary error function: exp(-z^2) t f(t) with t = 1 / (1 + 0.4 z), for |x|; then by symmetry.
