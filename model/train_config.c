@@ -273,6 +273,15 @@ bool train_config_check_model(const struct train_config *c, const struct gpt_con
     return true;
 }
 
+bool train_config_warms_up(const struct train_config *c, struct error *why)
+{
+    if (c->max_iters <= 1 || schedule_steps(c->warmup_iters, c->max_iters) < c->max_iters) return true;
+    return error_set(why, ERR_INVALID, "warmup_iters",
+                     "warmup_iters is %g and the run has %lld steps, so that learning_rate is not reached before the "
+                     "last: choose fewer, or a share of the steps such as 0.02",
+                     c->warmup_iters, (long long)c->max_iters);
+}
+
 static int64_t loss_rows(int64_t vocab_size)
 {
     int64_t row = vocab_size * (int64_t)sizeof(float);

@@ -46,7 +46,7 @@ struct trainer_step {
     double seconds;        /* of this step */
     double tokens_per_s;
     double flops;          /* of this step's matrix products and attention */
-    double mfu;            /* of what the device could compute in that time; 0: not known */
+    double mfu;            /* of what the device could compute in that time, at most 1; 0: not known */
 };
 
 struct trainer_evaluation {
@@ -78,7 +78,8 @@ struct trainer_options {
     const char *dir;            /* of the run, there already, and locked: train_state_lock */
     const char *init_from;      /* the first weights' checkpoint; NULL: random ones */
     int64_t memory_budget;      /* 0: none */
-    double peak_flops;          /* what the device computes a second (device_rates); 0: not known */
+    double peak_flops;          /* what the device computes a second (device_rates), until a step does more; 0: not
+                                   known */
     struct trainer_listener listener;
 };
 

@@ -198,6 +198,8 @@ bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *er
     out->seconds = (double)(clock_ns() - begin) / 1e9;
     out->tokens_per_s = (double)rows / out->seconds;
     out->flops = (double)rows * flops_per_token(t);
-    if (t->options.peak_flops > 0) out->mfu = out->flops / out->seconds / t->options.peak_flops;
+    double rate = out->flops / out->seconds, *peak = &t->options.peak_flops;
+    if (*peak > 0) *peak = fmax(*peak, rate); /* others may have slowed the measurement: a step shows what there is */
+    if (*peak > 0) out->mfu = rate / *peak;
     return true;
 }

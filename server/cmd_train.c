@@ -77,7 +77,6 @@ static bool open_trainer(struct training *t, struct error *err)
     struct memory_plan memory = trainer_memory(trainer);
     train_progress_print_plan(&memory);
     train_progress_init(&t->progress, &o.config, t->setup.dir, &memory, t->baseline_bytes);
-    t->progress.peak_flops = o.peak_flops;
     log_info("model %s: %s, %lld parameters, %s", t->options.model_name, o.model.arch,
              (long long)gpt_config_parameters(&o.model), dtype_info(o.config.dtype)->name);
     if (from) log_info("going on after step %lld, from %s", (long long)trainer_step_number(trainer),

@@ -200,16 +200,27 @@ static bool read_run_config(const struct jobs *j, const struct ft_job *f, struct
     return job_path(j->dir, f, JOB_MODEL_NAME, path, &err) && train_state_read_config(path, &model, c, &err);
 }
 
-/* At the mean pace since the first step that was seen, in which evaluations and checkpoints have their part. */
-static void estimate_finish(const struct jobs *j, struct job *job)
+/* A trainer has made its first step that is seen: by now it has told its config. */
+static void begin_steps(struct jobs *j, struct job *job, int64_t now)
 {
     struct train_config c;
+    struct error why;
+    job->seen_ns = now;
+    job->seen_step = job->job.step;
+    if (!read_run_config(j, &job->job, &c)) return;
+    job->n_steps = c.max_iters;
+    if (train_config_warms_up(&c, &why)) return;
+    job_store_event(j->dir, &job->job, "warn", NULL, "%s", why.text);
+    tell(j, job);
+}
+
+/* At the mean pace since the first step that was seen, in which evaluations and checkpoints have their part. */
+static void estimate_finish(struct jobs *j, struct job *job)
+{
     struct ft_job *f = &job->job;
     int64_t now = clock_ns();
     if (job->seen_ns == 0) {
-        job->seen_ns = now;
-        job->seen_step = f->step;
-        job->n_steps = read_run_config(j, f, &c) ? c.max_iters : 0;
+        begin_steps(j, job, now);
         return;
     }
     double step_ns = (double)(now - job->seen_ns) / (double)(f->step - job->seen_step);

@@ -64,22 +64,21 @@ static void describe(const struct train_progress *p, const struct trainer_step *
                      size_t size)
 {
     char eta[32], skipped[48] = "", share[32] = "";
-    double flops_per_s = p->flops / p->seconds;
-    if (p->peak_flops > 0)
-        snprintf(share, sizeof share, " (%.0f %% of peak)", 100 * flops_per_s / p->peak_flops);
+    if (p->peak_seconds > 0)
+        snprintf(share, sizeof share, " (%.0f %% of peak)", 100 * p->peak_seconds / p->seconds);
     format_duration(eta, sizeof eta, p->seconds_per_step * (double)(p->max_iters - s->step));
     if (s->n_skipped > 0)
         snprintf(skipped, sizeof skipped, "  %lld skipped", (long long)s->n_skipped);
     snprintf(out, size, "step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s  %.1f ms/step  "
              "%.1f GFLOP/s%s  %.0f MiB%s  ETA %s", (long long)s->step, (long long)p->max_iters,
              p->loss / (double)p->steps, s->lr, p->tokens / p->seconds,
-             1e3 * p->seconds / (double)p->steps, flops_per_s / 1e9, share,
+             1e3 * p->seconds / (double)p->steps, p->flops / p->seconds / 1e9, share,
              mib(p->memory.planned_bytes), skipped, eta);
 }
 
 static void begin_anew(struct train_progress *p)
 {
-    p->seconds = p->loss = p->tokens = p->flops = 0;
+    p->seconds = p->loss = p->tokens = p->flops = p->peak_seconds = 0;
     p->steps = 0;
 }
 
@@ -92,6 +91,7 @@ void train_progress_stepped(void *ctx, const struct trainer_step *s)
     p->loss += s->loss;
     p->tokens += s->tokens_per_s * s->seconds;
     p->flops += s->flops;
+    p->peak_seconds += s->mfu * s->seconds;
     p->steps++;
     p->seconds_per_step = first ? s->seconds : 0.95 * p->seconds_per_step + 0.05 * s->seconds;
     int64_t now = clock_ns();

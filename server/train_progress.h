@@ -15,9 +15,8 @@ struct train_progress {
     const char *dir; /* of the run; borrowed */
     struct api_job_memory memory;
     int64_t reported_ns;    /* when memory.json was last written */
-    double peak_flops;      /* of the device, a second, set after init; 0: not known */
-    /* Sums since the last line. */
-    double seconds, loss, tokens, flops;
+    /* Sums since the last line; of the share of the device's peak, seconds of work at that peak. */
+    double seconds, loss, tokens, flops, peak_seconds;
     int64_t steps;
     int64_t shown_ns;       /* when the line was last written */
     double seconds_per_step; /* smoothed; 0 before the first step */

@@ -260,6 +260,7 @@ bool train_setup_open(struct train_options *o, int argc, char **argv, struct tra
 {
     *s = (struct train_setup){.lock = -1};
     double held_out;
+    struct error why;
     if (!open_directory(o, s, err) || !open_config(o, argc, argv, s, err)
         || !open_tokenizer(o, s, err) || !resolve_config(o, s, err))
         return false;
@@ -267,6 +268,7 @@ bool train_setup_open(struct train_options *o, int argc, char **argv, struct tra
     if (!open_data(o, s, o->inputs, o->n_inputs, held_out, &s->data, err) || !open_sets(o, s, err)
         || !resolve_epochs(o, s, err))
         return false;
+    if (!train_config_warms_up(&o->training, &why)) log_warn("%s", why.text);
     log_info("data: %lld tokens to learn from, %lld held out",
              (long long)dataset_tokens(s->data, SPLIT_TRAIN),
              (long long)dataset_tokens(s->data, SPLIT_VALIDATION));

@@ -5,7 +5,7 @@ line, files, signals and exit codes. The training data's first line says what to
     steps=N        steps to make (default 20); `max-iters` on the command line wins
     pause=S        seconds a step takes (default 0.02)
     save=N         a checkpoint every N steps (default 5)
-    config=1       a train_config.json, which says how many steps
+    config=W       a train_config.json, which says how many steps, and W for their warm-up
     memory=JSON     what memory.json says; none without it
     die=MODE@N     at step N, unless resumed: exit (code 1), nofit (3), abort, kill (SIGKILL), segv,
                    hang (ignores SIGTERM)
@@ -91,7 +91,8 @@ def main():
         (folder / "memory.json").write_text(plan["memory"])
     if "config" in plan:
         (folder / "train_config.json").write_text(json.dumps({
-            "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 8, "vocab_size": 32, "max_iters": steps}))
+            "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 8, "vocab_size": 32, "max_iters": steps,
+            "warmup_iters": int(plan["config"])}))
     with open(folder / "metrics.jsonl", "a") as metrics:
         for step in range(begin + 1, steps + 1):
             if step == int(at) and begin == 0:

@@ -136,6 +136,12 @@ def test_flags_count_more_than_the_file(tmp_path, config, text):
     assert resolved["lr_schedule"] == "constant" and resolved["batch_size"] == 4
 
 
+def test_a_run_shorter_than_its_warm_up_says_so(tmp_path, config, text):
+    reply = run(*arguments(tmp_path, config(), text, "--max-iters", 2, "--warmup-iters", 5))
+    assert reply.returncode == 0, reply.stderr
+    assert reply.stderr.count("warmup_iters is 5 and the run has 2 steps") == 1
+
+
 @pytest.mark.parametrize("more", [
     ["--dtype", "bf16"], ["--dtype", "bf16", "--moments", "q8", "--recompute", "block"],
     ["--keep-documents-apart"], ["--grad-accum-steps", 3, "--micro-batch-size", 2],

@@ -202,7 +202,7 @@ def test_job_succeeds(client, http, folder):
 
 
 def test_when_a_running_job_will_be_done(client, http):
-    job = submit(client, "steps=40 pause=0.05 config=1")
+    job = submit(client, "steps=40 pause=0.05 config=100")
     assert job.estimated_finish is None
     wait_until(lambda: http.get(f"{JOBS}/{job.id}").json()["estimated_finish"], what="an estimate")
     begun = http.get(f"{JOBS}/{job.id}").json()
@@ -210,6 +210,11 @@ def test_when_a_running_job_will_be_done(client, http):
     done = finished(client, job)
     assert done.estimated_finish is None
     assert abs(begun["estimated_finish"] - done.finished_at) < 5 * PATIENCE
+    # The same file says that the run is over before its warm-up is.
+    events = http.get(f"{JOBS}/{job.id}/events").json()["data"]
+    assert [event["message"] for event in events if event["level"] == "warn"] == [
+        "warmup_iters is 100 and the run has 40 steps, so that learning_rate is not reached before the last: "
+        "choose fewer, or a share of the steps such as 0.02"]
 
 
 def test_events_and_checkpoints(client):

@@ -41,6 +41,21 @@ static void test_against_the_model(void **state)
     assert_string_equal(err.param, "freeze_layers");
 }
 
+static void test_a_run_shorter_than_its_warm_up(void **state)
+{
+    static const struct { double warmup; int64_t steps; bool good; } runs[] = {
+        {100, 101, true}, {100, 100, false}, {100, 5, false}, {0.5, 5, true}, {0, 2, true}, {1, 1, true}, {7, 1, true},
+    };
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        struct train_config c;
+        struct error why = {0};
+        train_config_init(&c);
+        c.warmup_iters = runs[i].warmup, c.max_iters = runs[i].steps;
+        assert_int_equal(train_config_warms_up(&c, &why), runs[i].good);
+        assert_string_equal(why.param, runs[i].good ? "" : "warmup_iters");
+    }
+}
+
 static void refuse(const char *json, const char *param, const char *why)
 {
     struct train_config c;
@@ -295,6 +310,7 @@ int main(void)
         cmocka_unit_test(test_wrong_values_are_refused),
         cmocka_unit_test(test_every_range),
         cmocka_unit_test(test_against_the_model),
+        cmocka_unit_test(test_a_run_shorter_than_its_warm_up),
         cmocka_unit_test(test_names_are_distinct_and_explained),
         cmocka_unit_test(test_resolving),
         cmocka_unit_test(test_every_key_is_written_and_compared),

@@ -525,6 +525,25 @@ static void test_several_sets_and_a_sample(void **state)
     free(samples);
 }
 
+static int64_t n_stepped;
+
+static void see_share(void *ctx, const struct trainer_step *s)
+{
+    assert_true(s->mfu > 0 && s->mfu <= 1);
+    n_stepped++;
+}
+
+/* A peak that was measured on a busy machine gives way to what steps do. */
+static void test_no_step_is_faster_than_the_device(void **state)
+{
+    f.options.peak_flops = 1;
+    f.options.listener.stepped = see_share;
+    n_stepped = 0;
+    train_fixture_begin(&f);
+    train_fixture_run(&f);
+    assert_int_equal(n_stepped, 20);
+}
+
 /* Looking changes nothing. */
 static void test_evaluating_does_not_disturb(void **state)
 {
@@ -614,6 +633,7 @@ int main(void)
         TEST(test_early_stop_leaves_the_best),
         TEST(test_checkpoints_that_are_kept),
         TEST(test_several_sets_and_a_sample),
+        TEST(test_no_step_is_faster_than_the_device),
         TEST(test_evaluating_does_not_disturb),
         TEST(test_init_from),
         TEST(test_init_from_another_shape_is_refused),
