@@ -1,7 +1,7 @@
 /* Measuring a device: see device_rates.h. The matrix product is one of training's, with numbers
- * that are not zero (zeroed memory is faster than memory in use); the stream is AdamW's, whose
- * arrays are too large for the caches. The fastest of a few counts: what else the machine does
- * only slows. */
+ * that are not zero (zeroed memory is faster than memory in use); the stream is AdamW's over arrays of a
+ * small model's size; what is read alone is larger than caches are. The fastest of a few counts: what else the
+ * machine does only slows. */
 #include "model/device_rates.h"
 
 #include <stdlib.h>
@@ -15,33 +15,44 @@ enum {
     ROWS = 64, N_IN = 768, N_OUT = 768, /* short, so that others who use the machine miss some */
     STREAM_FLOATS = 2 << 20,      /* of each of AdamW's four arrays: 32 MiB together */
     STREAM_BYTES_PER_FLOAT = 28,  /* reads w, m, v, gradient; writes w, m, v */
+    READ_FLOATS = 32 << 20,       /* 128 MiB: four times a last-level cache of 32 */
     FILL_ROWS = 64,               /* what matrix_write takes at a time */
 };
-static const int64_t measure_ns = 50 * 1000 * 1000; /* of each of the two */
+static const int64_t measure_ns = 50 * 1000 * 1000; /* of each of the three */
 static const int64_t patience_ns = 1000 * 1000 * 1000; /* where less than MIN_ROUNDS fit into that */
 enum { MIN_ROUNDS = 10, MAX_ROUNDS = 1000 };
 
-/* One arena for both measurements, laid out like every run's memory. */
+/* One arena, laid out like every run's memory. */
 struct bench {
     struct device *d;
+    enum dtype dtype; /* of products */
     struct plan plan;
     void *arena;
     float *fill;             /* host: FILL_ROWS rows */
     struct matrix w;
     struct tensor x, y;
     float *weight, *grad, *m, *v;
+    float *numbers; /* only read, and what comes of it */
+    double *sum;
     void *workspace;
     int64_t workspace_bytes;
 };
 
-static void layout(struct bench *b, enum dtype dtype)
+static void layout_workspace(struct bench *b)
 {
-    struct plan *p = &b->plan;
     const struct workspace_shape shape = {
-        .dtype = dtype, .max_rows = ROWS, .max_logit_rows = 1, .n_embd = N_IN, .n_ff = N_OUT,
+        .dtype = b->dtype, .max_rows = ROWS, .max_logit_rows = 1, .n_embd = N_IN, .n_ff = N_OUT,
         .n_head = 1, .n_kv_head = 1, .head_dim = 64, .vocab_size = 1, .block_size = 1,
     };
+    b->workspace_bytes = b->d->train->workspace_bytes(b->d, &shape);
+    b->workspace = plan_take(&b->plan, MEMORY_WORKSPACE, "workspace", b->workspace_bytes, 1);
+}
+
+static void layout_training(struct bench *b)
+{
+    struct plan *p = &b->plan;
     struct device *d = b->d;
+    enum dtype dtype = b->dtype;
     int64_t matrix = d->ops->matrix_bytes(d, dtype, N_OUT, N_IN), act = dtype_bytes(dtype, 1);
     b->w = (struct matrix){.data = plan_take(p, MEMORY_WEIGHTS, "w", matrix, 1), .dtype = dtype,
                             .n_out = N_OUT, .n_in = N_IN};
@@ -53,9 +64,14 @@ static void layout(struct bench *b, enum dtype dtype)
     b->grad = plan_take(p, MEMORY_GRADIENTS, "stream", STREAM_FLOATS, 4);
     b->m = plan_take(p, MEMORY_OPTIMIZER, "stream", STREAM_FLOATS, 4);
     b->v = plan_take(p, MEMORY_OPTIMIZER, "stream", STREAM_FLOATS, 4);
-    b->workspace_bytes = d->train ? d->train->workspace_bytes(d, &shape)
-                                  : d->ops->workspace_bytes(d, &shape);
-    b->workspace = plan_take(p, MEMORY_WORKSPACE, "workspace", b->workspace_bytes, 1);
+    layout_workspace(b);
+}
+
+static void layout_reading(struct bench *b)
+{
+    b->numbers = plan_take(&b->plan, MEMORY_GRADIENTS, "numbers", READ_FLOATS, sizeof *b->numbers);
+    b->sum = plan_take(&b->plan, MEMORY_GRADIENTS, "sum", 1, sizeof *b->sum);
+    layout_workspace(b);
 }
 
 static void fill_floats(struct bench *b, float *to, int64_t n)
@@ -65,13 +81,17 @@ static void fill_floats(struct bench *b, float *to, int64_t n)
                           (size_t)min_i64(FILL_ROWS * N_IN, n - i) * sizeof *to);
 }
 
-static void fill(struct bench *b)
+static void make_noise(struct bench *b)
 {
     uint32_t noise = 1;
     for (int64_t i = 0; i < FILL_ROWS * N_IN; i++) {
         noise = noise * 1664525 + 1013904223;
         b->fill[i] = (float)(noise >> 8 | 1) * 0x1p-24f; /* in (0, 1) */
     }
+}
+
+static void fill(struct bench *b)
+{
     for (int64_t row = 0; row < N_OUT; row += FILL_ROWS)
         b->d->ops->matrix_write(b->d, &b->w, row, FILL_ROWS, b->fill);
     fill_floats(b, b->weight, STREAM_FLOATS);
@@ -98,6 +118,12 @@ static void stream(struct bench *b)
     b->d->train->adamw(b->d, &t, &(bool){false}, 1, &s);
 }
 
+static void read_numbers(struct bench *b)
+{
+    const struct adamw_tensor t = {.dtype = DTYPE_F32, .n_out = 1, .n_in = READ_FLOATS, .grad = b->numbers};
+    b->d->train->grad_squares(b->d, &t, &(bool){false}, 1, b->sum);
+}
+
 /* Seconds of the fastest round. The first warms up, and counts only where it takes all the time there is. A few rounds
  * there must be: on a machine that others use, the first may wait longer than all of them are to take. */
 static bool fastest(struct bench *b, void (*work)(struct bench *), double *seconds,
@@ -115,10 +141,9 @@ static bool fastest(struct bench *b, void (*work)(struct bench *), double *secon
     return true;
 }
 
-static bool measure(struct bench *b, struct device_rates *out, struct error *err)
+static bool measure_training(struct bench *b, struct device_rates *out, struct error *err)
 {
     double product, update = 0;
-    b->d->ops->set_workspace(b->d, b->workspace, b->workspace_bytes);
     fill(b);
     if (!fastest(b, multiply, &product, err) || !fastest(b, stream, &update, err)) return false;
     *out = (struct device_rates){
@@ -129,24 +154,53 @@ static bool measure(struct bench *b, struct device_rates *out, struct error *err
     return true;
 }
 
-bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
-                          struct error *err)
+static bool measure_reading(struct bench *b, struct device_rates *out, struct error *err)
 {
-    struct bench b = {.d = d};
+    double seconds;
+    fill_floats(b, b->numbers, READ_FLOATS);
+    if (!fastest(b, read_numbers, &seconds, err)) return false;
+    out->bytes = (double)READ_FLOATS * sizeof *b->numbers / seconds;
+    return true;
+}
+
+/* Takes what `layout` asks for, measures, and gives it back. */
+static bool run(struct bench *b, void (*layout)(struct bench *),
+                bool (*measure)(struct bench *, struct device_rates *, struct error *),
+                struct device_rates *out, struct error *err)
+{
+    struct device *d = b->d;
     struct plan host;
     void *fill_rows;
     if (!d->train)
         return error_set(err, ERR_UNSUPPORTED, "device", "%s cannot train", d->name);
-    plan_init(&b.plan);
+    plan_init(&b->plan);
     plan_init(&host);
-    layout(&b, dtype);
+    layout(b);
     plan_take(&host, MEMORY_STAGING, "fill", FILL_ROWS * N_IN, sizeof(float));
-    if (!plan_alloc(&host, &b.plan, d, &fill_rows, &b.arena, err)) return false;
-    layout(&b, dtype);
-    b.fill = plan_take(&host, MEMORY_STAGING, "fill", FILL_ROWS * N_IN, sizeof(float));
-    ASSERT(plan_matches(&b.plan) && plan_matches(&host));
-    bool ok = measure(&b, out, err);
-    d->ops->free(d, b.arena, (size_t)b.plan.total);
+    if (!plan_alloc(&host, &b->plan, d, &fill_rows, &b->arena, err)) return false;
+    layout(b);
+    b->fill = plan_take(&host, MEMORY_STAGING, "fill", FILL_ROWS * N_IN, sizeof(float));
+    ASSERT(plan_matches(&b->plan) && plan_matches(&host));
+    d->ops->set_workspace(d, b->workspace, b->workspace_bytes);
+    make_noise(b);
+    bool ok = measure(b, out, err);
+    d->ops->free(d, b->arena, (size_t)b->plan.total);
     free(fill_rows);
     return ok;
+}
+
+bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
+                          struct error *err)
+{
+    struct bench b = {.d = d, .dtype = dtype};
+    return run(&b, layout_training, measure_training, out, err);
+}
+
+bool device_read_rate_measure(struct device *d, double *bytes, struct error *err)
+{
+    struct bench b = {.d = d, .dtype = DTYPE_F32};
+    struct device_rates rates;
+    if (!run(&b, layout_reading, measure_reading, &rates, err)) return false;
+    *bytes = rates.bytes;
+    return true;
 }

@@ -15,3 +15,6 @@ struct device_rates {
  * The device's workspace must be set anew after. */
 bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
                           struct error *err) MUST_CHECK;
+/* What reading alone reaches in memory that no cache holds, in bytes a second: the limit of products with few rows.
+ * Measured for as long, in 128 MiB; the workspace likewise. */
+bool device_read_rate_measure(struct device *d, double *bytes, struct error *err) MUST_CHECK;

@@ -33,7 +33,8 @@ struct profile {
     struct device_train_ops train;
     FILE *to;
     struct error error; /* of a wait, until the caller asks */
-    double bytes_per_s, flops_per_s[2]; /* of f32, of half precision */
+    double bytes_per_s; /* read from memory */
+    double flops_per_s[2]; /* of f32, of half precision */
     struct entry entries[MAX_ENTRIES];
     int32_t n;
     int64_t begun_ns, ended_ns; /* the first operation, the last */
@@ -577,8 +578,8 @@ void profile_print(const struct device *profile, FILE *to)
     double total = (double)max_i64(1, p->ended_ns - p->begun_ns) / 1e9, inside = 0;
     memcpy(sorted, p->entries, (size_t)p->n * sizeof *sorted);
     qsort(sorted, (size_t)p->n, sizeof *sorted, by_time);
-    fprintf(to, "%s; limits measured at start: %.1f GB/s, %.1f GFLOP/s in f32, %.1f in 16 bits\n",
-            description(profile), p->bytes_per_s / 1e9, p->flops_per_s[0] / 1e9,
+    fprintf(to, "%s; limits measured at start: %.1f GB/s read from memory, %.1f GFLOP/s in f32, "
+            "%.1f in 16 bits\n", description(profile), p->bytes_per_s / 1e9, p->flops_per_s[0] / 1e9,
             p->flops_per_s[1] / 1e9);
     fprintf(to, "%-36s %8s %12s %12s %6s %8s %9s %6s\n", "operation", "calls", "ms", "CPU ms",
             "%", "GB/s", "GFLOP/s", "% lim");
@@ -664,6 +665,10 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     if (!p) return error_set(err, ERR_MEMORY, NULL, "no memory for the profile");
     p->inner = inner;
     p->to = to;
+    if (!device_read_rate_measure(inner, &p->bytes_per_s, err)) {
+        free(p);
+        return false;
+    }
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
         /* A type that the device does not compute in is never asked for. */
         if (!inner->ops->computes_in(inner, dtypes[i])) continue;
@@ -672,7 +677,6 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
             return false;
         }
         p->flops_per_s[dtypes[i] != DTYPE_F32] = rates.flops;
-        p->bytes_per_s = rates.bytes;
     }
     memcpy(p->base.name, inner->name, sizeof p->base.name);
     p->ops = ops;

@@ -40,6 +40,19 @@ static void test_magnitudes(void **state)
     }
 }
 
+/* Reading what no cache holds is no faster than what is read and written in a cache, with room for what a busy machine
+ * does to either. */
+static void test_reading_memory(void **state)
+{
+    struct device_rates r;
+    struct error err;
+    double bytes;
+    assert_true(device_read_rate_measure(device, &bytes, &err));
+    assert_true(device_rates_measure(device, DTYPE_F32, &r, &err));
+    assert_true(bytes > 1e7 && bytes < 1e13);
+    assert_true(bytes < 10 * r.bytes);
+}
+
 /* Slower instructions are measured to be slower. */
 static void test_it_measures_this_device(void **state)
 {
@@ -86,7 +99,10 @@ static void test_a_device_that_only_serves(void **state)
     struct device serves = *device;
     struct device_rates r;
     struct error err;
+    double bytes;
     serves.train = NULL;
+    assert_false(device_read_rate_measure(&serves, &bytes, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
     assert_false(device_rates_measure(&serves, DTYPE_F32, &r, &err));
     assert_int_equal(err.code, ERR_UNSUPPORTED);
 }
@@ -95,6 +111,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_reading_memory),
         cmocka_unit_test(test_it_measures_this_device),
         cmocka_unit_test(test_a_busy_moment_does_not_count),
         cmocka_unit_test(test_a_device_that_only_serves),

@@ -101,6 +101,7 @@ static void test_same_bits_and_counts(void **state)
     assert_int_equal(calls, 1);
     assert_true(find_line(table, "download", &calls, &bytes, &flops));
     assert_null(strstr(table, "adamw")); /* of measuring the limits: before the workspace was set */
+    assert_non_null(strstr(table, "GB/s read from memory"));
     assert_non_null(strstr(table, "GFLOP/s in f32"));
     assert_non_null(strstr(table, "between operations"));
     free(table);
