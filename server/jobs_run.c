@@ -263,9 +263,10 @@ static void note_failure(struct jobs *j, struct job *job, int status)
     const char *colon = words[0] ? ": " : "";
     if (WIFSIGNALED(status)) {
         int number = WTERMSIG(status);
-        snprintf(text, sizeof text, "the trainer was ended by SIG%s%s; resume the job to go on from its "
-                 "last checkpoint%s%s", signal_name(number),
-                 number == SIGKILL ? " (out of memory, or by an operator)" : "", colon, words);
+        snprintf(text, sizeof text, "the trainer was ended by SIG%s%s; %s%s%s", signal_name(number),
+                 number == SIGKILL ? " (out of memory, or by an operator)" : "",
+                 job_has_checkpoint(j->dir, &job->job) ? "resume the job to go on from its last checkpoint"
+                                                       : "it has no checkpoint to go on from", colon, words);
         fail_job(j, job, "killed", text);
     } else if (WEXITSTATUS(status) == EXIT_NO_FIT) {
         fail_job(j, job, "does_not_fit", words[0] ? words : "the run does not fit into memory");

@@ -90,10 +90,13 @@ def trainer_of(client, job):
 
 # ---- files ----
 
-def test_nothing_is_made_before_it_is_needed(http, folder):
-    assert http.get("/v1/files").json() == {"object": "list", "data": [], "has_more": False}
-    assert http.get(JOBS).json()["data"] == []
-    assert not folder.exists()
+def test_nothing_is_made_before_it_is_needed(tmp_path):
+    server = start(tmp_path / "data")
+    with server.client() as http:
+        assert http.get("/v1/files").json() == {"object": "list", "data": [], "has_more": False}
+        assert http.get(JOBS).json()["data"] == []
+    server.stop()
+    assert not (tmp_path / "data").exists()
 
 
 def test_file_life(client, folder):
@@ -355,7 +358,7 @@ def test_a_quiet_stream_is_kept_alive_until_the_server_ends(tmp_path):
     ("exit@3", "trainer_failed", "the loss is not finite at step 7"),
     ("nofit@1", "does_not_fit", "needs 9 GiB, the budget is 1 GiB"),
     ("abort@3", "killed", "SIGABRT"), ("segv@3", "killed", "SIGSEGV"),
-    ("kill@3", "killed", "SIGKILL (out of memory, or by an operator); resume"),
+    ("kill@3", "killed", "SIGKILL (out of memory, or by an operator); it has no"),
 ])
 def test_a_failing_job_touches_nothing_else(client, http, model, die, code, text):
     asked = {"model": model, "prompt": "ROMEO:", "max_tokens": 8, "temperature": 0}
@@ -404,6 +407,12 @@ def test_a_failed_job_resumes(client, http, folder):
     job = finished(client, job)
     assert job.status == "succeeded" and job.error is None
     assert [run["begin"] for run in runs(folder, job)] == [0, 5]
+
+
+def test_a_job_that_failed_too_early_says_why_it_cannot_resume(client, http):
+    job = finished(client, submit(client, "steps=12 die=kill@2\ntext"))
+    assert "no checkpoint to go on from" in job.error.message
+    assert "it has no checkpoint" in refused(http, {}, path=f"{JOBS}/{job.id}/resume")["message"]
 
 
 def test_an_operator_stops_the_trainer(client, http, folder):
@@ -473,6 +482,8 @@ def test_fine_tuning_what_is_served(client, folder, model):
 
 
 def test_lists_and_unknown_ids(client, http):
+    for _ in range(4):
+        client.fine_tuning.jobs.cancel(submit(client, "steps=1000").id)
     jobs = [job.id for job in client.fine_tuning.jobs.list(limit=3)]
     assert len(jobs) == len(set(jobs)) > 3
     assert http.get(JOBS, params={"limit": 0}).status_code == 400
