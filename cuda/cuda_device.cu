@@ -44,6 +44,7 @@ static void *device_alloc(struct device *d, size_t bytes, struct error *err)
 
 static void device_free(struct device *d, void *p, size_t bytes)
 {
+    cuda_of(d); /* else the thread's GPU may be another, and get a context */
     if (p) cudaFree(p);
 }
 
@@ -51,6 +52,7 @@ static void *device_alloc_host(struct device *d, size_t bytes, struct error *err
 {
     void *p = NULL;
     char what[80];
+    cuda_of(d);
     snprintf(what, sizeof what, "%s: page-locking %zu bytes of host memory", d->name, bytes);
     cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
     if (e == cudaSuccess) return p;
@@ -61,6 +63,7 @@ static void *device_alloc_host(struct device *d, size_t bytes, struct error *err
 
 static void device_free_host(struct device *d, void *p)
 {
+    cuda_of(d);
     if (p) cudaFreeHost(p);
 }
 

@@ -31,5 +31,6 @@ void cuda_graph_launch(struct device *d, struct device_graph *graph)
 
 void cuda_graph_free(struct device *d, struct device_graph *graph)
 {
+    cuda_of(d);
     if (graph) cudaGraphExecDestroy((cudaGraphExec_t)graph);
 }

@@ -14,7 +14,7 @@
 
 namespace ptxsim {
 
-enum { FAILURE_STATUS = 87, MAX_QUANTUM = 400, MAX_SHARED_BYTES = 163 << 10 };
+enum { FAILURE_STATUS = 87, MAX_QUANTUM = 400, MAX_SHARED_BYTES = 228 << 10 };
 
 static struct { uint32_t seed, random; uint64_t ends; statistics total; } run_state;
 

@@ -73,7 +73,7 @@ struct kernel {
     std::vector<int32_t> dynamic;      // constants that are the address of dynamic shared memory
     std::vector<shared_variable> shared;
     size_t shared_bytes = 0, local_bytes = 0;
-    int32_t max_threads = 1024;        // .maxntid
+    int32_t max_threads = 256;         // .maxntid; without it ptxas may take 255 of the 65,536 registers for each
     uint64_t launches = 0;
 };
 

@@ -22,7 +22,8 @@ void ptxsim_set_seed(uint32_t seed);
 void ptxsim_set_ends(uint64_t n_blocks);
 /* The GPU's memory; 8 GiB at first. */
 void ptxsim_set_memory(size_t bytes);
-/* So many GPUs, all alike and with one memory; 1 at first. A stream serves only threads that work on its GPU. */
+/* So many GPUs, up to 64, all alike and with one memory; 1 at first. A stream serves only threads that work on its
+ * GPU; memory taken on a GPU on which no stream was made, once there is one on another, ends the process. */
 void ptxsim_set_gpus(int32_t n);
 /* A GPU of this many multiprocessors, as its properties say; 4 at first. */
 void ptxsim_set_multiprocessors(int32_t n);

@@ -28,6 +28,7 @@ struct recorded_work {
 // A stream is its GPU's: only threads that work on that one may use it.
 struct gpu_stream { int32_t gpu; };
 static thread_local int32_t the_gpu; // what this thread works on
+static thread_local bool captures;   // this thread has begun to record
 
 struct runtime {
     std::map<const void *, kernel *> kernels;        // by their stub on the host
@@ -41,6 +42,8 @@ struct runtime {
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
     recorded_work *recording = nullptr;              // between cudaStreamBeginCapture and EndCapture
+    bool recording_is_lost = false;                  // a call came that may not, meanwhile
+    bool has_context[64] = {};                       // of each GPU, on which a stream was made
     struct ptxsim_calls calls = {};
     cudaError_t last = cudaSuccess;
     int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
@@ -98,6 +101,45 @@ static cudaError_t note(cudaError_t e)
     return e;
 }
 
+// What may not be called while this thread records: it spoils the recording.
+static bool forbidden()
+{
+    if (captures) the_runtime().recording_is_lost = true;
+    return captures;
+}
+
+// The GPU that the thread works on gets a context by any call that needs one, hundreds of megabytes of it; nobody has
+// asked for one where no stream was made.
+static void need_context(const char *what)
+{
+    const runtime &r = the_runtime();
+    bool any = false;
+    for (bool has : r.has_context) any = any || has;
+    if (any && !r.has_context[the_gpu]) fail("%s on GPU %d, which nobody has opened", what, the_gpu);
+}
+
+// Shared memory that a block may have, its own variables' included.
+static size_t most_shared_bytes()
+{
+    switch (the_runtime().compute_capability) {
+    case 70: return 96 << 10;
+    case 75: return 64 << 10;
+    case 80: return 163 << 10;
+    case 86:
+    case 89: return 99 << 10;
+    case 90: return 227 << 10;
+    default: return DEFAULT_SHARED_BYTES;
+    }
+}
+
+// A kernel's variables in shared memory, without the gaps that are watched here.
+static size_t own_shared_bytes(const kernel &k)
+{
+    size_t bytes = 0;
+    for (const shared_variable &v : k.shared) bytes += v.bytes;
+    return bytes;
+}
+
 // Stream 0 is that of the GPU that the thread works on.
 static bool usable(cudaStream_t stream) { return !stream || ((gpu_stream *)stream)->gpu == the_gpu; }
 
@@ -132,10 +174,10 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     auto k = r.kernels.find(stub);
     if (k == r.kernels.end()) return note(cudaErrorInvalidDeviceFunction);
-    size_t limit = DEFAULT_SHARED_BYTES;
     auto raised = r.shared_limits.find(k->second);
-    if (raised != r.shared_limits.end() && raised->second > limit) limit = raised->second;
-    if (shared_bytes > limit) return note(cudaErrorInvalidValue);
+    bool enough = raised != r.shared_limits.end() && shared_bytes <= raised->second;
+    if (!enough && own_shared_bytes(*k->second) + shared_bytes > DEFAULT_SHARED_BYTES)
+        return note(cudaErrorInvalidValue);
     if (r.recording) {
         record_launch(k->second, grid, size, arguments, shared_bytes);
         return cudaSuccess;
@@ -244,8 +286,10 @@ cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, 
     runtime &r = the_runtime();
     auto k = r.kernels.find(stub);
     if (k == r.kernels.end()) return note(cudaErrorInvalidDeviceFunction);
-    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize)
-        r.shared_limits[k->second] = (size_t)value;
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || own_shared_bytes(*k->second) + (size_t)value > most_shared_bytes())
+        return note(cudaErrorInvalidValue);
+    r.shared_limits[k->second] = (size_t)value;
     return cudaSuccess;
 }
 
@@ -274,7 +318,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int n)
     p->warpSize = LANES;
     p->maxThreadsPerBlock = 1024;
     p->sharedMemPerBlock = DEFAULT_SHARED_BYTES;
-    p->sharedMemPerBlockOptin = 163 << 10;
+    p->sharedMemPerBlockOptin = most_shared_bytes();
     return cudaSuccess;
 }
 
@@ -288,6 +332,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
     size_t free_bytes, total;
+    if (forbidden()) return note(cudaErrorStreamCaptureUnsupported);
+    need_context("cudaMalloc");
     cudaMemGetInfo(&free_bytes, &total);
     *p = bytes > free_bytes ? nullptr : memory_alloc(bytes);
     return note(*p ? cudaSuccess : cudaErrorMemoryAllocation);
@@ -295,6 +341,8 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 
 cudaError_t cudaFree(void *p)
 {
+    if (forbidden()) return note(cudaErrorStreamCaptureUnsupported);
+    need_context("cudaFree");
     return note(!p || memory_free(p) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
@@ -303,6 +351,8 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
     enum { PAGE = 4096 };
     runtime &r = the_runtime();
     size_t locked = 0;
+    if (forbidden()) return note(cudaErrorStreamCaptureUnsupported);
+    need_context("cudaHostAlloc");
     for (const auto &block : r.page_locked) locked += block.second;
     bool fits = bytes <= r.host_limit && locked <= r.host_limit - bytes;
     *p = fits ? aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE) : nullptr;
@@ -312,6 +362,8 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 
 cudaError_t cudaFreeHost(void *p)
 {
+    if (forbidden()) return note(cudaErrorStreamCaptureUnsupported);
+    need_context("cudaFreeHost");
     if (p && the_runtime().page_locked.erase((uint8_t *)p) == 0) return note(cudaErrorInvalidValue);
     free(p);
     return cudaSuccess;
@@ -326,11 +378,17 @@ static bool is_page_locked(const void *p, size_t bytes)
     return (const uint8_t *)p + bytes <= after->first + after->second;
 }
 
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t)
+// Copies are not recorded: what cuda/ records has none, and of pageable memory there can be none.
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     runtime &rt = the_runtime();
-    if (rt.recording) return note(cudaErrorStreamCaptureUnsupported);
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
+    if (rt.recording) {
+        rt.recording_is_lost = true;
+        return note(cudaErrorStreamCaptureUnsupported);
+    }
     bool down = kind == cudaMemcpyDeviceToHost, locked = is_page_locked(down ? to : from, bytes);
+    if (memory_find((uint64_t)(down ? to : from))) return note(cudaErrorInvalidValue);
     rt.calls.pageable += !locked;
     if (down) {
         rt.calls.downloads++;
@@ -351,8 +409,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
 {
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     if (record([=] { cudaMemsetAsync(p, value, bytes, nullptr); })) return cudaSuccess;
     region *r = memory_range(p, bytes, "setting");
     memset(p, value, bytes);
@@ -363,6 +422,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
 {
     *stream = (cudaStream_t) new gpu_stream{the_gpu};
+    the_runtime().has_context[the_gpu] = true;
     return cudaSuccess;
 }
 
@@ -372,13 +432,17 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t)
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     runtime &r = the_runtime();
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     r.calls.waits++;
     if (r.waits_left == 1) return note(cudaErrorIllegalAddress); // it sticks
     if (r.waits_left > 1) r.waits_left--;
-    if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
+    if (r.recording) {
+        r.recording_is_lost = true;
+        return note(cudaErrorStreamCaptureUnsupported);
+    }
     for (const pending_download &d : r.downloads) memcpy(d.to, d.bytes.data(), d.bytes.size());
     r.downloads.clear();
     for (const pending_upload &u : r.uploads)
@@ -400,16 +464,23 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     if (r.recording) return note(cudaErrorStreamCaptureUnsupported);
     r.recording = new recorded_work{};
+    r.recording_is_lost = false;
+    captures = true;
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
     runtime &r = the_runtime();
-    *graph = (cudaGraph_t)r.recording;
-    if (!r.recording) return note(cudaErrorInvalidValue);
+    *graph = nullptr;
+    if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
+    if (!r.recording) return note(cudaErrorIllegalState);
+    if (!captures) return note(cudaErrorStreamCaptureWrongThread);
+    captures = false;
+    if (r.recording_is_lost) delete r.recording;
+    else *graph = (cudaGraph_t)r.recording;
     r.recording = nullptr;
-    return cudaSuccess;
+    return note(*graph ? cudaSuccess : cudaErrorStreamCaptureInvalidated);
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
@@ -458,6 +529,8 @@ static const struct { cudaError_t e; const char *name, *text; } error_names[] = 
     {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection", "invalid copy direction"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
 };
 
 const char *cudaGetErrorName(cudaError_t e)

@@ -215,3 +215,82 @@ bool seeded_ends(int narrow)
     cudaFree(out);
     return same;
 }
+
+/* ---- what no runtime takes ---- */
+
+__global__ void shared_kernel(int *out)
+{
+    extern __shared__ int dynamic[];
+    __shared__ int own[256];
+    own[threadIdx.x % 256] = dynamic[0] = 1;
+    if (threadIdx.x == 0) *out = own[0];
+}
+
+static cudaError_t launched(dim3 grid, dim3 block, size_t shared_bytes)
+{
+    static int *out;
+    if (!out) cudaMalloc((void **)&out, sizeof *out);
+    shared_kernel<<<grid, block, shared_bytes>>>(out);
+    return cudaGetLastError();
+}
+
+static cudaError_t allow_shared(int bytes)
+{
+    cudaError_t e = cudaFuncSetAttribute((const void *)shared_kernel,
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    cudaGetLastError();
+    return e;
+}
+
+/* What ending a recording says after `call`, which must be refused in it. */
+template <class F> static cudaError_t recording_after(F call)
+{
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    bool refused = call(stream) == cudaErrorStreamCaptureUnsupported;
+    cudaError_t e = cudaStreamEndCapture(stream, &graph);
+    if (e == cudaSuccess) cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    cudaGetLastError();
+    return refused ? e : cudaErrorUnknown;
+}
+
+const char *seeded_lenience(void)
+{
+    const int own = 256 * sizeof(int), most = 48 << 10;
+    int host = 0, *p;
+    cudaDeviceProp gpu;
+    cudaGetDeviceProperties(&gpu, 0);
+    if (launched(1, 1, most - own) != cudaSuccess) return "48 KiB are refused";
+    if (launched(1, 1, most) != cudaErrorInvalidValue) return "48 KiB beside a kernel's own";
+    int all = (int)gpu.sharedMemPerBlockOptin;
+    if (allow_shared(all) != cudaErrorInvalidValue) return "all shared memory and a kernel's own";
+    if (allow_shared(all - own) != cudaSuccess) return "all shared memory is refused";
+    if (launched(1, 1, (size_t)(all - own)) != cudaSuccess) return "what was asked for is refused";
+    if (launched(1, 257, 8) == cudaSuccess) return "more threads than there are registers for";
+    if (launched(dim3(1, 65536), 1, 8) == cudaSuccess) return "65,536 rows of blocks";
+    cudaMalloc((void **)&p, 2 * sizeof *p);
+    if (cudaMemcpyAsync(p, p + 1, sizeof *p, cudaMemcpyHostToDevice, 0) == cudaSuccess)
+        return "a copy from the device as if from the host";
+    cudaGetLastError();
+    auto copy = [&](cudaStream_t s) { return cudaMemcpyAsync(p, &host, sizeof host, cudaMemcpyHostToDevice, s); };
+    auto take = [&](cudaStream_t) { return cudaMalloc((void **)&p, sizeof *p); };
+    auto wait = [&](cudaStream_t s) { return cudaStreamSynchronize(s); };
+    if (recording_after(copy) != cudaErrorStreamCaptureInvalidated) return "a copy in a recording";
+    if (recording_after(take) != cudaErrorStreamCaptureInvalidated) return "memory taken in a recording";
+    if (recording_after(wait) != cudaErrorStreamCaptureInvalidated) return "a wait in a recording";
+    return nullptr;
+}
+
+void seeded_other_gpu(int opens)
+{
+    cudaStream_t stream;
+    int *p;
+    ptxsim_set_gpus(2);
+    cudaSetDevice(1);
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (!opens) cudaSetDevice(0);
+    cudaMalloc((void **)&p, sizeof *p);
+}

@@ -28,3 +28,8 @@ void seeded_strides(int stride);
 /* A grid of 2^33 threads that writes a byte each, its index's lowest, of which only the blocks at the ends are run: true
  * when all of theirs are right. `narrow`: with indices of 32 bits. */
 bool seeded_ends(int narrow);
+
+/* Calls of the runtime that a GPU's refuses: NULL when they are refused here, else what was not, or wrongly was. */
+const char *seeded_lenience(void);
+/* Takes memory on GPU 1, which was opened, or (not `opens`) on GPU 0, which was not: that has to end the process. */
+void seeded_other_gpu(int opens);

@@ -71,6 +71,16 @@ static void test_indices_of_more_than_32_bits(void **)
     expect_words(run_narrow, 0, "OUT OF BOUNDS");
 }
 
+static void test_what_the_runtime_refuses(void **)
+{
+    int status;
+    expect_words(seeded_other_gpu, 0, "which nobody has opened");
+    assert_true(last_words(seeded_other_gpu, 1, &status).empty());
+    assert_int_equal(status, 0);
+    const char *lenient = seeded_lenience(); // last: it opens GPU 0
+    if (lenient) fail_msg("%s", lenient);
+}
+
 // ---- what is counted ----
 
 // What one more run of a kernel adds.
@@ -207,6 +217,7 @@ int main()
         cmocka_unit_test(test_tensor_cores_and_copies),
         cmocka_unit_test(test_bugs_are_found),
         cmocka_unit_test(test_indices_of_more_than_32_bits),
+        cmocka_unit_test(test_what_the_runtime_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
