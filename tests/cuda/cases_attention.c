@@ -239,7 +239,8 @@ static void check_splits(int first)
 {
     static const struct heads shapes[] = {{4, 2, 16}, {3, 1, 48}, {2, 1, 80}};
     static const struct schedule schedules[] = {
-        {1, {{513}, {1}, {1}, {1}, {6}}},                    /* decoding: split where that pays */
+        /* Decoding, split where that pays; position 511, which writes its key itself, ends a block's eight times 64. */
+        {1, {{510}, {1}, {1}, {1}, {1}, {1}, {1}, {6}}},
         {1, {{200}, {13}, {299}, {10}}},                     /* in chunks of a prompt */
         {4, {{510, 40, 3, 1}, {3, 30, 2, 1}, {9, 1, 1, 1}}}, /* beside others */
     };
@@ -288,9 +289,10 @@ void test_attention_without_tensor_cores(void **state)
 
 /* ---- backward ---- */
 
-/* Documents in one micro-batch: spans that begin at position 0. */
-static const int32_t documents[] = {1, 31, 17, 70};
-enum { N_DOCUMENTS = 4, DOCUMENT_ROWS = 1 + 31 + 17 + 70, DOCUMENT_PAGES = 5 };
+/* Documents in one micro-batch: spans that begin at position 0. The last rows of 33 and 65 are the only ones to see the
+ * first key of what kernels take 16, 32 or 64 of. */
+static const int32_t documents[] = {1, 33, 17, 65};
+enum { N_DOCUMENTS = 4, DOCUMENT_ROWS = 1 + 33 + 17 + 65, DOCUMENT_PAGES = 5 };
 
 static struct batch document_batch(struct side *d)
 {

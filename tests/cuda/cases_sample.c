@@ -245,6 +245,7 @@ static void check_hard_rows(struct side *cuda, int64_t vocab, enum pattern patte
         {.temperature = 1, .top_k = 7, .top_p = 1, .min_p = 0.3f},
         {.temperature = 0, .top_p = 1},
         {.temperature = 100, .top_k = 1300, .top_p = 1},
+        {.temperature = 1, .top_p = 1, .min_p = 1}, /* the best and its equals */
     };
     enum { N = sizeof cases / sizeof *cases };
     struct sample_params params[N];
@@ -273,7 +274,7 @@ static void check_hard_rows(struct side *cuda, int64_t vocab, enum pattern patte
 void test_sampling_of_hard_rows(void **state)
 {
     static const int64_t vocabs[] = {1, 2, 31, 257, 2051};
-    enum { MOST_ROWS = 9, MOST = 151936 };
+    enum { MOST_ROWS = 10, MOST = 151936 };
     struct workspace_shape plan = {
         .dtype = DTYPE_F32, .max_rows = 1, .max_logit_rows = MOST_ROWS, .n_embd = 16, .n_ff = 16, .n_head = 1,
         .n_kv_head = 1, .head_dim = 16, .vocab_size = MOST, .block_size = 1,

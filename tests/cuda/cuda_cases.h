@@ -11,6 +11,7 @@ void test_norms_and_gates_of_products(void **state);
 void test_weights_come_back(void **state);
 void test_products_backward(void **state);
 void test_products_backward_by_library(void **state);
+void test_slopes_of_two_layers_by_library(void **state);
 
 /* cases_rows.c */
 void test_norms(void **state);

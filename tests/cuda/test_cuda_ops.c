@@ -59,6 +59,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_norms_and_gates_of_products),
         cmocka_unit_test(test_products_backward),
         cmocka_unit_test(test_products_backward_by_library),
+        cmocka_unit_test(test_slopes_of_two_layers_by_library),
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_dropout),
