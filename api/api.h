@@ -46,8 +46,8 @@ struct api_context {
 
 /* HTTP status for an error: the one table. */
 int api_error_status(enum error_code code);
-/* What a client may read of it: a bug's or a disk's text, which may name addresses and files, is for the
- * log, and another stands for it. */
+/* What a client may read of it: a bug's or a disk's text, which may name addresses and files, is
+ * for the log, and another stands for it. */
 const char *api_error_text(const struct error *err);
 /* {"error":{"message","type","param","code"}} */
 void api_render_error(struct buf *out, const struct error *err);
@@ -117,12 +117,14 @@ struct api_memory_view {
 /* GET /v1/memory: per device, planned, allocated, in_use and peak bytes by component; KV pages; RSS
  * and what no component explains; training jobs. */
 void api_memory(const struct api_context *c, const struct api_memory_view *v, struct buf *out);
-/* What no plan and no kind explains; negative where memory that was given out has not been touched. */
+/* What no plan and no kind explains; negative where memory that was given out has not been
+ * touched. */
 int64_t api_unexplained_bytes(const struct api_process_memory *p, int64_t allocated_bytes);
 /* Bytes of the engines' arenas that lie in the process: not those on a GPU. */
 int64_t api_process_arena_bytes(const struct api_memory_view *v, const struct engine_memory *m);
 /* In use on the GPU beyond what was there at the start and what the models have. */
-int64_t api_driver_unexplained_bytes(const struct device_memory *driver, const struct engine_memory *m);
+int64_t api_driver_unexplained_bytes(const struct device_memory *driver,
+                                     const struct engine_memory *m);
 int64_t api_job_unexplained_bytes(const struct api_job_memory *j);
 
 /* Who may use a route, of a server that has keys. 0 is the strictest. */

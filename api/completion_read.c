@@ -39,16 +39,20 @@ static enum finish_reason choice_finish(const struct completion *c, int32_t k)
 static bool finish_is_good(enum finish_reason f) { return f == FINISH_STOP || f == FINISH_LENGTH; }
 
 /* The engine's error; a model's is the client's to read, who may not know which one answered. */
-static bool engine_error(const struct completion *c, const struct engine_request *r, struct error *err)
+static bool engine_error(const struct completion *c, const struct engine_request *r,
+                         struct error *err)
 {
-    if (r->error.code != ERR_MODEL) return error_set(err, r->error.code, r->error.param, "%s", r->error.text);
+    if (r->error.code != ERR_MODEL)
+        return error_set(err, r->error.code, r->error.param, "%s", r->error.text);
     error_set(err, ERR_MODEL, NULL, "model %s: %s", c->api->model_id, r->error.text);
-    if (r->first_failure) log_error("%s (further requests that end so are counted in /metrics)", err->text);
+    if (r->first_failure)
+        log_error("%s (further requests that end so are counted in /metrics)", err->text);
     return false;
 }
 
 /* Why a finished request is no reply, as an error; true when it is one. */
-static bool request_error(const struct completion *c, const struct engine_request *r, struct error *err)
+static bool request_error(const struct completion *c, const struct engine_request *r,
+                          struct error *err)
 {
     for (int32_t j = 0; j < r->params.n; j++) {
         switch ((enum finish_reason)atomic_load(&r->choices[j].finish)) {

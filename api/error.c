@@ -56,7 +56,8 @@ const char *api_error_text(const struct error *err)
 {
     if (err->code == ERR_DISK_FULL)
         return "No room on the server's disk: free some and retry; the server's log says where.";
-    if (api_error_status(err->code) == 500 && err->code != ERR_MODEL) return "Internal error; the server's log says more.";
+    if (api_error_status(err->code) == 500 && err->code != ERR_MODEL)
+        return "Internal error; the server's log says more.";
     return err->text;
 }
 

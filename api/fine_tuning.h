@@ -84,7 +84,7 @@ struct ft_job {
     int64_t estimated_finish;        /* Unix seconds, while it runs; 0: no pace is known yet */
     int64_t trained_tokens;          /* of all its steps, once it has succeeded; 0: not known */
     char error_code[32], error_message[512]; /* "": none */
-    char queued_reason[512]; /* why it does not start yet, while it is queued; "": its turn has not come */
+    char queued_reason[512];         /* why it does not start yet; "": its turn has not come */
     /* How the trainer is started. */
     char config_path[1024], init_from[1024]; /* one of them is "" */
     char training_path[64], validation_path[64]; /* in the job's folder; "": none */

@@ -97,7 +97,8 @@ void ft_job_render(const struct ft_job *job, struct buf *out)
     text(out, "val_input", job->validation_path);
     buf_puts(out, "},\"organization_id\":\"\",\"result_files\":[]");
     number_or(out, "trained_tokens", job->trained_tokens, "null");
-    number_or(out, "estimated_finish", job->state == JOB_RUNNING ? job->estimated_finish : 0, "null");
+    number_or(out, "estimated_finish", job->state == JOB_RUNNING ? job->estimated_finish : 0,
+              "null");
     buf_puts(out, ",\"integrations\":[]}");
 }
 

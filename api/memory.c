@@ -1,5 +1,5 @@
-/* GET /v1/memory: what was planned, what was allocated, what is in use, what training jobs take, and
- * what nothing explains. */
+/* GET /v1/memory: what was planned, what was allocated, what is in use, what training jobs take,
+ * and what nothing explains. */
 #include <inttypes.h>
 
 #include "api/api.h"
@@ -46,13 +46,15 @@ int64_t api_process_arena_bytes(const struct api_memory_view *v, const struct en
     return v->driver ? m->host_bytes : m->allocated_bytes;
 }
 
-int64_t api_driver_unexplained_bytes(const struct device_memory *driver, const struct engine_memory *m)
+int64_t api_driver_unexplained_bytes(const struct device_memory *driver,
+                                     const struct engine_memory *m)
 {
     int64_t in_use = driver->total_bytes - driver->free_bytes;
     return in_use - driver->start_bytes - (m->allocated_bytes - m->host_bytes);
 }
 
-static void render_driver(const struct device_memory *driver, const struct engine_memory *m, struct buf *out)
+static void render_driver(const struct device_memory *driver, const struct engine_memory *m,
+                          struct buf *out)
 {
     if (!driver) {
         buf_puts(out, "null");

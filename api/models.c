@@ -75,8 +75,9 @@ bool api_model(const struct api_context *c, const char *id, struct buf *out, str
 static const struct param load_rows[] = {
     {.name = "model", .routes = ROUTE_LOAD, .type = PARAM_STRING, .required = true,
      .offset = offsetof(struct api_load, model),
-     .help = "A fine-tuned model's id, or a checkpoint's (fine_tuned_model_checkpoint); a loaded model's, to read its files again; or a path in the "
-             "server's folder of models."},
+     .help = "A fine-tuned model's id, or a checkpoint's (fine_tuned_model_checkpoint); "
+             "a loaded model's, to read its files again; or a path in the server's folder of "
+             "models."},
     {.name = "id", .routes = ROUTE_LOAD, .type = PARAM_STRING,
      .offset = offsetof(struct api_load, id),
      .help = "What clients call it; a loaded model of that id is replaced. By default the id, or "

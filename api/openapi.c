@@ -126,9 +126,10 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"training_file\":" STRING ",\"validation_file\":" STRING_OR_NULL ",\"seed\":" INTEGER
         ",\"hyperparameters\":{\"type\":\"object\"},\"method\":{\"type\":\"object\"}"
         ",\"training\":{\"type\":\"object\",\"description\":\"Training keys as given.\"}"
-        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"},\"trained_tokens\":" INTEGER_OR_NULL
-        ",\"estimated_finish\":{\"type\":[\"integer\",\"null\"],\"description\":\"Unix seconds, at the pace so far; null "
-        "while the job does not run, or no pace is known.\"}"
+        ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"}"
+        ",\"trained_tokens\":" INTEGER_OR_NULL
+        ",\"estimated_finish\":{\"type\":[\"integer\",\"null\"],\"description\":"
+        "\"Unix seconds, at the pace so far; null while the job does not run, or no pace is known.\"}"
         ",\"queued_reason\":{\"type\":["
         "\"string\",\"null\"],\"description\":\"Why a queued job does not start: what it needs and what "
         "there is.\"},\"error\":" OR_NULL(

@@ -146,7 +146,8 @@ static bool read_device(const struct plan_request *r, const struct plan_devices 
     int64_t room = gpu_budget(&out->gpu);
     if (room == 0)
         return error_set(err, ERR_NO_FIT, "gpu", "%s has %lld bytes; a CUDA context alone takes "
-                         "about %lld: name a card (\"RTX 3060\"), or give more memory (8GiB)", out->gpu.name, (long long)out->gpu.memory_bytes,
+                         "about %lld: name a card (\"RTX 3060\"), or give more memory (8GiB)",
+                         out->gpu.name, (long long)out->gpu.memory_bytes,
                          (long long)out->overhead_bytes);
     q->budget = q->budget > 0 ? min_i64(q->budget, room) : room;
     return true;
@@ -158,7 +159,8 @@ static void read_serving(const struct plan_request *r, struct plan_case *out)
     fit_serving_init(o);
     if (r->dtype) (void)dtype_parse(r->dtype, &o->dtype);
     else o->formats = r->formats;
-    if (r->kv_dtype) ASSERT(gpt_kv_type_parse(r->kv_dtype, &o->kv_dtype)); /* its words were checked */
+    /* Its words were checked. */
+    if (r->kv_dtype) ASSERT(gpt_kv_type_parse(r->kv_dtype, &o->kv_dtype));
     o->max_context = r->max_context;
     if (r->max_seqs > 0) o->max_seqs = (int32_t)r->max_seqs;
     if (r->max_batch_tokens > 0) o->max_batch_tokens = (int32_t)r->max_batch_tokens;
@@ -205,7 +207,8 @@ bool plan_request_resolve(const struct plan_request *given, const struct plan_de
     struct plan_request request = *given, *r = &request;
     *out = (struct plan_case){.name = r->name};
     if (!check_keys(r, err)) return false;
-    if (r->dtype && strcmp(r->dtype, "auto") == 0) r->dtype = NULL; /* serving's word; training's has none */
+    /* Serving's word; training's has none. */
+    if (r->dtype && strcmp(r->dtype, "auto") == 0) r->dtype = NULL;
     if (!read_device(r, devices, out, err) || !read_config(r, out, err)) return false;
     out->purpose = purpose_of(r->purpose);
     read_serving(r, out);

@@ -14,7 +14,8 @@ struct plan_request {
     const char *config;
     size_t n_config;
     const struct gpt_config *known;
-    const struct weight_formats *formats; /* of one that exists: what it keeps quantized, unless `dtype` is said */
+    const struct weight_formats *formats; /* of one that exists: what it keeps quantized, unless
+                                             `dtype` is said */
     int64_t vocab_size; /* of a config that leaves it to the data */
     int64_t block_size; /* of a config: instead of its own */
 

@@ -38,7 +38,7 @@ enum error_code {
     ERR_MEMORY,      /* the allocator refused */
     ERR_DISK_FULL,   /* no room, or no quota, where something was to be written */
     ERR_DEVICE,      /* a GPU, or its driver, failed: nothing runs on it in this process any more */
-    ERR_MODEL,       /* the model computes what is no number: its weights are broken, or too large for their type */
+    ERR_MODEL,       /* the model computes what is no number: broken weights, or too large ones */
     ERR_INTERNAL,    /* a bug; the text is for the log */
 };
 

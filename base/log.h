@@ -1,6 +1,6 @@
 /* The log: one line an event on stderr, as text, "2026-01-31T12:00:00.123Z level message", or as
- * JSON, {"time":"2026-01-31T12:00:00.123Z","level":"info","message":"..."}. Safe from any thread (one
- * write a line). Prompts, outputs and keys are never logged above LOG_DEBUG. */
+ * JSON, {"time":"2026-01-31T12:00:00.123Z","level":"info","message":"..."}. Safe from any thread
+ * (one write a line). Prompts, outputs and keys are never logged above LOG_DEBUG. */
 #pragma once
 
 #include "base/error.h"

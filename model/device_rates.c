@@ -1,7 +1,7 @@
 /* Measuring a device: see device_rates.h. The matrix product is one of training's, with numbers
- * that are not zero (zeroed memory is faster than memory in use); the stream is AdamW's over arrays of a
- * small model's size; what is read alone is larger than caches are. The fastest of a few counts: what else the
- * machine does only slows. */
+ * that are not zero (zeroed memory is faster than memory in use); the stream is AdamW's over arrays
+ * of a small model's size; what is read alone is larger than caches are. The fastest of a few
+ * counts: what else the machine does only slows. */
 #include "model/device_rates.h"
 
 #include <stdlib.h>
@@ -124,13 +124,15 @@ static void read_numbers(struct bench *b)
     b->d->train->grad_squares(b->d, &t, &(bool){false}, 1, b->sum);
 }
 
-/* Seconds of the fastest round. The first warms up, and counts only where it takes all the time there is. A few rounds
- * there must be: on a machine that others use, the first may wait longer than all of them are to take. */
+/* Seconds of the fastest round. The first warms up, and counts only where it takes all the time
+ * there is. A few rounds there must be: on a machine that others use, the first may wait longer
+ * than all of them are to take. */
 static bool fastest(struct bench *b, void (*work)(struct bench *), double *seconds,
                     struct error *err)
 {
     int64_t best = INT64_MAX, begin = clock_ns(), last = begin;
-    for (int round = 0; round < MAX_ROUNDS && last - begin < (round < MIN_ROUNDS ? patience_ns : measure_ns); round++) {
+    for (int round = 0; round < MAX_ROUNDS; round++) {
+        if (last - begin >= (round < MIN_ROUNDS ? patience_ns : measure_ns)) break;
         work(b);
         if (!b->d->ops->sync(b->d, err)) return false;
         int64_t now = clock_ns();

@@ -174,7 +174,8 @@ void engine_free_recorded(struct engine *e)
         if (e->graphs[i]) e->device->ops->graph_free(e->device, e->graphs[i]);
 }
 
-/* The recorded step that this one is: a row of every sequence, all with logits. NULL: there is none. */
+/* The recorded step that this one is: a row of every sequence, all with logits. NULL: there is
+ * none. */
 static struct device_graph *recorded_step(const struct engine *e)
 {
     const struct step *s = &e->step;
@@ -274,12 +275,14 @@ static void publish_pages(struct engine *e, struct seq *s)
     }
 }
 
-/* The sequence's row of logits has given no token: the request ends here, with its other choices, since a part of a reply
- * is none. Only this one: rows know nothing of each other. */
+/* The sequence's row of logits has given no token: the request ends here, with its other choices,
+ * since a part of a reply is none. Only this one: rows know nothing of each other. */
 static void fail_request(struct engine *e, struct engine_request *r, int32_t at)
 {
-    error_set(&r->error, ERR_MODEL, NULL, "the logits after %d tokens are not finite, so that there is no next token: "
-              "weights hold NaN or infinity, or what they compute grows too large for %s; check the model, or load it with --dtype f32",
+    error_set(&r->error, ERR_MODEL, NULL,
+              "the logits after %d tokens are not finite, so that there is no next token: "
+              "weights hold NaN or infinity, or what they compute grows too large for %s; check "
+              "the model, or load it with --dtype f32",
               at + 1, dtype_info(e->options.dtype)->name);
     r->first_failure = e->live.n_model_failures++ == 0;
     for (int32_t i = 0; i < e->n_active; i++) {

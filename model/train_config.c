@@ -262,23 +262,25 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
     return true;
 }
 
-bool train_config_check_model(const struct train_config *c, const struct gpt_config *model, struct error *err)
+bool train_config_check_model(const struct train_config *c, const struct gpt_config *model,
+                              struct error *err)
 {
     if (c->sequence_length > model->block_size)
-        return error_set(err, ERR_INVALID, "sequence_length", "sequence_length is %lld; the model's block_size is %lld",
-                         (long long)c->sequence_length, (long long)model->block_size);
+        return error_set(err, ERR_INVALID, "sequence_length",
+                         "sequence_length is %lld; the model's block_size is %lld", (long long)c->sequence_length, (long long)model->block_size);
     if (c->freeze_layers > model->n_layer)
-        return error_set(err, ERR_INVALID, "freeze_layers", "freeze_layers is %lld; the model has %lld layers",
-                         (long long)c->freeze_layers, (long long)model->n_layer);
+        return error_set(err, ERR_INVALID, "freeze_layers",
+                         "freeze_layers is %lld; the model has %lld layers", (long long)c->freeze_layers, (long long)model->n_layer);
     return true;
 }
 
 bool train_config_warms_up(const struct train_config *c, struct error *why)
 {
-    if (c->max_iters <= 1 || schedule_steps(c->warmup_iters, c->max_iters) < c->max_iters) return true;
+    if (c->max_iters <= 1 || schedule_steps(c->warmup_iters, c->max_iters) < c->max_iters)
+        return true;
     return error_set(why, ERR_INVALID, "warmup_iters",
-                     "warmup_iters is %g and the run has %lld steps, so that learning_rate is not reached before the "
-                     "last: choose fewer, or a share of the steps such as 0.02",
+                     "warmup_iters is %g and the run has %lld steps, so that learning_rate is not "
+                     "reached before the last: choose fewer, or a share of the steps such as 0.02",
                      c->warmup_iters, (long long)c->max_iters);
 }
 

@@ -81,11 +81,12 @@ void train_key_text(const struct train_key *key, const struct train_config *c, c
 /* Every range and relation that the trainer relies on. Names the key; `where` begins the text. */
 bool train_config_check(const struct train_config *c, const char *where, struct error *err)
     MUST_CHECK;
-/* What the trainer relies on beside that: sequence_length within the model's block_size, freeze_layers among its
- * layers. Names the key. */
-bool train_config_check_model(const struct train_config *c, const struct gpt_config *model, struct error *err)
-    MUST_CHECK;
-/* False where a run ends before its warm-up does, which is allowed and hardly meant; *why says so. */
+/* What the trainer relies on beside that: sequence_length within the model's block_size,
+ * freeze_layers among its layers. Names the key. */
+bool train_config_check_model(const struct train_config *c, const struct gpt_config *model,
+                              struct error *err) MUST_CHECK;
+/* False where a run ends before its warm-up does, which is allowed and hardly meant; *why says
+ * so. */
 bool train_config_warms_up(const struct train_config *c, struct error *why);
 /* Fills in what is left to the trainer: sequence_length, micro_batch_size and loss_rows of 0,
  * min_lr of -1; recompute, moments, master and gradients of TRAIN_AUTO become none, f32, remainder

@@ -156,7 +156,8 @@ int cmd_convert(int argc, char **argv)
         {"dtype", OPTION_STRING, &o.dtype, 0, 0, "f32|bf16|f16|q8_0",
          "Element type of the matrices; without it the model's own (f16 for other quantized "
          "types). q8_0 is for gguf."},
-        {"overwrite", OPTION_FLAG, &o.overwrite, 0, 0, NULL, "Write into a directory that holds files already, or replace a file."},
+        {"overwrite", OPTION_FLAG, &o.overwrite, 0, 0, NULL,
+         "Write into a directory that holds files already, or replace a file."},
     };
     size_t n = sizeof table / sizeof *table;
     if (!options_parse(table, n, argc, argv, 2, NULL, 0, &n_positional, &help, &err))

@@ -15,7 +15,8 @@ enum { REPORT_LIMIT = 64 << 20, TEXT_BYTES = 64 };
 enum kind { KIND_EMBEDDING, KIND_ATTENTION, KIND_MLP, KIND_NORM, KIND_LM_HEAD, N_KINDS };
 static const char *const kind_names[N_KINDS] = {"embedding", "attention", "mlp", "norm", "lm_head"};
 
-/* How a model may be loaded: as f32, as bf16, and as bf16 but for what the file has quantized (--dtype auto). */
+/* How a model may be loaded: as f32, as bf16, and as bf16 but for what the file has quantized
+ * (--dtype auto). */
 enum { N_LOADS = 3, LOAD_AUTO = 2 };
 
 /* Everything that is printed, whichever way. */

@@ -278,7 +278,8 @@ static void on_signal(void *ctx, int number, int count)
     pthread_mutex_unlock(&s->mutex);
 }
 
-/* watchdog_options.on_device_failure: as a signal does. Requests have their errors; jobs may save. */
+/* watchdog_options.on_device_failure: as a signal does. Requests have their errors; jobs may
+ * save. */
 static void end_failed(void *ctx)
 {
     struct shutdown *s = ctx;

@@ -7,7 +7,8 @@
 int command_fail(const char *command, const struct error *err)
 {
     fprintf(stderr, "gptd %s: %s\n", command, err->text);
-    return err->code == ERR_NO_FIT ? EXIT_NO_FIT : err->code == ERR_DEVICE ? EXIT_DEVICE : EXIT_FAILED;
+    if (err->code == ERR_NO_FIT) return EXIT_NO_FIT;
+    return err->code == ERR_DEVICE ? EXIT_DEVICE : EXIT_FAILED;
 }
 
 int command_usage(const char *command, const struct error *err)

@@ -11,7 +11,8 @@
 #define GPTD_VERSION "0.1.0"
 #endif
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3, EXIT_STALLED = 4, EXIT_DEVICE = 5 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_FIT = 3,
+       EXIT_STALLED = 4, EXIT_DEVICE = 5 };
 
 int cmd_serve(int argc, char **argv);
 int cmd_generate(int argc, char **argv);

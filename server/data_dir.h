@@ -1,6 +1,6 @@
 /* The folder that `gptd serve --data-dir` names: files/ and jobs/ lie in it. It is made when
- * something is first kept; reading from one that is not there finds nothing. One server at a time uses a
- * folder. */
+ * something is first kept; reading from one that is not there finds nothing. One server at a time
+ * uses a folder. */
 #pragma once
 
 #include <stdbool.h>
@@ -28,8 +28,8 @@ void data_dir_release(struct data_dir *d);
 bool data_dir_path(const struct data_dir *d, char out[DATA_PATH_MAX], const char *part,
                    const char *name, const char *rest, struct error *err) MUST_CHECK;
 
-/* PREFIX and 24 characters of [a-z0-9]: the time in milliseconds, so that ids sort as they were made,
- * then 15 random ones. */
+/* PREFIX and 24 characters of [a-z0-9]: the time in milliseconds, so that ids sort as they were
+ * made, then 15 random ones. */
 bool data_new_id(const char *prefix, char *out, size_t size, struct error *err) MUST_CHECK;
 /* Is this an id as data_new_id makes them? Then it is safe in a path. */
 bool data_is_id(const char *prefix, const char *id);

@@ -1,6 +1,6 @@
-/* The device that a command runs on, chosen once at start: "auto" is the first GPU if this build and this
- * machine have a usable one, else the CPU, and the log says which. A device that was asked for and is not
- * there is an error: gptd never falls back to another one. */
+/* The device that a command runs on, chosen once at start: "auto" is the first GPU if this build
+ * and this machine have a usable one, else the CPU, and the log says which. A device that was asked
+ * for and is not there is an error: gptd never falls back to another one. */
 #pragma once
 
 #include <stdint.h>
@@ -28,6 +28,7 @@ bool device_options_check(const struct device_options *o, struct error *err) MUS
 bool device_open(const struct device_options *o, struct device **out, struct error *err) MUST_CHECK;
 void device_close(struct device *d); /* NULL-safe */
 
-/* Without --memory-budget: 80 % of what is free now, on the GPU, or of what the machine and the cgroup leave. The
- * rest is for the process itself, for requests, and for the page cache under the model's files. */
+/* Without --memory-budget: 80 % of what is free now, on the GPU, or of what the machine and the
+ * cgroup leave. The rest is for the process itself, for requests, and for the page cache under the
+ * model's files. */
 int64_t device_budget_default(const struct device_options *o);

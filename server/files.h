@@ -1,6 +1,6 @@
 /* The uploaded files: DATA_DIR/files/file-ID/ with file.json and content.txt or content.jsonl. All
- * of the state is on disk; an upload has a folder of its own (upload-...) that is renamed when it is
- * whole. Any thread. */
+ * of the state is on disk; an upload has a folder of its own (upload-...) that is renamed when it
+ * is whole. Any thread. */
 #pragma once
 
 #include "api/files.h"

@@ -463,8 +463,8 @@ static bool raise_descriptor_limit(int64_t n_connections, struct error *err)
                      (unsigned long long)limit.rlim_max);
 }
 
-/* Before 1.0 the library reads malformed requests leniently; what is known of that is guarded against
- * (header_guard.h, connection.h, docs/http.md). */
+/* Before 1.0 the library reads malformed requests leniently; what is known of that is guarded
+ * against (header_guard.h, connection.h, docs/http.md). */
 static void tell_library_version(const char *host)
 {
     const char *version = MHD_get_version();
@@ -512,7 +512,8 @@ void http_metrics_init(struct metrics *m, const char *model_id, const char *devi
     metrics_init(m, model_id, device, route_label, N_ROUTES + 1);
 }
 
-/* Often enough for whoever closes idle connections as this server does; proxies wait for a minute. */
+/* Often enough for whoever closes idle connections as this server does; proxies wait for a
+ * minute. */
 static int64_t keep_alive_s(const struct http_options *o)
 {
     return max_i64(1, min_i64(KEEP_ALIVE_S, o->times.idle_s / 2));

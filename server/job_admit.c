@@ -10,7 +10,8 @@
 #include "server/jobs_internal.h"
 #include "server/process.h"
 
-/* Of what the machine leaves, this much: the rest is for what plans do not know, and for other programs. */
+/* Of what the machine leaves, this much: the rest is for what plans do not know, and for other
+ * programs. */
 enum { MACHINE_PERCENT = 95 };
 static const int64_t retry_ns = 1000000000;
 
@@ -57,7 +58,8 @@ static bool find_files(struct jobs *j, struct job *job, char training[DATA_PATH_
            && job_path(j->dir, f, JOB_MODEL_NAME, run, err);
 }
 
-static void wait_for_memory(struct jobs *j, struct job *job, const struct job_need *need, int64_t room)
+static void wait_for_memory(struct jobs *j, struct job *job, const struct job_need *need,
+                            int64_t room)
 {
     struct error why;
     bool first = !job->job.queued_reason[0];
@@ -105,7 +107,8 @@ bool job_check_room(struct jobs *j, const struct ft_job *job, const char *traini
     pthread_mutex_unlock(&j->mutex);
     bool planned = job_plan(job, &files, j->options.threads, room, &need, &why);
     *n_characters = files.n_characters;
-    /* A mistake of the client's; all else (a file that cannot be read now) the trainer meets again, and says more. */
+    /* A mistake of the client's; all else (a file that cannot be read now) the trainer meets again,
+     * and says more. */
     if (!planned && (why.code == ERR_INVALID || why.code == ERR_UNSUPPORTED)) {
         *err = why;
         return false;

@@ -120,7 +120,8 @@ static bool add_data(const struct job_files *files, const struct train_config *c
                      struct memory_plan *m, struct error *err)
 {
     int64_t spans = c->micro_batch_size * c->sequence_length * 2 * (int64_t)sizeof(struct span);
-    int64_t data = data_bound(files->training, vocab_size) + data_bound(files->validation, vocab_size);
+    int64_t data = data_bound(files->training, vocab_size)
+                   + data_bound(files->validation, vocab_size);
     m->component[MEMORY_STAGING] += spans;
     m->component[MEMORY_DATA] += data;
     return (checked_add(m->total_bytes, spans, &m->total_bytes)
@@ -132,7 +133,8 @@ static bool add_data(const struct job_files *files, const struct train_config *c
 
 /* Of the choices the fastest that fits, or the smallest. */
 static bool search(const struct trainer_options *o, const struct device *d, unsigned freedom,
-                   int64_t room, struct memory_plan *out, struct train_config *chosen, struct error *err)
+                   int64_t room, struct memory_plan *out, struct train_config *chosen,
+                   struct error *err)
 {
     struct train_search s;
     if (!train_search(o, d, &guessed_rates, freedom, max_i64(1, room), &s, err)) return false;
@@ -171,7 +173,8 @@ bool job_plan(const struct ft_job *job, struct job_files *files, int64_t threads
         o.model.vocab_size = files->n_characters;
     }
     unsigned freedom = train_search_freedom(&o.config);
-    if (!gpt_config_check(&o.model, "the job", err) || !train_config_check_model(&o.config, &o.model, err))
+    if (!gpt_config_check(&o.model, "the job", err)
+        || !train_config_check_model(&o.config, &o.model, err))
         return false;
     train_config_resolve(&o.config, o.model.block_size, o.model.vocab_size);
     o.model.dropout = (float)o.config.dropout;
@@ -188,7 +191,8 @@ bool job_plan(const struct ft_job *job, struct job_files *files, int64_t threads
 bool job_no_room(const struct job_need *need, int64_t room, const char *when, struct error *err)
 {
     const int64_t *c = need->memory.component;
-    int64_t states = c[MEMORY_WEIGHTS] + c[MEMORY_MASTER] + c[MEMORY_GRADIENTS] + c[MEMORY_OPTIMIZER];
+    int64_t states = c[MEMORY_WEIGHTS] + c[MEMORY_MASTER] + c[MEMORY_GRADIENTS]
+                     + c[MEMORY_OPTIMIZER];
     int64_t activations = c[MEMORY_ACTIVATIONS] + c[MEMORY_LOGITS];
     return error_set(err, ERR_NO_ROOM, "model",
                      "the job needs %lld bytes at the least (weights and master %lld, gradients %lld, "

@@ -392,7 +392,8 @@ bool job_find_checkpoint(const struct data_dir *d, const struct ft_job *job, int
     char name[80];
     struct stat st;
     snprintf(name, sizeof name, JOB_MODEL_NAME "/checkpoints/step-%" PRId64, step);
-    if (!job_path(d, job, name, path, NULL) || !is_complete(path) || stat(path, &st) != 0) return false;
+    if (!job_path(d, job, name, path, NULL) || !is_complete(path) || stat(path, &st) != 0)
+        return false;
     *created_at = st.st_mtime;
     return true;
 }

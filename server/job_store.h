@@ -24,7 +24,8 @@ bool job_path(const struct data_dir *d, const struct ft_job *job, const char *re
               char out[DATA_PATH_MAX], struct error *err) MUST_CHECK;
 
 /* Makes the folder, takes the data into it (fills job->training_path and validation_path), and the
- * model of another job to begin with (changes job->init_from), and writes job.json. validation: NULL for none. Nothing is left of it on failure. */
+ * model of another job to begin with (changes job->init_from), and writes job.json. validation:
+ * NULL for none. Nothing is left of it on failure. */
 bool job_store_create(const struct data_dir *d, struct ft_job *job, const char *training,
                       const char *validation, struct error *err) MUST_CHECK;
 bool job_store_save(const struct data_dir *d, const struct ft_job *job, struct error *err)
@@ -57,7 +58,8 @@ bool job_find_checkpoint(const struct data_dir *d, const struct ft_job *job, int
                          char path[DATA_PATH_MAX], int64_t *created_at);
 bool job_has_checkpoint(const struct data_dir *d, const struct ft_job *job);
 bool job_has_model(const struct data_dir *d, const struct ft_job *job);
-/* The last line of one of the trainer's logs, "stdout.log" or "stderr.log"; "" when there is none. */
+/* The last line of one of the trainer's logs, "stdout.log" or "stderr.log"; "" when there is
+ * none. */
 void job_last_words(const struct data_dir *d, const struct ft_job *job, const char *log, char *out,
                     size_t size);
 

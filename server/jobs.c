@@ -376,8 +376,8 @@ static bool resume(struct jobs *j, struct job *job, struct error *err)
 {
     bool failed = job->job.state == JOB_FAILED && job_has_checkpoint(j->dir, &job->job);
     if (job->job.state != JOB_PAUSED && !failed)
-        return wrong_state(job, job->job.state == JOB_FAILED ? "resumed, for it has no checkpoint; create it anew"
-                                                             : "resumed", err);
+        return wrong_state(job, job->job.state == JOB_FAILED
+                           ? "resumed, for it has no checkpoint; create it anew" : "resumed", err);
     job->job.error_code[0] = job->job.error_message[0] = 0;
     job->job.finished_at = 0;
     job_set_state(j, job, JOB_QUEUED, "info", "The job was resumed and waits for its turn");

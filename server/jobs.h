@@ -37,8 +37,8 @@ bool jobs_preset_path(const struct jobs *j, const char *model, char *path, size_
                       struct error *err) MUST_CHECK;
 
 /* Creates a job from what the client asked and where the model is: `config_path` of a preset, or
- * `init_from`, a model's path; the other is NULL. The job's object goes to `out`. ERR_NO_ROOM when its plan can never fit into what there is
- * for training; one that does not fit now waits. */
+ * `init_from`, a model's path; the other is NULL. The job's object goes to `out`. ERR_NO_ROOM when
+ * its plan can never fit into what there is for training; one that does not fit now waits. */
 bool jobs_create(struct jobs *j, const struct ft_request *request, const char *config_path,
                  const char *init_from, struct buf *out, struct error *err) MUST_CHECK;
 /* The job's object. ERR_NOT_FOUND. */
@@ -62,7 +62,8 @@ bool jobs_follow(struct jobs *j, const char *id, const char *after, struct job_f
 bool jobs_checkpoints(struct jobs *j, const char *id, const struct api_page *page, struct buf *out,
                       struct error *err) MUST_CHECK;
 
-/* What the jobs that run take: at most a second old, and never waits for the disk. Returns how many. */
+/* What the jobs that run take: at most a second old, and never waits for the disk. Returns how
+ * many. */
 enum { JOBS_MAX_RUNNING = 64 };
 size_t jobs_memory(struct jobs *j, struct api_job_memory out[JOBS_MAX_RUNNING]);
 

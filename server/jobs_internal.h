@@ -63,8 +63,8 @@ bool job_admit(struct jobs *j, struct job *job);
 int64_t jobs_room_ever(struct jobs *j);
 
 /* Without the mutex: */
-/* ERR_NO_ROOM when the job cannot start however long it waits; ERR_INVALID and ERR_UNSUPPORTED for what its model, or
- * the device, cannot do. */
+/* ERR_NO_ROOM when the job cannot start however long it waits; ERR_INVALID and ERR_UNSUPPORTED for
+ * what its model, or the device, cannot do. */
 bool job_check_room(struct jobs *j, const struct ft_job *job, const char *training,
                     const char *validation, int64_t *n_characters, struct error *err) MUST_CHECK;
 

@@ -69,8 +69,8 @@ static void add_key(struct job_command *c, const struct ft_key *key)
     else job_command_add(c, "--%s=%s", flag, key->value);
 }
 
-/* gptd train, with everything that the job says, within the budget that it was admitted with (0: none).
- * Paths are absolute. */
+/* gptd train, with everything that the job says, within the budget that it was admitted with (0:
+ * none). Paths are absolute. */
 static void make_command(const struct jobs *j, const struct ft_job *job, const char *dir,
                          int64_t budget, struct job_command *c)
 {
@@ -197,7 +197,8 @@ static bool read_run_config(const struct jobs *j, const struct ft_job *f, struct
     char path[DATA_PATH_MAX];
     struct gpt_config model;
     struct error err;
-    return job_path(j->dir, f, JOB_MODEL_NAME, path, &err) && train_state_read_config(path, &model, c, &err);
+    return job_path(j->dir, f, JOB_MODEL_NAME, path, &err)
+           && train_state_read_config(path, &model, c, &err);
 }
 
 /* A trainer has made its first step that is seen: by now it has told its config. */
@@ -214,7 +215,8 @@ static void begin_steps(struct jobs *j, struct job *job, int64_t now)
     tell(j, job);
 }
 
-/* At the mean pace since the first step that was seen, in which evaluations and checkpoints have their part. */
+/* At the mean pace since the first step that was seen, in which evaluations and checkpoints have
+ * their part. */
 static void estimate_finish(struct jobs *j, struct job *job)
 {
     struct ft_job *f = &job->job;
@@ -225,7 +227,8 @@ static void estimate_finish(struct jobs *j, struct job *job)
     }
     double step_ns = (double)(now - job->seen_ns) / (double)(f->step - job->seen_step);
     double left_s = step_ns * (double)(job->n_steps - f->step) / 1e9;
-    f->estimated_finish = left_s >= 0 && left_s < LONGEST_S ? time(NULL) + (int64_t)ceil(left_s) : 0;
+    bool known = left_s >= 0 && left_s < LONGEST_S;
+    f->estimated_finish = known ? time(NULL) + (int64_t)ceil(left_s) : 0;
 }
 
 static void read_metrics(struct jobs *j, struct job *job)
@@ -265,8 +268,9 @@ static void note_failure(struct jobs *j, struct job *job, int status)
         int number = WTERMSIG(status);
         snprintf(text, sizeof text, "the trainer was ended by SIG%s%s; %s%s%s", signal_name(number),
                  number == SIGKILL ? " (out of memory, or by an operator)" : "",
-                 job_has_checkpoint(j->dir, &job->job) ? "resume the job to go on from its last checkpoint"
-                                                       : "it has no checkpoint to go on from", colon, words);
+                 job_has_checkpoint(j->dir, &job->job)
+                     ? "resume the job to go on from its last checkpoint"
+                     : "it has no checkpoint to go on from", colon, words);
         fail_job(j, job, "killed", text);
     } else if (WEXITSTATUS(status) == EXIT_NO_FIT) {
         fail_job(j, job, "does_not_fit", words[0] ? words : "the run does not fit into memory");
@@ -300,8 +304,8 @@ static void note_success(struct jobs *j, struct job *job)
     job_set_state(j, job, JOB_SUCCEEDED, "info", message);
 }
 
-/* A trainer that somebody else told to end (an operator's SIGTERM) ends well, but is not done: its exit
- * code says nothing of it, its last line does. */
+/* A trainer that somebody else told to end (an operator's SIGTERM) ends well, but is not done: its
+ * exit code says nothing of it, its last line does. */
 static bool was_stopped(const struct jobs *j, const struct job *job)
 {
     char words[512];
@@ -340,7 +344,8 @@ static int64_t count_running(const struct jobs *j)
     return n;
 }
 
-/* The plan is the trainer's word, once it has one that can be true; what it takes is the kernel's. */
+/* The plan is the trainer's word, once it has one that can be true; what it takes is the
+ * kernel's. */
 static void look_at_memory(struct jobs *j, struct job *job)
 {
     char dir[DATA_PATH_MAX];

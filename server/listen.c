@@ -35,7 +35,8 @@ void listen_url(const char *host, int port, const char *scheme, char *out, size_
 
 /* ---- Unix sockets ---- */
 
-/* A socket's file that nobody listens on stands in the way; a live server's does, too, and stays. */
+/* A socket's file that nobody listens on stands in the way; a live server's does, too, and
+ * stays. */
 static bool remove_stale(const struct sockaddr_un *address, struct error *err)
 {
     struct stat st;

@@ -1,5 +1,5 @@
-/* Where a server listens: an address with a port, or a Unix socket ("unix:PATH"), and what is called
- * local: what only this machine can reach. */
+/* Where a server listens: an address with a port, or a Unix socket ("unix:PATH"), and what is
+ * called local: what only this machine can reach. */
 #pragma once
 
 #include <stdbool.h>
@@ -22,8 +22,8 @@ const char *listen_unix_path(const char *host);
 /* "SCHEME://HOST:PORT", or "unix:PATH". */
 void listen_url(const char *host, int port, const char *scheme, char *out, size_t size);
 
-/* Listens; port 0 is any free one. A Unix socket gets mode 0660; a socket that nobody listens on any
- * more is replaced, any other file is not. */
+/* Listens; port 0 is any free one. A Unix socket gets mode 0660; a socket that nobody listens on
+ * any more is replaced, any other file is not. */
 bool listener_open(const char *host, int64_t port, struct listener *out,
                    struct error *err) MUST_CHECK;
 /* A Unix socket's file goes with it. Nothing happens to a closed one. */

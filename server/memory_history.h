@@ -1,5 +1,5 @@
-/* What memory was like: a sample now, and of the last hour one each ten seconds, in a ring of fixed size.
- * One thread samples; any may ask. */
+/* What memory was like: a sample now, and of the last hour one each ten seconds, in a ring of fixed
+ * size. One thread samples; any may ask. */
 #pragma once
 
 #include "api/api.h"

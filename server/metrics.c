@@ -183,7 +183,8 @@ static void render_engine(struct buf *out, const struct engine_stats *e)
     single(out, "gptd_engine_decode_tokens_total", "counter", "Tokens computed one at a time.",
            (double)e->n_decode_tokens);
     single(out, "gptd_model_failures_total", "counter",
-           "Requests that ended because their logits were NaN or infinite.", (double)e->n_model_failures);
+           "Requests that ended because their logits were NaN or infinite.",
+           (double)e->n_model_failures);
     family(out, "gptd_kv_pages", "gauge", "Pages of the KV pool by state.");
     buf_printf(out,
                "gptd_kv_pages{state=\"free\"} %d\ngptd_kv_pages{state=\"cached\"} %d\n"
@@ -256,7 +257,8 @@ static void render_process(struct buf *out, const struct api_memory_view *v, int
 }
 
 /* A GPU's memory, where there is one. */
-static void render_driver(struct buf *out, const struct device_memory *driver, const struct engine_memory *m)
+static void render_driver(struct buf *out, const struct device_memory *driver,
+                          const struct engine_memory *m)
 {
     if (!driver) return;
     const struct { const char *kind; int64_t bytes; } takes[] = {
@@ -264,7 +266,8 @@ static void render_driver(struct buf *out, const struct device_memory *driver, c
         {"unexplained", api_driver_unexplained_bytes(driver, m)},
     };
     family(out, "gptd_device_memory_bytes", "gauge",
-           "The GPU's memory as its driver counts it; start: context, kernels and other processes' at the start.");
+           "The GPU's memory as its driver counts it; start: context, kernels and other "
+           "processes' at the start.");
     for (size_t i = 0; i < sizeof takes / sizeof *takes; i++)
         buf_printf(out, "gptd_device_memory_bytes{kind=\"%s\"} %lld\n", takes[i].kind,
                    (long long)takes[i].bytes);

@@ -73,10 +73,12 @@ bool model_options_check(const struct model_options *o, struct error *err)
 {
     enum dtype dtype, kv_dtype;
     if (!parse_dtype(o->dtype, &dtype))
-        return error_set(err, ERR_INVALID, "dtype", "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0",
+        return error_set(err, ERR_INVALID, "dtype",
+                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0",
                          o->dtype);
     if (!gpt_kv_type_parse(o->kv_dtype, &kv_dtype))
-        return error_set(err, ERR_INVALID, "kv-dtype", "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
+        return error_set(err, ERR_INVALID, "kv-dtype",
+                         "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
     if (o->max_batch_tokens < o->max_seqs)
         return error_set(err, ERR_INVALID, "max-batch-tokens",
                          "--max-batch-tokens %lld: must be at least --max-seqs, %lld",

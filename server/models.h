@@ -9,8 +9,8 @@
 struct models;
 
 /* Opens the models, n at least 1, of different names; the first is the default one. They share the
- * memory budget, with each other and with what is loaded later: first come, and what is left for the
- * next. `models_dir`: where clients may load others from. The options' strings are borrowed. */
+ * memory budget, with each other and with what is loaded later: first come, and what is left for
+ * the next. `models_dir`: where clients may load others from. The options' strings are borrowed. */
 bool models_start(const char *const *specs, int n, const struct model_options *o,
                   const struct api_limits *limits, const char *models_dir, struct models **out,
                   struct error *err) MUST_CHECK;
@@ -19,8 +19,9 @@ const struct api_context *models_api(const struct models *m);
 /* What the first model's device says of itself. */
 const char *models_device(const struct models *m);
 
-/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did; for a time
- * both are in memory, and count. Takes as long as reading it takes; one at a time (ERR_BUSY). */
+/* Opens the model at `path` and lets it answer as `id`, in the place of the one that did; for a
+ * time both are in memory, and count. Takes as long as reading it takes; one at a time
+ * (ERR_BUSY). */
 bool models_load(struct models *m, const char *id, const char *path, struct error *err) MUST_CHECK;
 /* A path that a client gave, relative to the folder of models or beginning with it, to one without
  * links. The kernel sees to it that it does not lead out (path_find_beneath). ERR_NOT_FOUND. */

@@ -125,7 +125,8 @@ bool plan_presets(const struct plan_request *r, const struct plan_devices *devic
             buf_printf(out, "%s: %.2f GB to plan with; times are estimates (%s)\n\n"
                        "| preset | on this card | training, GB | tokens/s, about | how | "
                        "generating, GB | full sequences at once |\n"
-                       "| --- | --- | --: | --: | --- | --: | --: |\n", c.gpu.name, (double)c.question.budget / GB, c.question.rates.source);
+                       "| --- | --- | --: | --: | --- | --: | --: |\n", c.gpu.name,
+                        (double)c.question.budget / GB, c.question.rates.source);
         const struct train_choice *t = &a->training;
         buf_printf(out, "| %s | %s | ", presets[i].name,
                    a->training_fits     ? "trains"

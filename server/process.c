@@ -22,7 +22,8 @@ void process_settle(void)
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     pthread_setattr_default_np(&attr);
     pthread_attr_destroy(&attr);
-    /* Fixed: glibc would raise it with each large block that is freed, and then keep such blocks. */
+    /* Fixed: glibc would raise it with each large block that is freed, and then keep such
+     * blocks. */
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK);
     signal(SIGXFSZ, SIG_IGN);
 }
@@ -108,7 +109,8 @@ int64_t process_resident_bytes(const void *at, int64_t n)
 {
     unsigned char there[RESIDENT_PAGES];
     int64_t page = sysconf(_SC_PAGESIZE), resident = 0;
-    uintptr_t begin = (uintptr_t)at / (uintptr_t)page * (uintptr_t)page, end = (uintptr_t)at + (uintptr_t)n;
+    uintptr_t begin = (uintptr_t)at / (uintptr_t)page * (uintptr_t)page;
+    uintptr_t end = (uintptr_t)at + (uintptr_t)n;
     while (begin < end) {
         int64_t pages = min_i64(ceil_div((int64_t)(end - begin), page), RESIDENT_PAGES);
         if (mincore((void *)begin, (size_t)(pages * page), there) != 0) break;
@@ -122,7 +124,8 @@ int64_t process_resident_bytes(const void *at, int64_t n)
 
 enum { PATH_BYTES = 4096 };
 
-/* The number after `key` in a file of "key number" lines; with an empty key the file's first number. */
+/* The number after `key` in a file of "key number" lines; with an empty key the file's first
+ * number. */
 static bool read_number(const char *dir, const char *name, const char *key, int64_t *out)
 {
     char path[PATH_BYTES + 64], line[256], *end = line;

@@ -7,14 +7,14 @@
 
 #include "api/api.h"
 
-/* First thing in main, before there are threads: stacks that are as large as our functions need, and a malloc
- * that gives large blocks back. So that what the process takes besides its plan is small, and limits
- * on it (RLIMIT_DATA counts stacks in full) can be tight. A file that may not grow further (RLIMIT_FSIZE) is
- * an error of who writes it, not the process's end. */
+/* First thing in main, before there are threads: stacks that are as large as our functions need,
+ * and a malloc that gives large blocks back. So that what the process takes besides its plan is
+ * small, and limits on it (RLIMIT_DATA counts stacks in full) can be tight. A file that may not
+ * grow further (RLIMIT_FSIZE) is an error of who writes it, not the process's end. */
 void process_settle(void);
 
-/* What malloc holds of memory that was freed goes back to the system: after work that was large and is
- * done, like reading a tokenizer. */
+/* What malloc holds of memory that was freed goes back to the system: after work that was large and
+ * is done, like reading a tokenizer. */
 void process_trim(void);
 
 int64_t process_rss_bytes(void);
@@ -31,8 +31,8 @@ void process_memory(const struct process_baseline *b, int64_t arenas_on_heap,
  * touched. About a microsecond a MiB at most. */
 int64_t process_resident_bytes(const void *at, int64_t n);
 
-/* What the process may still take without swapping or being killed: the kernel's MemAvailable, narrowed
- * by the memory limits of its cgroups (v2: memory.max; v1: memory.limit_in_bytes), where clean page cache
- * counts as free. INT64_MAX when nothing is known. `root` is "" but in tests: it goes before /proc and
- * /sys. */
+/* What the process may still take without swapping or being killed: the kernel's MemAvailable,
+ * narrowed by the memory limits of its cgroups (v2: memory.max; v1: memory.limit_in_bytes), where
+ * clean page cache counts as free. INT64_MAX when nothing is known. `root` is "" but in tests: it
+ * goes before /proc and /sys. */
 int64_t process_memory_available(const char *root);

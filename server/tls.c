@@ -147,7 +147,8 @@ static gnutls_privkey_t copy_key(const struct pair *p)
     return NULL;
 }
 
-/* gnutls_certificate_retrieve_function3. libmicrohttpd makes its connection the session's pointer. */
+/* gnutls_certificate_retrieve_function3. libmicrohttpd makes its connection the session's
+ * pointer. */
 static int retrieve(gnutls_session_t session, const struct gnutls_cert_retr_st *info,
                     gnutls_pcert_st **chain, unsigned *n_chain, gnutls_ocsp_data_st **ocsp,
                     unsigned *n_ocsp, gnutls_privkey_t *key, unsigned *flags)

@@ -1,8 +1,9 @@
 /* TLS: the certificate that libmicrohttpd shows, which can be replaced while connections live, and
  * the client's side for `gptd probe`. The one file that knows GnuTLS.
  *
- * A pair is a certificate chain and its key, both in PEM. Each handshake takes copies of the pair of
- * its moment, so a replaced one is freed at once and connections go on with what they began with. */
+ * A pair is a certificate chain and its key, both in PEM. Each handshake takes copies of the pair
+ * of its moment, so a replaced one is freed at once and connections go on with what they began
+ * with. */
 #pragma once
 
 #include <microhttpd.h>

@@ -28,7 +28,8 @@ struct train_setup {
  * again, over the config's values. */
 bool train_setup_open(struct train_options *o, int argc, char **argv, struct train_setup *s,
                       struct error *err) MUST_CHECK;
-/* The shape of the model to start from. A model that gptd trained says more of itself than config.json
- * can: which biases it never had. */
-bool train_setup_init_config(const char *path, struct gpt_config *model, struct error *err) MUST_CHECK;
+/* The shape of the model to start from. A model that gptd trained says more of itself than
+ * config.json can: which biases it never had. */
+bool train_setup_init_config(const char *path, struct gpt_config *model,
+                             struct error *err) MUST_CHECK;
 void train_setup_close(struct train_setup *s); /* harmless on a zeroed struct with lock -1 */

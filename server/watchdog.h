@@ -1,6 +1,6 @@
-/* Watches that the engine gets on with its work: a step that never ends (a device that hangs, a bug)
- * leaves every client waiting, and only someone outside of the engine can tell. And that its device
- * has not failed: then nothing will ever run again in this process. */
+/* Watches that the engine gets on with its work: a step that never ends (a device that hangs, a
+ * bug) leaves every client waiting, and only someone outside of the engine can tell. And that its
+ * device has not failed: then nothing will ever run again in this process. */
 #pragma once
 
 #include <stdbool.h>
@@ -18,9 +18,11 @@ bool engine_device_failed(const struct api_context *api);
 struct watchdog_options {
     const struct api_context *api;
     int64_t stall_timeout_s;
-    /* Called once, on the watchdog's thread, when a device has failed, after it is logged. May be NULL. */
+    /* Called once, on the watchdog's thread, when a device has failed, after it is logged. May be
+     * NULL. */
     void (*on_device_failure)(void *ctx);
-    /* Called once, on the watchdog's thread, when a stall begins, after it is logged. May be NULL. */
+    /* Called once, on the watchdog's thread, when a stall begins, after it is logged. May be
+     * NULL. */
     void (*on_stall)(void *ctx);
     void *ctx;
 };

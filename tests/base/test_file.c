@@ -120,7 +120,8 @@ static void test_a_large_file_is_read_whole(void **state)
     free(bytes);
 }
 
-/* How many of the pages are in this process's page table: bit 63 of each entry of /proc/self/pagemap. */
+/* How many of the pages are in this process's page table: bit 63 of each entry of
+ * /proc/self/pagemap. */
 static int64_t mapped_pages(const uint8_t *at, int64_t n)
 {
     uint64_t entry;

@@ -443,8 +443,8 @@ static void test_too_many_connections_are_told(void **state)
     http_fixture_close(&f);
 }
 
-/* Waits until the server has closed one of n connections, and closes it here. Any: two threads accept them, so the one
- * that was opened first may not have been idle for longest. */
+/* Waits until the server has closed one of n connections, and closes it here. Any: two threads
+ * accept them, so the one that was opened first may not have been idle for longest. */
 static void await_closed(struct pollfd *idle, nfds_t n)
 {
     char byte;

@@ -43,7 +43,8 @@ static void test_the_ring_keeps_the_last_hour(void **state)
     size_t there = memory_history_copy(h, at);
     memory_history_stop(h);
     assert_int_equal(there, MEMORY_HISTORY_SAMPLES);
-    /* The thread's own sample may have come at any place: all others are in order, to the newest. */
+    /* The thread's own sample may have come at any place: all others are in order, to the
+     * newest. */
     int64_t last = 0;
     size_t own = 0;
     for (size_t i = 0; i < there; i++) {

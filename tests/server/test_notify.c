@@ -15,7 +15,8 @@
 #include "base/clock.h"
 #include "server/notify.h"
 
-/* A manager that listens on `name` ("@..." for an abstract one), which the environment names too. */
+/* A manager that listens on `name` ("@..." for an abstract one), which the environment names
+ * too. */
 static int manager_open(const char *name)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};

@@ -1,5 +1,5 @@
-/* Tests of server/tls.c: pairs that fit and pairs that do not, made here; handshakes, and the client's
- * side, with a bare libmicrohttpd. */
+/* Tests of server/tls.c: pairs that fit and pairs that do not, made here; handshakes, and the
+ * client's side, with a bare libmicrohttpd. */
 #include <arpa/inet.h>
 #include <setjmp.h>
 #include <signal.h>
