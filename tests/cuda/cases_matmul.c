@@ -115,6 +115,12 @@ void test_weights_come_back(void **state)
             }
             side_clear(s);
         }
+    /* Of two that are as large, the first one's sign is that of -8. */
+    float tie[32] = {[3] = -1, [20] = 1};
+    struct matrix w = side_matrix(s, DTYPE_Q4_0, 1, 32, tie);
+    read_matrix(s, &w, back);
+    assert_true(back[3] == -1 && back[20] == 0.875f);
+    side_clear(s);
     free(back);
     free(o);
     sides_close(sides);
