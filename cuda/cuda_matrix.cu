@@ -15,12 +15,18 @@ __device__ void write_row(plain_rows<T> to, int64_t n, const float *from, int64_
         to.data[n * to.stride + k] = from_f32<T>(k < n_in ? from[k] : 0);
 }
 
+/* A block with a NaN has it as its scale: codes have none, and a broken weight is not to become a wrong one. */
+__device__ __forceinline__ float scale_or_nan(float scale, float x)
+{
+    return __any_sync(0xFFFFFFFFu, isnan(x)) ? CUDART_NAN_F : scale;
+}
+
 /* The scale takes the largest magnitude to 127, as GGML's reference has it; codes are made with the scale
  * before it is rounded. */
 __device__ void write_row(q8_rows to, int64_t n, const float *from, int64_t n_in)
 {
     for (int64_t k = threadIdx.x; k < to.stride; k += blockDim.x) {
-        float x = k < n_in ? from[k] : 0, scale = warp_max(fabsf(x)) / 127;
+        float x = k < n_in ? from[k] : 0, scale = scale_or_nan(warp_max(fabsf(x)) / 127, x);
         float code = scale > 0 ? roundf(x * (1 / scale)) : 0;
         to.codes[n * to.stride + k] = (int8_t)fmaxf(-127, fminf(127, code));
         if (k % QUANT_BLOCK == 0) to.scales[(n * to.stride + k) / QUANT_BLOCK] = from_f32<f16>(scale);
@@ -33,7 +39,7 @@ __device__ void write_row(q4_rows to, int64_t n, const float *from, int64_t n_in
     for (int64_t k = threadIdx.x; k < to.stride; k += blockDim.x) {
         float x = k < n_in ? from[k] : 0, largest = warp_max(fabsf(x));
         int first = __ffs(__ballot_sync(0xFFFFFFFFu, fabsf(x) == largest)) - 1;
-        float scale = __shfl_sync(0xFFFFFFFFu, x, first < 0 ? 0 : first) / -8;
+        float scale = scale_or_nan(__shfl_sync(0xFFFFFFFFu, x, first < 0 ? 0 : first) / -8, x);
         float code = scale != 0 ? roundf(x * (1 / scale)) + 8 : 8;
         int low = (int)fmaxf(0, fminf(15, code)), high = __shfl_down_sync(0xFFFFFFFFu, low, 16);
         int64_t block = (n * to.stride + k) / QUANT_BLOCK;

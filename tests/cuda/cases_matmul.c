@@ -120,6 +120,14 @@ void test_weights_come_back(void **state)
     struct matrix w = side_matrix(s, DTYPE_Q4_0, 1, 32, tie);
     read_matrix(s, &w, back);
     assert_true(back[3] == -1 && back[20] == 0.875f);
+    /* A block with a NaN is broken as a whole, and its neighbour is not. */
+    static const enum dtype quantized[] = {DTYPE_Q8_0, DTYPE_Q4_0};
+    for (int t = 0; t < 2; t++) {
+        float broken[64] = {[5] = 2, [9] = NAN, [40] = -1};
+        w = side_matrix(s, quantized[t], 1, 64, broken);
+        read_matrix(s, &w, back);
+        assert_true(isnan(back[9]) && isnan(back[5]) && fabsf(back[40] + 1) < 0.01f);
+    }
     side_clear(s);
     free(back);
     free(o);
