@@ -116,26 +116,18 @@ static float sum_row(const float *x, int64_t n)
     return join_chains(sum);
 }
 
-/* Code of its own for each type, so that what rounding needs stays in registers. */
-static inline __attribute__((always_inline)) void
-norm_lanes(void *out, enum dtype dtype, const float *x, int64_t n, struct norm norm, float mean, float inverse)
-{
-    vf scale = vf_set(inverse), center = vf_set(mean);
-    for (int64_t i = 0; i < n; i += LANES) {
-        int64_t m = lanes_left(n, i);
-        vf y = vf_mul(vf_sub(vf_load_n(x + i, m), center), scale);
-        y = vf_mul(y, vf_load_n(norm.weight + i, m));
-        if (norm.bias) y = vf_add(y, vf_load_n(norm.bias + i, m));
-        store_lanes(out, dtype, i, y, m);
-    }
-}
-
 static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm)
 {
     float mean = norm->rms ? 0 : sum_row(x, n) / (float)n;
-    float inverse = 1 / sqrtf(sum_squares(x, n, mean) / (float)n + norm->eps);
-    if (dtype == DTYPE_BF16) norm_lanes(out, DTYPE_BF16, x, n, *norm, mean, inverse);
-    else norm_lanes(out, DTYPE_F32, x, n, *norm, mean, inverse);
+    float variance = sum_squares(x, n, mean) / (float)n;
+    vf scale = vf_set(1 / sqrtf(variance + norm->eps)), center = vf_set(mean);
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t m = lanes_left(n, i);
+        vf y = vf_mul(vf_sub(vf_load_n(x + i, m), center), scale);
+        y = vf_mul(y, vf_load_n(norm->weight + i, m));
+        if (norm->bias) y = vf_add(y, vf_load_n(norm->bias + i, m));
+        store_lanes(out, dtype, i, y, m);
+    }
 }
 
 static void swiglu_row(void *out, enum dtype dtype, const void *gate, const void *up, int64_t n)

@@ -144,24 +144,27 @@ static inline void philox_keys_init(struct philox_keys *keys, const uint32_t key
     }
 }
 
-/* The words of n x LANES / 2 counters from c0 on, in order: 2 n vectors. Each round waits for the one before it: of
- * two counters' rounds the one is computed while the other waits. */
+/* Vectors of counters side by side: as many as 16 registers hold, or 32. */
+enum { AT_ONCE = LANES == 16 ? 4 : 2 };
+
+/* The words of n x LANES / 2 counters from c0 on, in order: 2 n vectors. Each round waits for the one before it: while
+ * one counter's is waited for, others' are computed. */
 static inline __attribute__((always_inline)) void
 philox_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t c0, vi *out, const int n)
 {
     /* Joining pairs of words takes even lanes, then odd ones: so the second half of the counters is there. */
     static const uint64_t places[] = {0, LANES / 4, 1, LANES / 4 + 1, 2, LANES / 4 + 2, 3, LANES / 4 + 3};
-    vi c[2][4];
-#pragma GCC unroll 2
+    vi c[AT_ONCE][4];
+#pragma GCC unroll 4
     for (int s = 0; s < n; s++) {
         c[s][0] = vi_add(vi_load(places), vi_set(c0 + (uint32_t)(s * LANES / 2)));
         for (int i = 1; i < 4; i++) c[s][i] = vi_set(counter[i]);
     }
 #pragma GCC unroll 10
     for (int round = 0; round < PHILOX_ROUNDS; round++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int s = 0; s < n; s++) philox_round(c[s], keys->k0[round], keys->k1[round]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < n; s++) {
         vi first = vi_pairs(c[s][0], c[s][1]), second = vi_pairs(c[s][2], c[s][3]);
         out[2 * s] = vi_join_even(first, second);
@@ -169,20 +172,20 @@ philox_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t
     }
 }
 
-enum { DROPOUT_AT_ONCE = 4 * LANES };
+enum { DROPOUT_AT_ONCE = 2 * AT_ONCE * LANES };
 
 static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
 {
-    vi threshold = vi_set((uint32_t)((double)d->p * 4294967296.0)), words[4];
+    vi threshold = vi_set((uint32_t)((double)d->p * 4294967296.0)), words[2 * AT_ONCE];
     vf scale = vf_set(1 / (1 - d->p));
     float last[DROPOUT_AT_ONCE];
     struct philox_keys keys;
     philox_keys_init(&keys, d->key);
     for (int64_t i = 0; i < n; i += DROPOUT_AT_ONCE) {
         float *out = n - i < DROPOUT_AT_ONCE ? last : keep + i;
-        philox_words(d->counter, &keys, d->counter[0] + (uint32_t)(i / 4), words, 2);
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) vf_store(out + v * LANES, vf_if_at_least(words[v], threshold, scale));
+        philox_words(d->counter, &keys, d->counter[0] + (uint32_t)(i / 4), words, AT_ONCE);
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * AT_ONCE; v++) vf_store(out + v * LANES, vf_if_at_least(words[v], threshold, scale));
         if (out == last) memcpy(keep + i, last, (size_t)(n - i) * sizeof *last);
     }
 }
