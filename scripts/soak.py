@@ -236,9 +236,14 @@ def wait_job(c, job, *states):
                 return state
             raise Broken(f"a job that should be {states} is {state}")
         if c.soak.over.is_set():
-            c.ask("POST", f"{JOBS}/{job}/cancel", 200, 409)
+            cancel(c, job)
         time.sleep(0.05)
     return state
+
+
+def cancel(c, job):
+    """400: it has ended meanwhile."""
+    c.ask("POST", f"{JOBS}/{job}/cancel", 200, 400, 409)
 
 
 def train(c):
@@ -255,14 +260,16 @@ def train(c):
         if state["status"] == "succeeded":
             serve_briefly(c, state["fine_tuned_model"])
         return
-    wait_job(c, job, "running")
+    if wait_job(c, job, "running")["status"] != "running":
+        return
     if fate == "pause" and not c.soak.over.is_set():
         c.wait(0.2, 1)
         c.ask("POST", f"{JOBS}/{job}/pause", 200)
-        wait_job(c, job, "paused")
+        if wait_job(c, job, "paused")["status"] != "paused":
+            return
         c.ask("POST", f"{JOBS}/{job}/resume", 200, 409)
         c.wait(0.2, 1)
-    c.ask("POST", f"{JOBS}/{job}/cancel", 200, 409)
+    cancel(c, job)
     wait_job(c, job, "cancelled", "succeeded")
 
 
