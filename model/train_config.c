@@ -267,10 +267,12 @@ bool train_config_check_model(const struct train_config *c, const struct gpt_con
 {
     if (c->sequence_length > model->block_size)
         return error_set(err, ERR_INVALID, "sequence_length",
-                         "sequence_length is %lld; the model's block_size is %lld", (long long)c->sequence_length, (long long)model->block_size);
+                         "sequence_length is %lld; the model's block_size is %lld",
+                         (long long)c->sequence_length, (long long)model->block_size);
     if (c->freeze_layers > model->n_layer)
         return error_set(err, ERR_INVALID, "freeze_layers",
-                         "freeze_layers is %lld; the model has %lld layers", (long long)c->freeze_layers, (long long)model->n_layer);
+                         "freeze_layers is %lld; the model has %lld layers",
+                         (long long)c->freeze_layers, (long long)model->n_layer);
     return true;
 }
 

@@ -199,7 +199,9 @@ bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *er
     out->tokens_per_s = (double)rows / out->seconds;
     out->flops = (double)rows * flops_per_token(t);
     double rate = out->flops / out->seconds, *peak = &t->options.peak_flops;
-    if (*peak > 0) *peak = fmax(*peak, rate); /* others may have slowed the measurement: a step shows what there is */
-    if (*peak > 0) out->mfu = rate / *peak;
+    if (*peak > 0) {
+        *peak = fmax(*peak, rate); /* others may have slowed its measurement */
+        out->mfu = rate / *peak;
+    }
     return true;
 }
