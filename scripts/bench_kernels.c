@@ -199,6 +199,17 @@ static bool is_wanted(char **parts, const char *part)
     return !*parts;
 }
 
+static bool are_benches(char **names)
+{
+    static const char *const known[] = {"products", "quantized", "attention", "rows"};
+    for (; *names; names++) {
+        size_t i = 0;
+        while (i < 4 && strcmp(*names, known[i]) != 0) i++;
+        if (i == 4) return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     struct cpu_options o = {.isa = CPU_ISA_BEST};
@@ -210,9 +221,10 @@ int main(int argc, char **argv)
         else ok = !strcmp(*argv, "--isa") && argv[1] && cpu_isa_parse(argv[1], &o.isa);
         if (!argv[1]) break;
     }
+    ok = ok && are_benches(argv);
     if (!ok || !cpu_device_open(&o, &d, &err)) {
         fprintf(stderr, "%s\nusage: bench_kernels [--threads N] [--isa ISA] [products|quantized|attention|rows]...\n",
-                ok ? err.text : "no such option, or no such instruction set");
+                ok ? err.text : "no such option, instruction set or bench");
         return 2;
     }
     struct workspace_shape shape = {DTYPE_F32, MAX_ROWS, 64, C, F, H, G, K, V, MAX_KEYS, DTYPE_F32};
