@@ -1,15 +1,15 @@
 /* AdamW on one block of weights, in whatever format each of their parts has (cpu/cpu_optimizer.c
- * lists them): brought to f32 in a core's first-level cache, stepped, and put back. Plain C, which the
- * compiler turns into the vectors of the file that includes this: no branch in a loop, no call, and
- * operations that IEEE 754 rounds one way only, so what is stored and drawn is the same on every
- * instruction set.
+ * lists them): brought to f32 in a core's first-level cache, stepped, and put back. Plain C,
+ * which the compiler turns into the vectors of the file that includes this: no branch in a
+ * loop, no call, and operations that IEEE 754 rounds one way only, so what is stored and drawn
+ * is the same on every instruction set.
  *
- * Rounding of moments to bf16 and 8 bits is stochastic, by a hash of element and step: rounding to nearest
- * would hold a slowly decaying average in place for ever. The hash depends on nothing else, so resuming
- * gives the same bits.
+ * Rounding of moments to bf16 and 8 bits is stochastic, by a hash of element and step: rounding to
+ * nearest would hold a slowly decaying average in place for ever. The hash depends on nothing else,
+ * so resuming gives the same bits.
  *
- * Who includes it has defined adamw_row(w, m, v, g, root, constants, n): one step of n elements in f32, which leaves
- * the square roots of v. */
+ * Who includes it has defined adamw_row(w, m, v, g, root, constants, n): one step of n elements in
+ * f32, which leaves the square roots of v. */
 #pragma once
 
 #include <math.h>
@@ -35,7 +35,10 @@ static void draw_noise(uint32_t *restrict out, int64_t at, uint32_t step, int32_
     }
 }
 
-static inline uint32_t noise_bits(uint32_t noise, bool second) { return second ? noise & 0xFFFF : noise >> 16; }
+static inline uint32_t noise_bits(uint32_t noise, bool second)
+{
+    return second ? noise & 0xFFFF : noise >> 16;
+}
 
 /* Between 0 and 1, neither of them: what a code holds exactly stays as it is. */
 static inline float noise_fraction(uint32_t noise, bool second)
@@ -51,7 +54,8 @@ static void load_bf16(float *restrict out, const uint16_t *restrict in, int32_t 
 }
 
 static inline __attribute__((always_inline)) void
-store_bf16(uint16_t *restrict out, const float *restrict x, int32_t n, const uint32_t *restrict noise, bool second)
+store_bf16(uint16_t *restrict out, const float *restrict x, int32_t n,
+           const uint32_t *restrict noise, bool second)
 {
     for (int32_t i = 0; i < n; i++) {
         union word v = {.f = x[i]};
@@ -81,10 +85,10 @@ static void load_q8_m(float *restrict out, const int8_t *restrict q, float scale
     }
 }
 
-/* Between the codes below and above, with the odds that keep the mean: in units of the square of a code's distance,
- * (y - q^2) to ((q + 1)^2 - q^2). */
-static void store_q8_m(int8_t *restrict q, int32_t *restrict codes, const float *restrict x, float scale, int32_t n,
-                       const uint32_t *restrict noise)
+/* Between the codes below and above, with the odds that keep the mean: in units of the square of a
+ * code's distance, (y - q^2) to ((q + 1)^2 - q^2). */
+static void store_q8_m(int8_t *restrict q, int32_t *restrict codes, const float *restrict x,
+                       float scale, int32_t n, const uint32_t *restrict noise)
 {
     float inverse = scale > 0 ? 1 / scale : 0;
     for (int32_t i = 0; i < n; i++) {
@@ -105,9 +109,11 @@ static void load_q8_v(float *restrict out, const uint8_t *restrict q, float scal
     for (int32_t i = 0; i < n; i++) out[i] = scale * fourth((float)q[i] * (1.0f / 255));
 }
 
-/* The same with the fourth power. The step has the roots of x: one of them gives the fourth root of y. */
-static void store_q8_v(uint8_t *restrict q, int32_t *restrict codes, const float *restrict x, const float *restrict root, float scale,
-                       int32_t n, const uint32_t *restrict noise)
+/* The same with the fourth power. The step has the roots of x:
+ * one of them gives the fourth root of y. */
+static void store_q8_v(uint8_t *restrict q, int32_t *restrict codes, const float *restrict x,
+                       const float *restrict root, float scale, int32_t n,
+                       const uint32_t *restrict noise)
 {
     float inverse = scale > 0 ? 1 / scale : 0, inverse_root = scale > 0 ? 1 / sqrtf(scale) : 0;
     for (int32_t i = 0; i < n; i++) {
@@ -146,7 +152,8 @@ static float *load_moment(const struct adamw_block *b, bool second, float *room)
 
 /* What of a step its stores read: moments, roots of the second one (adamw_row's), noise. */
 struct adamw_rooms {
-    _Alignas(64) float w[ADAMW_BLOCK], g[ADAMW_BLOCK], m[ADAMW_BLOCK], v[ADAMW_BLOCK], root[ADAMW_BLOCK];
+    _Alignas(64) float w[ADAMW_BLOCK], g[ADAMW_BLOCK], m[ADAMW_BLOCK], v[ADAMW_BLOCK];
+    _Alignas(64) float root[ADAMW_BLOCK];
     uint32_t noise[ADAMW_BLOCK];
     int32_t codes[ADAMW_BLOCK];
 };
@@ -174,16 +181,17 @@ static void store_v(const struct adamw_block *b, const float *x, struct adamw_ro
     case MOMENT_Q8:
         scale = q8_scale(b->t->v, b->n_elements, b->at);
         *scale = largest(x, b->n);
-        store_q8_v((uint8_t *)b->t->v + b->at, rooms->codes, x, rooms->root, *scale, b->n, rooms->noise);
+        store_q8_v((uint8_t *)b->t->v + b->at, rooms->codes, x, rooms->root, *scale, b->n,
+                   rooms->noise);
         return;
     }
 }
 
 /* ---- bf16 packed matrices ---- */
 
-/* A row of PANEL elements is one half of a row of pairs. Two rows that share one are taken together, word by
- * word; one alone (the panel's last, where n_in is odd, or half a pair that a block's border cuts) by
- * half-words, since another thread may hold the other half. */
+/* A row of PANEL elements is one half of a row of pairs. Two rows that share one are taken
+ * together, word by word; one alone (the panel's last, where n_in is odd, or half a pair that a
+ * block's border cuts) by half-words, since another thread may hold the other half. */
 struct row_walk {
     const void *matrix;
     int64_t n_in, at, end; /* elements */
@@ -209,8 +217,8 @@ static bool is_pair(const struct row_walk *w)
     return w->k % 2 == 0 && w->k + 1 < w->n_in && w->at + 2 * PANEL <= w->end;
 }
 
-/* The next pair follows this one, but for the panel's end: divisions, which would take longer than all the rest, are
- * rare. */
+/* The next pair follows this one, but for the panel's end: divisions,
+ * which would take longer than all the rest, are rare. */
 static void walk_on(struct row_walk *w, bool pair)
 {
     w->at += pair ? 2 * PANEL : PANEL;
@@ -286,7 +294,8 @@ static float *load_weight(const struct adamw_block *b, float *room)
 }
 
 /* To the nearest bf16, half up, and what is left of it: modulo 2^16. */
-static void split_weight(uint16_t *restrict halves, int16_t *restrict rest, const float *restrict w, int32_t n)
+static void split_weight(uint16_t *restrict halves, int16_t *restrict rest, const float *restrict w,
+                         int32_t n)
 {
     for (int32_t i = 0; i < n; i++) {
         union word v = {.f = w[i]};
@@ -311,7 +320,8 @@ static void store_weight(const struct adamw_block *b, const float *w)
     const struct adamw_tensor *t = b->t;
     uint16_t halves[ADAMW_BLOCK];
     if (t->dtype == DTYPE_F32) return; /* stepped where it lies; so is an f32 master */
-    if (t->master_format == MASTER_REMAINDER) split_weight(halves, (int16_t *)t->master + b->at, w, b->n);
+    if (t->master_format == MASTER_REMAINDER)
+        split_weight(halves, (int16_t *)t->master + b->at, w, b->n);
     else round_weight(halves, w, b->n);
     store_rows(t->weight, t->n_in, b->at, b->n, halves);
 }

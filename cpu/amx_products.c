@@ -1,17 +1,19 @@
-/* Products where the processor has AMX (cpu/amx.h): with bf16 matrices the forward pass, and behind it dx = dy W
- * and dw += dy^T x; with quantized ones the forward pass of many rows. Work is cut into groups of rows, so large that they fill half of a second-level
- * cache, times panels; threads share these out. A group meets panel after panel, so that of what comes from
- * further away every byte serves hundreds of rows.
+/* Products where the processor has AMX (cpu/amx.h): with bf16 matrices the forward pass, and
+ * behind it dx = dy W and dw += dy^T x; with quantized ones the forward pass of many rows. Work is
+ * cut into groups of rows, so large that they fill half of a second-level cache, times panels;
+ * threads share these out. A group meets panel after panel, so that of what comes from further
+ * away every byte serves hundreds of rows.
  *
  *   forward  A: rows of x as they lie. B: the packed weights.
  *   quantized  the same with rows as 8-bit codes.
- *   dx       A: rows of dy as they lie, N_CHUNK outputs at a time. B: 32 columns of W, turned on the way into
- *            a thread's own panel.
- *   dw       A: columns of x, turned into rows for all threads, R_CHUNK rows at a time; a group is of columns. B: 32
- *            columns of dy, paired into a thread's own panel. A tile of the result is a run of the packed gradient.
+ *   dx       A: rows of dy as they lie, N_CHUNK outputs at a time. B: 32 columns of W, turned on
+ *            the way into a thread's own panel.
+ *   dw       A: columns of x, turned into rows for all threads, R_CHUNK rows at a time; a group is
+ *            of columns. B: 32 columns of dy, paired into a thread's own panel. A tile of the
+ *            result is a run of the packed gradient.
  *
- * Rows whose length is no multiple of 32 are first copied, filled up with zeros. Chunks are added in order,
- * and their borders depend on the shapes alone. */
+ * Rows whose length is no multiple of 32 are first copied, filled up with zeros. Chunks are added
+ * in order, and their borders depend on the shapes alone. */
 #include "cpu/amx_products.h"
 
 #include <string.h>
@@ -20,9 +22,11 @@
 
 enum {
     N_CHUNK = 1024, /* outputs summed in tiles for dx: panels of 64 KiB */
-    R_CHUNK = 2048, /* rows summed in tiles for dw: panels of 128 KiB, one rounding of bf16 gradients */
+    R_CHUNK = 2048, /* rows summed in tiles for dw: panels of 128
+                       KiB, one rounding of bf16 gradients */
     LEAST_GROUP = 64, /* rows that make reading a panel worth while */
-    INLINE_PRODUCTS = 1 << 16, /* below about this many a thread is not worth waking: few rows read weights */
+    INLINE_PRODUCTS = 1 << 16, /* below about this many a thread is not
+                                  worth waking: few rows read weights */
 };
 
 static int64_t whole_steps(int64_t n) { return round_up(n, AMX_STEP); }
@@ -35,7 +39,8 @@ struct cut {
 };
 
 /* Groups of at most AMX_GROUP_BYTES; smaller ones where threads would have nothing to do. */
-static struct cut cut_work(const struct cpu_device *c, int64_t rows, int64_t row_bytes, int64_t n_panels)
+static struct cut cut_work(const struct cpu_device *c, int64_t rows, int64_t row_bytes,
+                           int64_t n_panels)
 {
     int64_t most = min_i64(max_i64(AMX_GROUP_BYTES / row_bytes, AMX_ROWS), AMX_GROUP_ROWS);
     int64_t enough = 4 * pool_n_threads(c->pool);
@@ -44,9 +49,13 @@ static struct cut cut_work(const struct cpu_device *c, int64_t rows, int64_t row
     return (struct cut){rows, round_up(ceil_div(rows, groups), AMX_ROWS), n_panels};
 }
 
-static int64_t n_items(const struct cut *cut) { return ceil_div(cut->rows, cut->group) * cut->n_panels; }
+static int64_t n_items(const struct cut *cut)
+{
+    return ceil_div(cut->rows, cut->group) * cut->n_panels;
+}
 
-/* Rows of bf16 as A; columns [col0, col0 + cols) of them. Copied to `room` where they are no whole steps. */
+/* Rows of bf16 as A; columns [col0, col0 + cols) of them. Copied to `room` where they are no whole
+ * steps. */
 struct rows_job {
     struct tensor x;
     int64_t col0, cols;
@@ -103,7 +112,8 @@ struct forward {
     int64_t row0;               /* of the group */
 };
 
-static void write_forward(const void *ctx, int64_t panel, int64_t row, int64_t n_rows, const float *tile)
+static void write_forward(const void *ctx, int64_t panel, int64_t row, int64_t n_rows,
+                          const float *tile)
 {
     const struct forward *f = ctx;
     int64_t n0 = panel * PANEL, n = min_i64(PANEL, f->n_out - n0);
@@ -132,7 +142,10 @@ static void multiply_forward(void *ctx, int64_t begin, int64_t end, int32_t thre
     }
 }
 
-int64_t amx_matmul_workspace(int64_t n_rows, int64_t n_in) { return n_rows * whole_steps(n_in) * 2; }
+int64_t amx_matmul_workspace(int64_t n_rows, int64_t n_in)
+{
+    return n_rows * whole_steps(n_in) * 2;
+}
 
 void amx_matmul(struct cpu_device *c, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue)
@@ -207,11 +220,12 @@ static void multiply_quantized(void *ctx, int64_t begin, int64_t end, int32_t th
 int64_t amx_quantized_workspace(int64_t n_rows, int64_t n_in)
 {
     if (n_rows < AMX_QUANT_ROWS) return 0;
-    return round_up(n_rows, AMX_ROWS) * ceil_div(n_in, QUANT_BLOCK) * (QUANT_BLOCK + 2 * (int64_t)sizeof(float));
+    return round_up(n_rows, AMX_ROWS) * ceil_div(n_in, QUANT_BLOCK) *
+           (QUANT_BLOCK + 2 * (int64_t)sizeof(float));
 }
 
-void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
-                          const float *bias, enum epilogue epilogue)
+void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x,
+                          const struct matrix *w, const float *bias, enum epilogue epilogue)
 {
     struct cpu_device *c = cpu_of(d);
     int64_t rows = round_up(x.rows, AMX_ROWS), steps = ceil_div(x.cols, QUANT_BLOCK), column;
@@ -230,7 +244,8 @@ void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, 
         q.product.panel_bytes = steps * cpu_panel_step_bytes(part.dtype);
         q.product.type = part.dtype;
         int64_t products = PANEL * x.cols * min_i64(x.rows, q.f.cut.group);
-        pool_for(c->pool, n_items(&q.f.cut), ceil_div(INLINE_PRODUCTS, products), multiply_quantized, &q);
+        pool_for(c->pool, n_items(&q.f.cut), ceil_div(INLINE_PRODUCTS, products),
+                 multiply_quantized, &q);
     }
 }
 
@@ -260,14 +275,17 @@ static void write_backward_x(const void *ctx, int64_t panel, int64_t row, int64_
     }
 }
 
-/* Columns [k0, k0 + PANEL) of the chunk's outputs. The next square lies too far on for the processor to foresee it. */
+/* Columns [k0, k0 + PANEL) of the chunk's outputs. The next square lies too far on for the
+ * processor to foresee it. */
 static void turn_columns(const struct backward_x *m, int64_t k0, uint8_t *panel)
 {
     int64_t words = ceil_div(m->w->n_in, 2), pairs = min_i64(PANEL / 2, words - k0 / 2);
     for (int64_t n = m->n0; n < m->n1; n += PANEL, panel += AMX_STEP_BYTES) {
-        const uint32_t *square = (const uint32_t *)m->w->data + (n / PANEL * words + k0 / 2) * PANEL;
+        const uint32_t *square = (const uint32_t *)m->w->data +
+                                 (n / PANEL * words + k0 / 2) * PANEL;
         if (n + PANEL < m->n1)
-            for (int64_t i = 0; i < pairs * PANEL; i += 16) __builtin_prefetch(square + words * PANEL + i);
+            for (int64_t i = 0; i < pairs * PANEL; i += 16)
+                __builtin_prefetch(square + words * PANEL + i);
         amx_turn_pairs(panel, square, pairs);
     }
 }
@@ -290,7 +308,8 @@ static void multiply_backward_x(void *ctx, int64_t begin, int64_t end, int32_t t
     }
 }
 
-void amx_backward_x(struct cpu_device *c, struct tensor dx, struct tensor dy, const struct matrix *w)
+void amx_backward_x(struct cpu_device *c, struct tensor dx, struct tensor dy,
+                    const struct matrix *w)
 {
     struct backward_x m = {.kernels = &c->kernels, .dx = dx, .w = w, .panels = c->workspace};
     uint8_t *room = m.panels + (int64_t)pool_n_threads(c->pool) * N_CHUNK * PANEL * 2;
@@ -381,7 +400,8 @@ static struct tensor some_rows(struct tensor t, int64_t row0, int64_t rows)
 void amx_backward_w(struct cpu_device *c, struct matrix *dw, struct tensor dy, struct tensor x,
                     uint64_t rounding_key)
 {
-    struct backward_w m = {.kernels = &c->kernels, .dw = dw, .key = rounding_key, .panels = c->workspace};
+    struct backward_w m = {.kernels = &c->kernels, .dw = dw, .key = rounding_key,
+                           .panels = c->workspace};
     int64_t columns = round_up(x.cols, AMX_ROWS);
     for (int64_t row = 0; row < x.rows; row += R_CHUNK, m.part++) {
         int64_t rows = min_i64(R_CHUNK, x.rows - row);

@@ -1,4 +1,5 @@
-/* Products on AMX tiles: what cpu_matmul and the backward products do on a device whose kernels.amx is set. Arguments are theirs (cpu_internal.h, cpu_train.h), checked there. */
+/* Products on AMX tiles: what cpu_matmul and the backward products do on a device whose kernels.amx
+ * is set. Arguments are theirs (cpu_internal.h, cpu_train.h), checked there. */
 #pragma once
 
 #include "cpu/amx.h"
@@ -7,9 +8,10 @@
 void amx_matmul(struct cpu_device *c, struct tensor out, struct tensor x, const struct matrix *w,
                 const float *bias, enum epilogue epilogue);
 /* All parts are quantized. Worth it from AMX_QUANT_ROWS rows. */
-void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
-                          const float *bias, enum epilogue epilogue);
-void amx_backward_x(struct cpu_device *c, struct tensor dx, struct tensor dy, const struct matrix *w);
+void amx_matmul_quantized(struct device *d, struct tensor out, struct tensor x,
+                          const struct matrix *w, const float *bias, enum epilogue epilogue);
+void amx_backward_x(struct cpu_device *c, struct tensor dx, struct tensor dy,
+                    const struct matrix *w);
 void amx_backward_w(struct cpu_device *c, struct matrix *dw, struct tensor dy, struct tensor x,
                     uint64_t rounding_key);
 

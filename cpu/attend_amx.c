@@ -1,15 +1,18 @@
 /* Attention over a bf16 cache on AMX tiles: one block of keys for up to 32 query rows.
  *
- * Pages lie as tiles want their right operand: 16 keys of a page are the columns of a tile of scores, its 16 values the
- * pairs of rows that a tile of results sums over. Nothing is packed again but the values of a page whose end nobody has
- * written. A row of a result depends on its row of the left operand alone, whose sums go over the dimensions in equal
- * steps, and over the keys page by page; pages and keys that a row does not see have weights of zero, which add nothing.
- * So a row has the same bits alone (decoding) as beside 31 others (a prompt), and decoding runs here too. (Of values that
- * are not finite this does not hold: they spoil the rows of their query's block that do not see them yet, too.)
+ * Pages lie as tiles want their right operand: 16 keys of a page are the columns of a tile of
+ * scores, its 16 values the pairs of rows that a tile of results sums over. Nothing is packed again
+ * but the values of a page whose end nobody has written. A row of a result depends on its row of
+ * the left operand alone, whose sums go over the dimensions in equal steps, and over the keys page
+ * by page; pages and keys that a row does not see have weights of zero, which add nothing. So a row
+ * has the same bits alone (decoding) as beside 31 others (a prompt), and decoding runs here too.
+ * (Of values that are not finite this does not hold: they spoil the rows of their query's block
+ * that do not see them yet, too.)
  *
- * Cycles of a block of 32 rows x 128 keys x 64 dimensions (1.05 MFLOP), from the published figures: scores 32
- * tdpbf16ps at 16, 512 in all; results 64, of half a tile's depth, 1,024. The softmax of 256 vectors, 15 instructions
- * each on two ports: 1,920. Few rows wait for memory: 32 KiB at some 10 bytes a cycle. */
+ * Cycles of a block of 32 rows x 128 keys x 64 dimensions (1.05 MFLOP), from the published
+ * figures: scores 32 tdpbf16ps at 16, 512 in all; results 64, of half a tile's depth, 1,024.
+ * The softmax of 256 vectors, 15 instructions each on two ports: 1,920. Few rows wait for
+ * memory: 32 KiB at some 10 bytes a cycle. */
 #include "cpu/simd_avx512.h"
 
 #include <math.h>
@@ -35,8 +38,8 @@ struct tile_config {
 };
 _Static_assert(sizeof(struct tile_config) == 64, "the operand of ldtilecfg");
 
-/* Tiles 0 to 3: sums, [first rows; other rows] x [16 columns; 16 columns]. 4, 5: a step of queries and of keys. 6, 7:
- * a page's weights and values. */
+/* Tiles 0 to 3: sums, [first rows; other rows] x [16 columns; 16 columns]. 4, 5: a step of queries
+ * and of keys. 6, 7: a page's weights and values. */
 static void configure(int64_t rows, int64_t step)
 {
     struct tile_config c = {.palette = 1};
@@ -62,8 +65,8 @@ static inline void begin_sums(const bool both)
     if (both) __asm__ volatile("tilezero %%tmm2\n\ttilezero %%tmm3" : : : "memory");
 }
 
-/* Left rows and right tiles take turns in one register each: keys and values, whose tiles have other shapes, have their
- * own, and need no other configuration. */
+/* Left rows and right tiles take turns in one register each: keys and values, whose tiles have
+ * other shapes, have their own, and need no other configuration. */
 #define MULTIPLY_FIRST(left, right)                     \
     "tileloadd (%[l],%[ls],1), %%" left "\n\t"          \
     "tileloadd (%[r0],%[rs],1), %%" right "\n\t"        \
@@ -98,8 +101,8 @@ static inline void multiply_values(const struct operands *p, const bool both)
 }
 
 /* Rows of both groups at two places each, `stride` bytes from row to row. */
-static inline void store_sums(float *first0, float *first1, float *other0, float *other1, int64_t stride,
-                              const bool both)
+static inline void store_sums(float *first0, float *first1, float *other0, float *other1,
+                              int64_t stride, const bool both)
 {
     __asm__ volatile("tilestored %%tmm0, (%0,%2,1)\n\ttilestored %%tmm1, (%1,%2,1)"
                      : : "r"(first0), "r"(first1), "r"(stride) : "memory");
@@ -110,8 +113,8 @@ static inline void store_sums(float *first0, float *first1, float *other0, float
 
 /* ---- the block ---- */
 
-/* One call. Rows come in two groups of 16 if there are more than 16; the other one ends with the last row, so that
- * it may take some rows again, with the same results. */
+/* One call. Rows come in two groups of 16 if there are more than 16; the other one ends with the
+ * last row, so that it may take some rows again, with the same results. */
 struct work {
     const struct attend_block *b;
     int64_t other;                              /* its first row */
@@ -119,7 +122,8 @@ struct work {
     const uint8_t *values[KEY_BLOCK_PAGES];
     _Alignas(64) float scores[QUERY_ROWS][KEY_BLOCK];
     _Alignas(64) uint16_t weights[QUERY_ROWS][KEY_BLOCK];
-    _Alignas(64) uint32_t last[P / 2 * MAX_HEAD_DIM]; /* the last page's values, if some are not there */
+    _Alignas(64) uint32_t last[P / 2 * MAX_HEAD_DIM]; /* the last page's values,
+                                                         if some are not there */
 };
 
 /* The fewest equal steps of at most a tile's row. */
@@ -138,7 +142,8 @@ static void call_next(const struct attend_block *b, int32_t page, int64_t begin,
         _mm_prefetch((const char *)b->next[page] + i, _MM_HINT_T1);
 }
 
-/* Unscaled scores of all rows, two pages at a time; past the last page it is repeated: nobody looks there. */
+/* Unscaled scores of all rows, two pages at a time; past the last page it is repeated:
+ * nobody looks there. */
 static inline __attribute__((always_inline)) void score(struct work *w, const bool both)
 {
     const struct attend_block *b = w->b;
@@ -187,8 +192,8 @@ static void softmax_row(struct work *w, int64_t row)
     b->sum[row] = vf_sum(sum);
 }
 
-/* Where values lie: those of a last page that is not full are copied, with zeros for what is not there, since zero
- * times anything need not be zero. */
+/* Where values lie: those of a last page that is not full are copied, with zeros for what is not
+ * there, since zero times anything need not be zero. */
 static void find_values(struct work *w)
 {
     const struct attend_block *b = w->b;
@@ -230,8 +235,8 @@ static inline __attribute__((always_inline)) void weigh(struct work *w, const bo
     }
 }
 
-/* A sum that came to -0 keeps its sign until a weight of zero is added; how many of those there are is none of a row's
- * business. */
+/* A sum that came to -0 keeps its sign until a weight of zero is added; how many of those
+ * there are is none of a row's business. */
 static void clear_signs(const struct attend_block *b)
 {
     for (int64_t i = 0; i < b->n_rows * b->acc_stride; i += LANES)

@@ -1,18 +1,19 @@
-/* Attention's backward pass on AMX tiles, with operands in bf16 as in cpu_attention_backward_bf16.c. Formulas:
- * cpu_attention_backward.c.
+/* Attention's backward pass on AMX tiles, with operands in bf16 as in
+ * cpu_attention_backward_bf16.c. Formulas: cpu_attention_backward.c.
  *
  * 32 keys at a time, against all queries from the first of them on, at most 512 in a go:
  *
  *   product      left, rows of          right, a panel of      summed over
  *   do v         do, as they lie        32 keys                dimensions
- *   q k          q, as they lie         32 keys                dimensions; then p and ds, while tiles go on
+ *   q k          q, as they lie         32 keys                dimensions; then p and ds,
+ *                                                              while tiles go on
  *   dv' = do' p  dimensions of do       32 keys                queries
  *   dk' = q' ds  dimensions of q        32 keys                queries
  *   dq = ds k    ds, as they lie        32 dimensions each     keys
  *
- * Cycles of 32 queries x 32 keys x 64 dimensions (0.66 MFLOP), from the published figures: 40 tdpbf16ps at 16, 640;
- * some 60 vector instructions a query on two ports, 960: p is the limit. All that it needs stays in a core's
- * second-level cache. */
+ * Cycles of 32 queries x 32 keys x 64 dimensions (0.66 MFLOP), from the published figures: 40
+ * tdpbf16ps at 16, 640; some 60 vector instructions a query on two ports, 960: p is the limit. All
+ * that it needs stays in a core's second-level cache. */
 #include "cpu/simd_avx512.h"
 
 #include <string.h>
@@ -27,11 +28,12 @@ enum {
     KEYS = BACKWARD_KEYS,
     QUERIES = AMX_GROUP_ROWS, /* of a go */
 };
-_Static_assert((int)KEYS == (int)AMX_STEP && (int)AMX_ROWS == (int)AMX_STEP, "a block of keys is a step and a panel");
+_Static_assert((int)KEYS == (int)AMX_STEP && (int)AMX_ROWS == (int)AMX_STEP,
+               "a block of keys is a step and a panel");
 _Static_assert((int)KEYS == 2 * (int)LANES, "and two vectors");
 
-/* One thread's pieces, for a span of T rows, padded to a multiple of 32 with zeros, as are dimensions (n_dim). Halves are
- * bf16. */
+/* One thread's pieces, for a span of T rows, padded to a multiple of 32 with zeros, as are
+ * dimensions (n_dim). Halves are bf16. */
 struct pieces {
     uint16_t *q, *dout;               /* [T, n_dim] */
     uint8_t *q_turned, *do_turned;    /* [n_dim / 32][T / 32][32 dimensions, 32 queries] */
@@ -90,11 +92,12 @@ int64_t backward_amx_floats(int64_t T, int64_t K)
 
 /* ---- loading ---- */
 
-static void turn(const struct backward *m, uint8_t *turned, const uint16_t *rows, int64_t step, int64_t T)
+static void turn(const struct backward *m, uint8_t *turned, const uint16_t *rows, int64_t step,
+                 int64_t T)
 {
     for (int64_t k = 0; k < m->n_dim; k += AMX_ROWS)
-        amx_turn_rows(turned + (k / AMX_ROWS * (T / AMX_STEP) + step) * AMX_STEP_BYTES, rows + k, m->n_dim,
-                      AMX_STEP, AMX_ROWS);
+        amx_turn_rows(turned + (k / AMX_ROWS * (T / AMX_STEP) + step) * AMX_STEP_BYTES, rows + k,
+                      m->n_dim, AMX_STEP, AMX_ROWS);
 }
 
 static void load_head(const struct backward *m, const struct span *s, int64_t head, int64_t T,
@@ -125,7 +128,8 @@ static void load_keys(const struct backward *m, const struct span *s, int64_t kv
     backward_bf16_keys(m, s, kv_head, key0, false, x->rows);
     transpose_words(x->k_panel, (const uint32_t *)x->rows, K / 2, KEYS, K / 2);
     for (int64_t k = 0; k < K; k += PANEL)
-        amx_pair_rows(x->k_pairs + k / PANEL * AMX_STEP_BYTES, x->rows + k, K, KEYS, min_i64(PANEL, K - k));
+        amx_pair_rows(x->k_pairs + k / PANEL * AMX_STEP_BYTES, x->rows + k, K, KEYS,
+                      min_i64(PANEL, K - k));
     memset(x->dk, 0, (size_t)(m->n_dim * KEYS) * sizeof *x->dk);
     memset(x->dv, 0, (size_t)(m->n_dim * KEYS) * sizeof *x->dv);
 }
@@ -148,8 +152,8 @@ static void write_dp(const void *ctx, int64_t panel, int64_t row, int64_t n_rows
 }
 
 /* Of LANES scores s and of dp, what of p and ds the query sees; z are dropout's factors. */
-static inline void weigh(const struct backward *m, vf s, vf dp, vf z, vf shift, vf delta, __mmask16 seen,
-                         vf *p, vf *ds)
+static inline void weigh(const struct backward *m, vf s, vf dp, vf z, vf shift, vf delta,
+                         __mmask16 seen, vf *p, vf *ds)
 {
     vf e = vf_exp2_weight(_mm512_fmsub_ps(s, vf_set(m->a->scale * PER_LN2), shift));
     vf d = _mm512_fmsub_ps(z, dp, delta);
@@ -168,10 +172,12 @@ static void write_p(const void *ctx, int64_t panel, int64_t row, int64_t n_rows,
         int64_t query = g->query0 + row, seen = max_i64(0, min_i64(KEYS, query - g->key0 + 1));
         uint32_t mask = (uint32_t)(((uint64_t)1 << seen) - 1);
         vf shift = vf_set(x->lse[query] * PER_LN2), delta = vf_set(x->delta[query]), p[2], ds[2];
-        if (g->m->a->dropout > 0) backward_dropout_factors(g->m, g->head, g->row0 + query, g->key0, z);
+        if (g->m->a->dropout > 0)
+            backward_dropout_factors(g->m, g->head, g->row0 + query, g->key0, z);
         for (int v = 0; v < 2; v++)
             weigh(g->m, vf_load(tile + v * LANES), vf_load(x->dp + row * KEYS + v * LANES),
-                  vf_load(z + v * LANES), shift, delta, (__mmask16)(mask >> v * LANES), &p[v], &ds[v]);
+                  vf_load(z + v * LANES), shift, delta, (__mmask16)(mask >> v * LANES), &p[v],
+                  &ds[v]);
         _mm512_storeu_si512(x->p + row * KEYS, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
         _mm512_storeu_si512(x->ds + row * KEYS, (__m512i)_mm512_cvtne2ps_pbh(ds[1], ds[0]));
     }
@@ -181,11 +187,13 @@ static void add_rows(const void *ctx, int64_t panel, int64_t row, int64_t n_rows
 {
     const struct go *g = ctx;
     float *to = g->sums + (panel * g->panel_rows + row) * PANEL;
-    for (int64_t i = 0; i < n_rows * PANEL; i += LANES) vf_store(to + i, vf_add(vf_load(to + i), vf_load(tile + i)));
+    for (int64_t i = 0; i < n_rows * PANEL; i += LANES)
+        vf_store(to + i, vf_add(vf_load(to + i), vf_load(tile + i)));
 }
 
 /* Rows of the go, summed over dimensions. */
-static void multiply_rows(const struct go *g, const uint16_t *rows, const uint32_t *panel, amx_write write)
+static void multiply_rows(const struct go *g, const uint16_t *rows, const uint32_t *panel,
+                          amx_write write)
 {
     int64_t bytes = g->m->n_dim * 2;
     struct amx_product p = {
@@ -197,7 +205,8 @@ static void multiply_rows(const struct go *g, const uint16_t *rows, const uint32
 }
 
 /* sums [n_dim, KEYS] += dimensions of the go's queries times weights [n, KEYS]. */
-static void add_transposed(struct go *g, const uint8_t *turned, const uint16_t *weights, float *sums)
+static void add_transposed(struct go *g, const uint8_t *turned, const uint16_t *weights,
+                           float *sums)
 {
     for (int64_t i = 0; i < g->n; i += AMX_STEP)
         amx_pair_rows(g->x->pairs + i * KEYS * 2, weights + i * KEYS, KEYS, AMX_STEP, KEYS);
@@ -244,8 +253,8 @@ static void store_queries(const struct backward *m, const struct span *s, int64_
     }
 }
 
-void backward_amx_head(const struct backward *m, const struct span *s, int64_t kv_head, int64_t head,
-                       float *scratch)
+void backward_amx_head(const struct backward *m, const struct span *s, int64_t kv_head,
+                       int64_t head, float *scratch)
 {
     int64_t T = round_up(s->n_rows, AMX_ROWS);
     struct pieces x;
@@ -254,8 +263,8 @@ void backward_amx_head(const struct backward *m, const struct span *s, int64_t k
     for (int64_t key0 = 0; key0 < s->n_rows; key0 += KEYS) {
         load_keys(m, s, kv_head, key0, &x);
         for (int64_t q0 = key0; q0 < T; q0 += QUERIES) /* earlier queries do not see these keys */
-            backward_go((struct go){.m = m, .x = &x, .T = T, .head = head, .row0 = s->row0, .query0 = q0,
-                                    .n = min_i64(QUERIES, T - q0), .key0 = key0});
+            backward_go((struct go){.m = m, .x = &x, .T = T, .head = head, .row0 = s->row0,
+                                    .query0 = q0, .n = min_i64(QUERIES, T - q0), .key0 = key0});
         backward_add_keys(m, s, kv_head, key0, x.dk, x.dv, x.words);
     }
     store_queries(m, s, head, T, x.dq);

@@ -1,5 +1,5 @@
-/* Attention over a q8_0 cache in AVX-512: VNNI's vpdpwssd multiplies pairs of 16-bit numbers and adds both
- * products to the sum. */
+/* Attention over a q8_0 cache in AVX-512: VNNI's vpdpwssd multiplies pairs of 16-bit numbers and
+ * adds both products to the sum. */
 #include <string.h>
 
 #include "cpu/simd_avx512.h"

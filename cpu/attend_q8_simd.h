@@ -1,18 +1,21 @@
 /* Attention over a q8_0 cache in the vocabulary of simd_*.h, and of the includer's:
  *
- *   vi_even_bytes(w), vi_odd_bytes(w)   the bytes 0 and 2 (1 and 3) of each word, as two 16-bit numbers
+ *   vi_even_bytes(w), vi_odd_bytes(w)   the bytes 0 and 2 (1 and 3) of each word,
+ *                                       as two 16-bit numbers
  *   vi_dot16(acc, a, b)                 acc + both products of 16-bit numbers, in each word
  *   vi_broadcast(p)                     the word at p in all lanes
  *   vi_to_vf(a), vi_round(x)            whole numbers to floats, and floats to the nearest ones
  *   vi_store(p, a), vi_store_i16(p, a)  LANES words; as 16-bit numbers, saturated
  *   QUERY_MAX                           rows that run side by side (with 4 vectors a row): 6 or 3
  *
- * A block of 128 keys costs 4 * 128 * K operations a row and reads 128 * 2 * K bytes, and 4 for each scale. A word
- * of codes is taken apart once for all rows, and multiplied twice for each: with vpdpwssd as many
- * instructions as bf16 pairs take, on half their bytes. Few rows wait for memory, many for the multipliers.
+ * A block of 128 keys costs 4 * 128 * K operations a row and reads 128 * 2 * K bytes, and 4
+ * for each scale. A word of codes is taken apart once for all rows, and multiplied twice for
+ * each: with vpdpwssd as many instructions as bf16 pairs take, on half their bytes. Few rows
+ * wait for memory, many for the multipliers.
  *
- * Why not query codes of 8 bits, whose products come four to an instruction: their rounding would be as large as
- * the cache's own. Why not f32: one product a lane, and a conversion of every code. */
+ * Why not query codes of 8 bits, whose products come four to an instruction: their rounding would
+ * be as large as the cache's own. Why not f32: one product a lane, and a conversion of every
+ * code. */
 #include "cpu/simd_math.h"
 
 #include "base/error.h"
@@ -30,9 +33,9 @@ INLINE vf broadcast_float(const void *p)
 
 enum { TILE_WORDS = 4 * LANES };
 
-/* What a tile sums over: `steps` steps of four elements in each of n_parts parts, where the codes of vector v begin at
- * at[part][v] and lie at_step bytes from step to step; those that multiply them lie side by side at left + r *
- * stride, part after part. */
+/* What a tile sums over: `steps` steps of four elements in each of n_parts parts, where the codes
+ * of vector v begin at at[part][v] and lie at_step bytes from step to step; those that multiply
+ * them lie side by side at left + r * stride, part after part. */
 struct tile {
     const uint8_t *at[KEY_BLOCK_PAGES][4];
     int64_t ahead[KEY_BLOCK_PAGES][4]; /* from there to what will be wanted next */
@@ -41,8 +44,8 @@ struct tile {
     int64_t stride;
 };
 
-/* sums[r * TILE_WORDS + v * LANES ...] of the tile. First all even bytes, then all odd ones: the partners of both
- * would not find room in the registers beside the sums. */
+/* sums[r * TILE_WORDS + v * LANES ...] of the tile. First all even bytes, then all odd ones: the
+ * partners of both would not find room in the registers beside the sums. */
 INLINE void multiply(const struct tile *t, int32_t *sums, const int rows, const int vectors)
 {
     vi acc[QUERY_MAX][4];
@@ -83,11 +86,11 @@ INLINE void multiply(const struct tile *t, int32_t *sums, const int rows, const 
         for (int v = 0; v < vectors; v++) vi_store(sums + r * TILE_WORDS + v * LANES, acc[r][v]);
 }
 
-/* Scores of `rows` queries against 4 vectors of keys, by blocks of dimensions that share a scale. keys[v] and
- * scales[v] are where vector v begins. */
+/* Scores of `rows` queries against 4 vectors of keys, by blocks of dimensions that share a scale.
+ * keys[v] and scales[v] are where vector v begins. */
 INLINE void score_tile(const int16_t *q, int64_t stride, const uint8_t *const keys[4],
-                       const int64_t ahead[4], const float *const scales[4], int64_t n, float *out, int32_t *sums,
-                       const int rows)
+                       const int64_t ahead[4], const float *const scales[4], int64_t n, float *out,
+                       int32_t *sums, const int rows)
 {
     struct tile t = {.n_parts = 1, .at_step = 4 * KV_PAGE_TOKENS, .stride = stride};
     for (int r = 0; r < rows; r++)
@@ -132,8 +135,8 @@ INLINE void score_rows(const struct attend_block *b, int32_t row, float *scores,
     }
 }
 
-/* Codes of p times the values' scales for a whole block, zero past the row's limit. Returns what a code of 1
- * stands for. */
+/* Codes of p times the values' scales for a whole block, zero past the row's limit.
+ * Returns what a code of 1 stands for. */
 static float weigh_row(const struct attend_block *b, int32_t limit, float *p, int16_t *codes)
 {
     vf highest = vf_set(0);
@@ -159,8 +162,8 @@ INLINE void value_tile(const struct attend_block *b, int32_t row, const int16_t 
                        const float *scale, int64_t n0, int32_t *sums, const int rows,
                        const int vectors)
 {
-    struct tile t = {.n_parts = b->n_pages, .steps = KV_PAGE_TOKENS / 4, .at_step = 4 * b->acc_stride,
-                     .left = codes, .stride = KEY_BLOCK};
+    struct tile t = {.n_parts = b->n_pages, .steps = KV_PAGE_TOKENS / 4,
+                     .at_step = 4 * b->acc_stride, .left = codes, .stride = KEY_BLOCK};
     for (int32_t i = 0; i < b->n_pages; i++)
         for (int v = 0; v < 4; v++) {
             t.at[i][v] = b->pages[i] + KV_PAGE_TOKENS * b->head_dim + (n0 + v * LANES) * 4;
@@ -170,7 +173,8 @@ INLINE void value_tile(const struct attend_block *b, int32_t row, const int16_t 
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++)
             vf_store(b->acc + (row + r) * b->acc_stride + n0 + v * LANES,
-                     vf_mul(vi_to_vf(vi_load(sums + r * TILE_WORDS + v * LANES)), vf_set(scale[r])));
+                     vf_mul(vi_to_vf(vi_load(sums + r * TILE_WORDS + v * LANES)),
+                            vf_set(scale[r])));
 }
 
 /* Rows side by side, over all keys: codes of those that a row does not see are zero. */

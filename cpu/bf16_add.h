@@ -1,11 +1,11 @@
-/* Adding f32 sums to a bf16 gradient, rounded stochastically: up with the odds that keep the mean, so
- * that what many micro-batches add is not lost below the last bit. Plain C on whole rows of 32,
+/* Adding f32 sums to a bf16 gradient, rounded stochastically: up with the odds that keep the mean,
+ * so that what many micro-batches add is not lost below the last bit. Plain C on whole rows of 32,
  * which the compiler turns into the vectors of the file that includes this; integers throughout but
  * for the addition, so every instruction set has the same bits.
  *
- * Who includes it has defined struct philox_keys, philox_keys_init(keys, key) and random_words(counter, keys,
- * words): PANEL words of Philox from `counter` on, in order, to 64-byte aligned memory. A word's low half goes to the
- * even one of a pair, its high half to the odd. */
+ * Who includes it has defined struct philox_keys, philox_keys_init(keys, key) and
+ * random_words(counter, keys, words): PANEL words of Philox from `counter` on, in order, to 64-byte
+ * aligned memory. A word's low half goes to the even one of a pair, its high half to the odd. */
 #pragma once
 
 #include "cpu/kernels.h"
@@ -49,7 +49,8 @@ static void bf16_add(const struct bf16_tile *t)
         for (int j = 0; j < PANEL; j++) {
             float low = word_float(words[j] << 16) + even[j];
             float high = word_float(words[j] & 0xFFFF0000) + odd[j];
-            words[j] = round_noisy(low, noise[j] & 0xFFFF) | round_noisy(high, noise[j] >> 16) << 16;
+            words[j] = round_noisy(low, noise[j] & 0xFFFF) |
+                       round_noisy(high, noise[j] >> 16) << 16;
         }
     }
 }

@@ -1,4 +1,5 @@
-/* The CPU as a device (model/device.h): x86-64, kernels chosen at run time by what the processor has. */
+/* The CPU as a device (model/device.h): x86-64, kernels chosen at run time by what the processor
+ * has. */
 #pragma once
 
 #include "model/device.h"
@@ -15,4 +16,5 @@ struct cpu_options {
 /* reference avx2 avx512 avx512_bf16 amx best */
 bool cpu_isa_parse(const char *name, enum cpu_isa *out);
 /* ERR_UNSUPPORTED when the processor lacks the instruction set asked for. */
-bool cpu_device_open(const struct cpu_options *o, struct device **out, struct error *err) MUST_CHECK;
+bool cpu_device_open(const struct cpu_options *o, struct device **out,
+                     struct error *err) MUST_CHECK;

@@ -1,11 +1,12 @@
 /* Causal attention through the page tables.
  *
- * A sequence's keys are cut into blocks of 128 from position 0. A kernel computes one block for up to 32
- * query rows (positions x heads of one KV head) from nothing: maximum, sum and weighted values. Blocks are
- * then joined in the order of their positions by the online softmax. Since a block's result and
- * the order of joining depend on positions alone, it does not matter who computes a block and when: one thread all
- * blocks of a query in turn (prefill, many sequences), or several threads the blocks of one
- * query at once (decoding few long sequences), the bits are the same. */
+ * A sequence's keys are cut into blocks of 128 from position 0. A kernel computes one block for
+ * up to 32 query rows (positions x heads of one KV head) from nothing: maximum, sum and
+ * weighted values. Blocks are then joined in the order of their positions by the online
+ * softmax. Since a block's result and the order of joining depend on positions alone, it does
+ * not matter who computes a block and when: one thread all blocks of a query in turn (prefill,
+ * many sequences), or several threads the blocks of one query at once (decoding few long
+ * sequences), the bits are the same. */
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -16,7 +17,8 @@
 enum {
     P = KV_PAGE_TOKENS,
     MAX_POSITIONS = 32,
-    AHEAD_BYTES = 2 << 20, /* of keys and values: a core's second-level cache, or two, and they come back from the third */
+    AHEAD_BYTES = 2 << 20, /* of keys and values: a core's second-level cache,
+                              or two, and they come back from the third */
 };
 
 /* What one kernel call, or one thread's walk over the blocks, works on. */
@@ -32,7 +34,8 @@ struct attend_state {
     _Alignas(64) float max[QUERY_ROWS];
     _Alignas(64) float sum[QUERY_ROWS];
     _Alignas(64) float acc[QUERY_ROWS * MAX_HEAD_DIM]; /* [rows][Kp] */
-    _Atomic int64_t n_missing; /* of a query in split mode: blocks of this wave that are still to come */
+    _Atomic int64_t n_missing; /* of a query in split mode: blocks of
+                                  this wave that are still to come */
 };
 
 struct attend {
@@ -143,12 +146,14 @@ static void (*attend_kernel(const struct attend *m))(const struct attend_block *
     return m->kv->dtype == DTYPE_BF16 ? m->kernels->attend_bf16 : m->kernels->attend_f32;
 }
 
-/* Where the pages of block `index` lie that the query sees, up to KEY_BLOCK_PAGES. Returns how many. */
-static int32_t block_pages(const struct attend *m, int32_t layer, const struct query *q, int64_t index,
-                           const uint8_t *pages[KEY_BLOCK_PAGES])
+/* Where the pages of block `index` lie that the query sees, up to KEY_BLOCK_PAGES.
+ * Returns how many. */
+static int32_t block_pages(const struct attend *m, int32_t layer, const struct query *q,
+                           int64_t index, const uint8_t *pages[KEY_BLOCK_PAGES])
 {
     const struct span *s = q->span;
-    int64_t first_key = index * KEY_BLOCK, n_keys = (int64_t)s->start + q->row0 + q->n_rows - first_key;
+    int64_t first_key = index * KEY_BLOCK;
+    int64_t n_keys = (int64_t)s->start + q->row0 + q->n_rows - first_key;
     const int32_t *table = m->batch->pages + s->table + first_key / P;
     int32_t n = (int32_t)ceil_div(min_i64(n_keys, KEY_BLOCK), P);
     for (int32_t i = 0; i < n; i++) {
@@ -158,10 +163,10 @@ static int32_t block_pages(const struct attend *m, int32_t layer, const struct q
     return n;
 }
 
-/* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block, so every
- * row sees some of each of its query's blocks. A block behind them leaves `out` alone. `next` (or NULL) with its
- * next_index is what this thread attends to after: its pages are called for in the meantime, or the same block's of the
- * layer ahead. */
+/* Block `index` of the keys for all rows of the query. Positions of a query never straddle a block,
+ * so every row sees some of each of its query's blocks. A block behind them leaves `out` alone.
+ * `next` (or NULL) with its next_index is what this thread attends to after: its pages are called
+ * for in the meantime, or the same block's of the layer ahead. */
 static void attend_block(const struct attend *m, const struct query *q, const uint32_t *words,
                          int64_t index, const struct query *next, int64_t next_index,
                          struct attend_state *out)
@@ -190,7 +195,8 @@ static void attend_block(const struct attend *m, const struct query *q, const ui
     b.n_pages = block_pages(m, m->layer, q, index, b.pages);
     if (m->layer_ahead != m->layer) next = q, next_index = index;
     int32_t n_next = next ? block_pages(m, m->layer_ahead, next, next_index, b.next) : 0;
-    for (int32_t i = n_next; i < b.n_pages; i++) b.next[i] = n_next ? b.next[n_next - 1] : b.pages[i];
+    for (int32_t i = n_next; i < b.n_pages; i++)
+        b.next[i] = n_next ? b.next[n_next - 1] : b.pages[i];
     attend_kernel(m)(&b);
 }
 
@@ -256,15 +262,15 @@ static struct query cursor_next(const struct attend *m, struct cursor *c)
     return span_query(m, c->span, c->index++);
 }
 
-/* A decoding query's own key and value. Each is written while the query before it is attended to: read back at once,
- * bytes stored one by one would be waited for. */
+/* A decoding query's own key and value. Each is written while the query before it is attended to:
+ * read back at once, bytes stored one by one would be waited for. */
 static void write_query(const struct attend *m, const struct query *q)
 {
     if (m->write) cpu_kv_write_head(m->write, q->span->row0, q->kv_head);
 }
 
-/* What a query reads and writes is called for one and two queries ahead, past the end of the range too: the next range
- * of a thread mostly begins there. */
+/* What a query reads and writes is called for one and two queries ahead, past the end of the range
+ * too: the next range of a thread mostly begins there. */
 static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct attend *m = ctx;
@@ -281,8 +287,9 @@ static void attend_queries(void *ctx, int64_t begin, int64_t end, int32_t thread
     }
 }
 
-/* Split mode, for queries too few to keep the threads busy. In waves: the blocks of all queries side by
- * side, each into its own slot; whoever computes the last one of a query joins them in order. */
+/* Split mode, for queries too few to keep the threads busy. In waves: the blocks of all queries
+ * side by side, each into its own slot; whoever computes the last one of a query joins them in
+ * order. */
 static struct query nth_query(const struct attend *m, int64_t index)
 {
     struct cursor at = {m->batch->spans, (int32_t)index};
@@ -309,7 +316,8 @@ static void attend_parts(void *ctx, int64_t begin, int64_t end, int32_t thread)
         struct query q = nth_query(m, index);
         struct attend_state *state = &m->states[index];
         int64_t block = m->block0 + i % m->n_blocks;
-        bool more = i + 1 < end && i % m->n_blocks + 1 < m->n_blocks && block + 1 < query_blocks(&q);
+        bool more = i + 1 < end && i % m->n_blocks + 1 < m->n_blocks &&
+                    block + 1 < query_blocks(&q);
         load_query(m, &q, words);
         attend_block(m, &q, words, block, more ? &q : NULL, block + 1, &m->parts[i]);
         if (atomic_fetch_sub_explicit(&state->n_missing, 1, memory_order_acq_rel) == 1)
@@ -343,8 +351,9 @@ static void choose_grouping(struct attend *m)
     while (m->positions_per_query * m->heads_per_query > QUERY_ROWS) m->positions_per_query /= 2;
 }
 
-/* A few queries' keys and values are soon read, and the first of each waited for. So while one layer's are, those of
- * the next are called for: as long as they are not too many to lie in the caches until it is their turn. */
+/* A few queries' keys and values are soon read, and the first of each waited for. So while one
+ * layer's are, those of the next are called for: as long as they are not too many to lie in the
+ * caches until it is their turn. */
 static bool calls_next_layer(const struct cpu_device *c, const struct attend *m, int64_t n_pages)
 {
     const struct kv_cache *kv = m->kv;
@@ -360,7 +369,8 @@ static bool is_split(const struct cpu_device *c, int64_t n_queries, int64_t n_ke
 
 /* `unwritten`: keys and values of this step are still to go to the cache. */
 static void attend(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                   const struct attention *a, const struct kv_cache *kv, int32_t layer, bool unwritten)
+                   const struct attention *a, const struct kv_cache *kv, int32_t layer,
+                   bool unwritten)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(qkv.dtype == DTYPE_F32 && qkv.rows == b->n_rows && out.rows == b->n_rows);

@@ -1,12 +1,14 @@
-/* Attention's backward pass, and its forward pass with dropout, without a T x T matrix (Dao et al. 2022): scores are
- * computed again, 32 keys by up to 48 queries at a time, from q, k and the forward pass's log-sums.
+/* Attention's backward pass, and its forward pass with dropout, without a T x T matrix
+ * (Dao et al. 2022): scores are computed again, 32 keys by up to 48 queries at a time,
+ * from q, k and the forward pass's log-sums.
  *
- *   p = exp(scale q.k - lse)        dv += (z p)^T do        dp = z (do . v)        z: dropout's factor, or 1
- *   ds = p (dp - D), D = do . o     dq += scale ds k        dk += scale ds^T q
+ *   p = exp(scale q.k - lse)        dv += (z p)^T do     dp = z (do . v), z: dropout's factor, or 1
+ *   ds = p (dp - D), D = do . o     dq += scale ds k     dk += scale ds^T q
  *
- * One thread takes one KV head of one span from its first key to its last, so every sum has one order. The five
- * products run on the forward pass's tile kernels: here in f32 throughout. Where activations are bf16 and the processor
- * multiplies pairs of them, cpu_attention_backward_bf16.c does it, or attend_backward_amx.c on AMX tiles. */
+ * One thread takes one KV head of one span from its first key to its last, so every sum has one
+ * order. The five products run on the forward pass's tile kernels: here in f32 throughout. Where
+ * activations are bf16 and the processor multiplies pairs of them, cpu_attention_backward_bf16.c
+ * does it, or attend_backward_amx.c on AMX tiles. */
 #include <math.h>
 #include <string.h>
 
@@ -105,7 +107,8 @@ void backward_dropout_factors(const struct backward *m, int64_t head, int64_t ro
 {
     const struct attention *a = m->a;
     uint64_t key = cpu_random_key(a->dropout_key);
-    struct dropout_row factors = {a->dropout, {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
+    struct dropout_row factors = {a->dropout,
+                                  {(uint32_t)key0 / 4, (uint32_t)row, (uint32_t)head, 1},
                                   {(uint32_t)key, (uint32_t)(key >> 32)}};
     m->kernels->dropout_row(z, &factors, KEYS);
 }
@@ -135,13 +138,15 @@ int64_t backward_kv_column(const struct attention *a, int64_t kv_head, bool valu
     return (a->n_head + (value ? a->n_kv_head : 0) + kv_head) * a->head_dim;
 }
 
-/* Keys (or values) [key0, key0 + n_keys) of a KV head to `words` [KEYS, K]; absent ones are zero. */
+/* Keys (or values) [key0, key0 + n_keys) of a KV head to `words` [KEYS, K]; absent ones are
+ * zero. */
 static void load_rows(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
                       bool value, float *words)
 {
     int64_t K = m->a->head_dim, n_keys = min_i64(KEYS, s->n_rows - key0);
     for (int64_t j = 0; j < n_keys; j++)
-        backward_read_row(m->qkv, s->row0 + key0 + j, backward_kv_column(m->a, kv_head, value), K, words + j * K);
+        backward_read_row(m->qkv, s->row0 + key0 + j, backward_kv_column(m->a, kv_head, value), K,
+                          words + j * K);
     memset(words + n_keys * K, 0, (size_t)((KEYS - n_keys) * K) * 4);
 }
 
@@ -213,8 +218,8 @@ static void add_queries(const struct backward *m, struct pieces *x, int64_t n, f
 }
 
 void backward_finish_block(const struct backward *m, float *p, float *ds, const float *lse,
-                           const float *delta, int64_t head, int64_t row0, int64_t query0, int64_t n,
-                           int64_t key0)
+                           const float *delta, int64_t head, int64_t row0, int64_t query0,
+                           int64_t n, int64_t key0)
 {
     float scale = m->a->scale, z[KEYS];
     bool drops = m->a->dropout > 0;
@@ -254,8 +259,8 @@ static void add_columns(const struct backward *m, int64_t row, int64_t column, i
     }
 }
 
-void backward_add_keys(const struct backward *m, const struct span *s, int64_t kv_head, int64_t key0,
-                       const float *dk, const float *dv, float *words)
+void backward_add_keys(const struct backward *m, const struct span *s, int64_t kv_head,
+                       int64_t key0, const float *dk, const float *dv, float *words)
 {
     int64_t n_keys = min_i64(KEYS, s->n_rows - key0), row = s->row0 + key0;
     add_columns(m, row, backward_kv_column(m->a, kv_head, false), n_keys, dk, words);
@@ -344,8 +349,8 @@ void cpu_attention_backward(struct device *d, struct tensor dqkv, struct tensor 
 
 /* ---- forward with dropout ---- */
 
-/* One head's queries against all keys before them. Two passes over the keys: the log-sums first, then the weighted
- * values; `dq` serves as the output's accumulator. */
+/* One head's queries against all keys before them. Two passes over the keys: the log-sums first,
+ * then the weighted values; `dq` serves as the output's accumulator. */
 static void forward_head(const struct backward *m, const struct span *s, int64_t kv_head,
                          int64_t head, struct pieces *x)
 {

@@ -1,10 +1,12 @@
-/* Attention's backward pass with operands in bf16, as every matrix product of a bf16 model: q, k, v (which are bf16
- * already), and do, p and ds rounded; sums in f32. Formulas: cpu_attention_backward.c.
+/* Attention's backward pass with operands in bf16, as every matrix product of a bf16
+ * model: q, k, v (which are bf16 already), and do, p and ds rounded; sums in f32.
+ * Formulas: cpu_attention_backward.c.
  *
- * The products run on the bf16 tile kernel, 10 T^2 K operations a head, against bytes that stay in a core's
- * cache: the multipliers bound it. Queries and do are packed once a head, in both of the orders that
- * products want: tiles of ROWS queries whose words are pairs of dimensions (sums over dimensions), and
- * tiles of ROWS dimensions whose words are pairs of queries (sums over queries). */
+ * The products run on the bf16 tile kernel, 10 T^2 K operations a head, against bytes
+ * that stay in a core's cache: the multipliers bound it. Queries and do are packed once a
+ * head, in both of the orders that products want: tiles of ROWS queries whose words are
+ * pairs of dimensions (sums over dimensions), and tiles of ROWS dimensions whose words
+ * are pairs of queries (sums over queries). */
 #include <string.h>
 
 #include "base/checked.h"
@@ -13,11 +15,13 @@
 
 enum {
     KEYS = BACKWARD_KEYS,
-    ROWS = 8,     /* of a tile: divides KEYS, so that blocks of queries may begin at any block of keys */
+    ROWS = 8,     /* of a tile: divides KEYS, so that blocks of
+                     queries may begin at any block of keys */
     QUERIES = 96, /* a multiple of ROWS */
 };
 
-/* One thread's pieces, for a span of T rows, padded to a multiple of ROWS with zeros. Words are pairs of bf16. */
+/* One thread's pieces, for a span of T rows, padded to a multiple of ROWS with zeros.
+ * Words are pairs of bf16. */
 struct pieces {
     uint32_t *q, *dout;             /* [T / ROWS][K / 2][ROWS] */
     uint32_t *q_turned, *do_turned; /* [K / ROWS][T / 2][ROWS]: pairs of queries */
@@ -95,7 +99,8 @@ static void pack_tile(const uint16_t *rows, int64_t i, int64_t T, int64_t K, uin
     }
 }
 
-/* A head's part of a row is a few lines, a page away from the next row's: no processor foresees it. */
+/* A head's part of a row is a few lines, a page away from the next row's:
+ * no processor foresees it. */
 static void call_ahead(struct tensor t, int64_t r, int64_t at, int64_t n)
 {
     enum { ROWS_AHEAD = 12, LINE = 64 };
@@ -137,7 +142,8 @@ void backward_bf16_keys(const struct backward *m, const struct span *s, int64_t 
     for (int64_t j = 0; j < n_keys; j++) {
         int64_t r = s->row0 + key0 + j;
         call_ahead(m->qkv, r, column, K);
-        memcpy(rows + j * K, (const uint16_t *)tensor_row(m->qkv, r) + column, (size_t)K * sizeof *rows);
+        memcpy(rows + j * K, (const uint16_t *)tensor_row(m->qkv, r) + column,
+               (size_t)K * sizeof *rows);
     }
     memset(rows + n_keys * K, 0, (size_t)((KEYS - n_keys) * K) * sizeof *rows);
 }
@@ -183,10 +189,12 @@ static void round_rows(const struct backward *m, struct pieces *x, const float *
 {
     m->kernels->to_bf16(x->rounded, weights, n * KEYS);
     for (int64_t i = 0; i < n; i += 2)
-        pair_words(x->pairs + i / 2 * KEYS, x->rounded + i * KEYS, x->rounded + (i + 1) * KEYS, KEYS);
+        pair_words(x->pairs + i / 2 * KEYS, x->rounded + i * KEYS, x->rounded + (i + 1) * KEYS,
+                   KEYS);
 }
 
-/* dt [K, KEYS] += rows [n, K]^T times weights [n, KEYS], which x->pairs holds; rows from query0 of `turned`. */
+/* dt [K, KEYS] += rows [n, K]^T times weights [n, KEYS], which x->pairs holds;
+ * rows from query0 of `turned`. */
 static void add_transposed(const struct backward *m, const struct pieces *x, const uint32_t *turned,
                            int64_t T, int64_t query0, int64_t n, float *dt)
 {

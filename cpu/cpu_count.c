@@ -1,8 +1,8 @@
-/* How many threads may compute at once: the cores of the affinity mask (processors that share a core
- * share its multipliers and caches: two of them make a product no faster), narrowed by the CPU quota
- * of the cgroup that a container gives (v2: cpu.max; v1: cpu.cfs_quota_us over cpu.cfs_period_us) in any
- * of the groups that hold this process. A quota of 2.5 processors makes 2 threads: a third would
- * spend half of its time forbidden to run while the others wait for it. */
+/* How many threads may compute at once: the cores of the affinity mask (processors that share a
+ * core share its multipliers and caches: two of them make a product no faster), narrowed by the CPU
+ * quota of the cgroup that a container gives (v2: cpu.max; v1: cpu.cfs_quota_us over
+ * cpu.cfs_period_us) in any of the groups that hold this process. A quota of 2.5 processors makes 2
+ * threads: a third would spend half of its time forbidden to run while the others wait for it. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +69,8 @@ static bool names_cpu(const char *controllers)
     return false;
 }
 
-/* Has the core of this processor none of a lower number in the mask? The list is "0,32" or "0-1". */
+/* Has the core of this processor none of a lower number in the mask? The list is "0,32" or
+ * "0-1". */
 static bool is_first_of_core(const char *root, int cpu, const cpu_set_t *mask)
 {
     char path[PATH_BYTES + 64], line[256], *at = line;

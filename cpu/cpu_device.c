@@ -1,5 +1,6 @@
 /* The CPU as a device: opening, memory, and the table of operations. Nothing here runs behind the
- * caller's back: an operation is done when it returns, so copies are plain and sync has nothing to wait for. */
+ * caller's back: an operation is done when it returns,
+ * so copies are plain and sync has nothing to wait for. */
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -41,8 +42,8 @@ static void populate_range(void *ctx, int64_t begin, int64_t end, int32_t thread
         job->failed = errno;
 }
 
-/* One mapping an arena, on huge pages where the system gives them, and all of it really there: what the
- * plan promises must not fail at the first touch. */
+/* One mapping an arena, on huge pages where the system gives them, and all of it really there: what
+ * the plan promises must not fail at the first touch. */
 static void *cpu_alloc(struct device *d, size_t bytes, struct error *err)
 {
     if (bytes == 0 || bytes > (size_t)INT64_MAX - 2 * HUGE_PAGE) {
@@ -149,8 +150,9 @@ bool cpu_device_open(const struct cpu_options *o, struct device **out, struct er
 {
     enum cpu_isa best = cpu_isa_best(), isa = o->isa == CPU_ISA_BEST ? best : o->isa;
     if (isa > best)
-        return error_set(err, ERR_UNSUPPORTED, "isa", "cpu: this processor has no %s; its best is %s",
-                         cpu_isa_name(isa), cpu_isa_name(best));
+        return error_set(err, ERR_UNSUPPORTED, "isa",
+                         "cpu: this processor has no %s; its best is %s", cpu_isa_name(isa),
+                         cpu_isa_name(best));
     struct cpu_device *c = calloc(1, sizeof *c);
     if (!c) return error_set(err, ERR_MEMORY, NULL, "cpu: no memory for the device");
     if (!pool_open(o->n_threads > 0 ? o->n_threads : default_threads(), &c->pool, err)) {

@@ -1,4 +1,5 @@
-/* What the files of cpu/ share: the device struct and its operations. Owned by the engine thread. */
+/* What the files of cpu/ share: the device struct and its operations.
+ * Owned by the engine thread. */
 #pragma once
 
 #include <sched.h>
@@ -31,7 +32,10 @@ static inline int64_t cpu_row_grain(int64_t cols)
 }
 
 /* A device's memory is the host's here. */
-static inline uint64_t cpu_random_key(struct random_key k) { return (*k.base + k.add) >> 4 ^ k.flip; }
+static inline uint64_t cpu_random_key(struct random_key k)
+{
+    return (*k.base + k.add) >> 4 ^ k.flip;
+}
 
 static inline size_t element_bytes(enum dtype dtype) { return dtype == DTYPE_F32 ? 4 : 2; }
 /* Row r of a tensor. */
@@ -40,7 +44,8 @@ static inline void *tensor_row(struct tensor t, int64_t r)
     return (uint8_t *)t.data + (size_t)(r * t.cols) * element_bytes(t.dtype);
 }
 
-/* Cores that have a processor in the mask. `root` is "" but in tests: it goes before /sys and /proc. */
+/* Cores that have a processor in the mask. `root` is "" but in tests:
+ * it goes before /sys and /proc. */
 int32_t cpu_cores(const char *root, const cpu_set_t *mask);
 /* As many threads as there are cores, or fewer where the cgroup's CPU quota says so; at least 1. */
 int32_t cpu_count(const char *root, int32_t n_cores);
@@ -96,11 +101,11 @@ void cpu_kv_attention(struct device *d, struct tensor out, struct tensor qkv, co
 int64_t cpu_sample_workspace(const struct cpu_device *c, int64_t vocab_size);
 /* log sum exp of a row is shift + log_sum. */
 struct logsumexp { float shift, log_sum; };
-/* The exponentials of x - shift too, unless `exps` is NULL, and their sum. A row of nothing but -inf has none: its
- * sum is 0, its log_sum 0. */
+/* The exponentials of x - shift too, unless `exps` is NULL, and their sum. A row of nothing but
+ * -inf has none: its sum is 0, its log_sum 0. */
 struct logsumexp cpu_logsumexp(const struct cpu_kernels *k, const float *x, int64_t n, float *exps,
                                float *sum);
 /* The log-probability of a logit x of that row: what sampling reports and training computes. */
 float cpu_logprob(struct logsumexp z, float x);
-void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
-                struct sample_out *out);
+void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests,
+                int32_t *words, struct sample_out *out);

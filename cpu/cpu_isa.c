@@ -38,18 +38,20 @@ static uint64_t enabled_state(void)
 /* Eight tiles of 16 rows of 64 bytes (palette 1), and products of bf16 and of bytes on them. */
 static bool has_amx(void)
 {
-    enum { OSXSAVE = 1 << 27, TILE_STATE = 3 << 17, BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25 };
+    enum { OSXSAVE = 1 << 27, TILE_STATE = 3 << 17 };
+    enum { BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25 };
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & OSXSAVE)) return false;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
     if ((edx & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8)) return false;
     if (!__get_cpuid_count(0x1D, 1, &eax, &ebx, &ecx, &edx)) return false;
-    if (eax >> 16 != 1024 || (ebx & 0xFFFF) != 64 || ebx >> 16 < 8 || (ecx & 0xFFFF) != 16) return false;
+    if (eax >> 16 != 1024 || (ebx & 0xFFFF) != 64 || ebx >> 16 < 8 || (ecx & 0xFFFF) != 16)
+        return false;
     return (enabled_state() & TILE_STATE) == TILE_STATE;
 }
 
-/* Linux keeps the tiles' 8 KiB of state from processes that do not ask for it; asking again changes nothing. It may
- * refuse: an old kernel, a sandbox, a thread whose signal stack is too small. */
+/* Linux keeps the tiles' 8 KiB of state from processes that do not ask for it; asking again changes
+ * nothing. It may refuse: an old kernel, a sandbox, a thread whose signal stack is too small. */
 static bool may_use_amx(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_TILE_DATA = 18 };
@@ -99,7 +101,8 @@ void cpu_kernels_init(struct cpu_kernels *k, enum cpu_isa isa)
             cpu_attend_q8_avx512vnni(k);
         }
     }
-    /* Sapphire Rapids multiplies bf16 by vdpbf16ps at half the rate of f32: beside AMX it has no place. */
+    /* Sapphire Rapids multiplies bf16 by vdpbf16ps at half the rate of f32:
+     * beside AMX it has no place. */
     if (isa == CPU_ISA_AVX512_BF16) cpu_kernels_avx512bf16(k);
     if (isa == CPU_ISA_AMX) {
         k->name = "AMX";

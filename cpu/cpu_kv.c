@@ -1,7 +1,8 @@
 /* The KV cache's pages: their layout (drawn in kernels.h) and how a row's key and value get there.
  *
  * Keys lie transposed, so that the 16 keys of a page are 16 lanes and a score needs no sum across
- * lanes. In bf16, keys are paired along the head's dimensions and values along the positions; in q8_0 they come in fours. */
+ * lanes. In bf16, keys are paired along the head's dimensions and values along the
+ * positions; in q8_0 they come in fours. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -93,15 +94,16 @@ void cpu_kv_write_head(const struct kv_write *job, int64_t r, int32_t g)
     else store_bf16(job->kernels, (uint16_t *)head, slot % P, n, k, v);
 }
 
-/* A key has a part in every line of its page's keys; a value is a row, which in 16 and 8 bits it shares with those
- * beside it: of 4 bytes a dimension in any type. */
+/* A key has a part in every line of its page's keys; a value is a row, which in 16 and 8 bits it
+ * shares with those beside it: of 4 bytes a dimension in any type. */
 void cpu_kv_call_for(const struct kv_write *job, int64_t r, int32_t g)
 {
     const struct kv_cache *kv = job->kv;
     int32_t slot = job->batch->slots[r];
     int64_t bytes = kv->dtype == DTYPE_Q8_0 ? 1 : (int64_t)element_bytes(kv->dtype);
     int64_t keys = P * kv->head_dim * bytes, row = round_up(kv->head_dim, 16) * 4;
-    const uint8_t *head = cpu_kv_head(kv, job->layer, slot / P, g), *value = head + keys + slot % P * bytes / 4 * row;
+    const uint8_t *head = cpu_kv_head(kv, job->layer, slot / P, g);
+    const uint8_t *value = head + keys + slot % P * bytes / 4 * row;
     for (int64_t at = 0; at < keys; at += 64) __builtin_prefetch(head + at, 1, 2);
     for (int64_t at = 0; at < row; at += 64) __builtin_prefetch(value + at, 1, 2);
 }

@@ -1,5 +1,6 @@
-/* Cross-entropy over rows of logits, loss and gradient. The log-probability of the target comes out of the very
- * functions that sampling uses (cpu_logprob), so that training and serving report the same bits. */
+/* Cross-entropy over rows of logits, loss and gradient. The log-probability of the target comes out
+ * of the very functions that sampling uses (cpu_logprob), so that training and serving report the
+ * same bits. */
 #include <math.h>
 #include <string.h>
 

@@ -1,14 +1,15 @@
-/* Matrix products. Threads share out the panels of the matrix; a thread takes its panel through all rows
- * before it goes on, so weights come from memory once whatever the number of rows. Rows are first packed
- * in blocks of a tile's height, word by word side by side ([steps][rows]): a tile then reads one short stream
- * instead of twelve far ones that fall into the same cache set.
+/* Matrix products. Threads share out the panels of the matrix; a thread takes its panel through all
+ * rows before it goes on, so weights come from memory once whatever the number of rows. Rows are
+ * first packed in blocks of a tile's height, word by word side by side ([steps][rows]): a tile then
+ * reads one short stream instead of twelve far ones that fall into the same cache set.
  *
- * What one thread has written reaches another at some 100 ns a line, and at several times that where they share no
- * cache. So few rows are packed by each thread, all for itself, the norm before the product included: it then waits for
- * the lines of x alone. SwiGLU likewise runs where its operands were made: a thread takes the panels of the gate and
- * those of the other half that belong to them. Many rows are what few threads share out, not panels: each takes its
- * rows through norm, packing, product and SwiGLU, and weights come from memory once a thread at most. With more threads
- * many rows are packed once, by all. */
+ * What one thread has written reaches another at some 100 ns a line, and at several times that
+ * where they share no cache. So few rows are packed by each thread, all for itself, the norm before
+ * the product included: it then waits for the lines of x alone. SwiGLU likewise runs where its
+ * operands were made: a thread takes the panels of the gate and those of the other half that belong
+ * to them. Many rows are what few threads share out, not panels: each takes its rows through norm,
+ * packing, product and SwiGLU, and weights come from memory once a thread at most. With more
+ * threads many rows are packed once, by all. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -21,20 +22,20 @@ enum {
     ROW_GROUP_BYTES = 512 << 10,
     /* Below about this many products a thread is not worth waking. */
     INLINE_PRODUCTS = 1 << 16,
-    /* How far a lone tile reads ahead: of few rows, which the processor's own prefetching keeps up with, and of
-     * more. Found by trying. */
+    /* How far a lone tile reads ahead: of few rows, which the processor's own prefetching keeps up
+     * with, and of more. Found by trying. */
     FEW_PREFETCH_BYTES = 3 << 10,
     PREFETCH_BYTES = 6 << 10,
-    /* Rows of up to so many bytes, packed and as they are, are packed by each of up to so many threads. With more threads
-     * packing would be a large part of what each does. */
+    /* Rows of up to so many bytes, packed and as they are, are packed by each of up to so many
+     * threads. With more threads packing would be a large part of what each does. */
     OWN_BYTES = 128 << 10,
     OWN_THREADS = 4,
-    /* Rows that each thread must have at least to share out rows, not panels: since each reads the weights, products
-     * must take longer than that. Quantized weights are read faster. */
+    /* Rows that each thread must have at least to share out rows, not panels: since each reads the
+     * weights, products must take longer than that. Quantized weights are read faster. */
     SHARED_ROWS = 24,
     SHARED_ROWS_QUANTIZED = 8,
-    /* With so many times SHARED_ROWS for each thread they are in so many parts, so that one that is late leaves some to
-     * others. */
+    /* With so many times SHARED_ROWS for each thread they are in so many parts, so that one
+     * that is late leaves some to others. */
     MOST_CHUNKS = 4,
     /* One part may be longer than the average by so much of it. */
     UNEVEN = 20,
@@ -68,7 +69,8 @@ static int64_t block_begin(const struct matmul *m, int64_t block)
 }
 
 /* Steps [begin, end) of a row of x, quantized. */
-static void quantize_steps(const struct matmul *m, int64_t row, int64_t begin, int64_t end, uint32_t *out)
+static void quantize_steps(const struct matmul *m, int64_t row, int64_t begin, int64_t end,
+                           uint32_t *out)
 {
     const uint16_t *x = tensor_row(m->x, row);
     int64_t whole = min_i64(end, m->x.cols / QUANT_BLOCK);
@@ -80,7 +82,8 @@ static void quantize_steps(const struct matmul *m, int64_t row, int64_t begin, i
     }
 }
 
-/* Of all rows: threads share steps, evenly whatever the number of blocks, and write to lines of their own. */
+/* Of all rows: threads share steps, evenly whatever the number of blocks,
+ * and write to lines of their own. */
 static void pack_steps(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matmul *m = ctx;
@@ -93,8 +96,10 @@ static void pack_steps(void *ctx, int64_t begin, int64_t end, int32_t thread)
         if (rows == 1) quantize_steps(m, row0, begin, end, out + begin * QUANT_WORDS);
         for (int64_t from = begin; rows > 1 && from < end; from += CHUNK) {
             int64_t to = min_i64(from + CHUNK, end);
-            for (int64_t r = 0; r < rows; r++) quantize_steps(m, row0 + r, from, to, room + r * CHUNK_WORDS);
-            transpose_words(out + from * QUANT_WORDS * rows, room, CHUNK_WORDS, rows, (to - from) * QUANT_WORDS);
+            for (int64_t r = 0; r < rows; r++)
+                quantize_steps(m, row0 + r, from, to, room + r * CHUNK_WORDS);
+            transpose_words(out + from * QUANT_WORDS * rows, room, CHUNK_WORDS, rows,
+                            (to - from) * QUANT_WORDS);
         }
     }
 }
@@ -147,7 +152,8 @@ static void pack_rows(const struct cpu_device *c, struct matmul *m)
 
 static uint8_t *tile_output(const struct matmul *m, int64_t row, int64_t n0)
 {
-    return (uint8_t *)tensor_row(m->out, row) + (size_t)(m->column + n0) * element_bytes(m->out.dtype);
+    return (uint8_t *)tensor_row(m->out, row) +
+           (size_t)(m->column + n0) * element_bytes(m->out.dtype);
 }
 
 typedef void (*tile_fn)(const struct matmul_tile *t);
@@ -164,8 +170,8 @@ static tile_fn tile_kernel(const struct cpu_kernels *k, enum dtype dtype)
 }
 
 /* One panel times one block of rows, through the epilogue, into out. */
-static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, const char *prefetch,
-                          int64_t prefetch_step)
+static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block,
+                          const char *prefetch, int64_t prefetch_step)
 {
     const struct cpu_kernels *k = m->kernels;
     int64_t row0 = block_begin(m, block), rows = block_begin(m, block + 1) - row0;
@@ -202,8 +208,8 @@ static void multiply_tile(const struct matmul *m, int64_t panel, int64_t block, 
 }
 
 /* Each tile calls for a part of the lines that the thread wants next: a lone block for those some
- * way ahead of itself, several blocks each for their part of the next panel. So reading memory never
- * waits for arithmetic. */
+ * way ahead of itself, several blocks each for their part of the next panel. So reading
+ * memory never waits for arithmetic. */
 static void multiply_panel(const struct matmul *m, int64_t panel, int64_t block0, int64_t block1)
 {
     int64_t n = block1 - block0, panel_bytes = m->steps * m->step_bytes;
@@ -246,15 +252,16 @@ static int64_t own_bytes(int64_t n_rows, int64_t n_in, int64_t row_words, enum d
     return round_up(n_rows * (row_words * 4 + n_in * (int64_t)element_bytes(x)), DEVICE_ALIGN);
 }
 
-/* Calls for all of a tensor at once: half of it is another thread's work, and line by line would take many times as
- * long. */
+/* Calls for all of a tensor at once: half of it is another thread's work, and line by
+ * line would take many times as long. */
 static void call_for(struct tensor t)
 {
     const char *at = t.data, *end = at + (size_t)(t.rows * t.cols) * element_bytes(t.dtype);
     for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
 }
 
-static void norm_rows(const struct cpu_kernels *k, struct tensor out, struct tensor x, const struct norm *norm)
+static void norm_rows(const struct cpu_kernels *k, struct tensor out, struct tensor x,
+                      const struct norm *norm)
 {
     for (int64_t r = 0; r < x.rows; r++)
         k->norm_row(tensor_row(out, r), out.dtype, tensor_row(x, r), x.cols, norm);
@@ -335,7 +342,8 @@ static void multiply_chunks(void *ctx, int64_t begin, int64_t end, int32_t threa
             m->n_blocks = ceil_div(n, tile_rows(m));
             m->packed += thread * p.chunk_bytes / (int64_t)sizeof *m->packed;
         }
-        if (p.before.data) norm_rows(p.parts[0].kernels, p.parts[0].x, rows_of(p.before, row0, n), p.norm);
+        if (p.before.data)
+            norm_rows(p.parts[0].kernels, p.parts[0].x, rows_of(p.before, row0, n), p.norm);
         if (p.swiglu.data) p.swiglu = rows_of(p.swiglu, row0, n);
         pack(&p.parts[0], thread);
         multiply_range(&p, 0, p.n_panels, thread);
@@ -345,7 +353,8 @@ static void multiply_chunks(void *ctx, int64_t begin, int64_t end, int32_t threa
 /* How many chunks of rows to share out; 0: panels are. */
 static int64_t row_chunks(const struct cpu_device *c, const struct matmul *m)
 {
-    int64_t rows = m->x.rows, threads = pool_n_threads(c->pool), most = OWN_BYTES / (m->row_words * 4);
+    int64_t rows = m->x.rows, threads = pool_n_threads(c->pool);
+    int64_t most = OWN_BYTES / (m->row_words * 4);
     int64_t least = m->quantized ? SHARED_ROWS_QUANTIZED : SHARED_ROWS;
     if (threads == 1 || threads > OWN_THREADS || most < least || rows < threads * least) return 0;
     int64_t each = max_i64(1, min_i64(MOST_CHUNKS, rows / (threads * SHARED_ROWS)));
@@ -357,15 +366,19 @@ static int64_t quantized_words(int64_t n_in) { return ceil_div(n_in, QUANT_BLOCK
 
 int64_t cpu_matmul_workspace(const struct cpu_device *c, int64_t n_rows, int64_t n_in)
 {
-    int64_t words = max_i64(round_up(n_in, 2), quantized_words(n_in)), threads = pool_n_threads(c->pool);
-    int64_t own = min_i64(own_bytes(n_rows, n_in, words, DTYPE_F32), OWN_BYTES) * min_i64(threads, OWN_THREADS);
-    int64_t amx = max_i64(amx_matmul_workspace(n_rows, n_in), amx_quantized_workspace(n_rows, n_in));
+    int64_t words = max_i64(round_up(n_in, 2), quantized_words(n_in));
+    int64_t threads = pool_n_threads(c->pool);
+    int64_t own = min_i64(own_bytes(n_rows, n_in, words, DTYPE_F32), OWN_BYTES) *
+                  min_i64(threads, OWN_THREADS);
+    int64_t amx = max_i64(amx_matmul_workspace(n_rows, n_in),
+                          amx_quantized_workspace(n_rows, n_in));
     return max_i64(max_i64(n_rows * words * 4, own), amx);
 }
 
 static bool runs_on_amx(const struct cpu_device *c, const struct matrix *w, int64_t n_rows)
 {
-    return c->kernels.amx && (w->dtype == DTYPE_BF16 || (cpu_is_quantized(w->dtype) && n_rows >= AMX_QUANT_ROWS));
+    return c->kernels.amx &&
+           (w->dtype == DTYPE_BF16 || (cpu_is_quantized(w->dtype) && n_rows >= AMX_QUANT_ROWS));
 }
 
 /* A product on tiles of vectors, all but what comes before and after. */
@@ -445,7 +458,8 @@ void cpu_norm_matmul(struct device *d, struct tensor out, const struct norm_matm
     struct tensor y = m->gate_up.data ? m->gate_up : out;
     struct product p = {0};
     ASSERT(m->x.dtype == DTYPE_F32 && m->x.rows == m->h.rows && m->x.cols == m->h.cols);
-    ASSERT(m->h.cols == m->w->n_in && y.cols == m->w->n_out && y.rows == m->h.rows && out.rows == y.rows);
+    ASSERT(m->h.cols == m->w->n_in && y.cols == m->w->n_out && y.rows == m->h.rows &&
+           out.rows == y.rows);
     ASSERT(cpu_matmul_workspace(c, m->h.rows, m->h.cols) <= c->workspace_bytes);
     if (out.rows == 0) return;
     bool amx = runs_on_amx(c, m->w, out.rows);

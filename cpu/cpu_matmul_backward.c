@@ -1,14 +1,17 @@
-/* The two products behind y = x W^T: dx = dy W and dw += dy^T x. Both run on the forward pass's tile kernels
- * (rows of one operand side by side, times a panel of 32 of the other), fed with re-packed pieces
- * small enough to stay in a core's cache; no unpacked copy of a weight matrix ever exists.
+/* The two products behind y = x W^T: dx = dy W and dw += dy^T x. Both run on the forward
+ * pass's tile kernels (rows of one operand side by side, times a panel of 32 of the
+ * other), fed with re-packed pieces small enough to stay in a core's cache; no unpacked
+ * copy of a weight matrix ever exists.
  *
- *   dx   sums over outputs n. A thread takes 32 columns of dx; W's 32 x 32 squares of those columns are
- *        turned on the way into a panel, N_CHUNK outputs at a time, and meet all rows of dy.
- *   dw   sums over rows r. A thread takes a panel of 32 outputs; columns of x are the tile's rows, so a
- *        tile of the result is a run of the packed gradient. R_CHUNK rows at a time; R_CHUNK_BF16 for
- *        a bf16 gradient, so that its rounding comes once a micro-batch of usual size.
+ *   dx   sums over outputs n. A thread takes 32 columns of dx; W's 32 x 32 squares of those columns
+ *        are turned on the way into a panel, N_CHUNK outputs at a time, and meet all rows of dy.
+ *   dw   sums over rows r. A thread takes a panel of 32 outputs; columns of x are the tile's rows,
+ *        so a tile of the result is a run of the packed gradient. R_CHUNK rows at a time;
+ *        R_CHUNK_BF16 for a bf16 gradient, so that its rounding comes once a micro-batch of usual
+ *        size.
  *
- * Chunks are added in order, and their borders depend on the shapes alone: the same bits for any number of threads. */
+ * Chunks are added in order, and their borders depend on the shapes alone:
+ * the same bits for any number of threads. */
 #include <string.h>
 
 #include "base/checked.h"
@@ -71,7 +74,8 @@ static int64_t packed_words(struct words w, int64_t n)
 }
 
 /* Words [from, to) of row r of dy, counted from the chunk's first output. */
-static void row_words(const struct backward_x *m, int64_t r, int64_t from, int64_t to, uint32_t *out)
+static void row_words(const struct backward_x *m, int64_t r, int64_t from, int64_t to,
+                      uint32_t *out)
 {
     int64_t n = m->n1 - m->n0;
     const uint16_t *half = (const uint16_t *)tensor_row(m->dy, r) + m->n0;
@@ -119,9 +123,9 @@ static void turn_f32(const struct backward_x *m, int64_t k0, int64_t n_k, uint32
     }
 }
 
-/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. Squares lie too far
- * apart for the processor to foresee them; each is called for, no nearer than the second-level cache, while those
- * before it are turned. */
+/* bf16: W pairs along k become pairs along n. Outputs that pad the last panel are zero. Squares lie
+ * too far apart for the processor to foresee them; each is called for, no nearer than the
+ * second-level cache, while those before it are turned. */
 static void turn_bf16(const struct backward_x *m, int64_t k0, int64_t n_k, uint32_t *panel)
 {
     const uint32_t *w = m->w->data;
@@ -147,7 +151,8 @@ static void multiply_columns(const struct backward_x *m, int64_t k0, const uint3
         int64_t row0 = block_begin(b, m->n_blocks, m->dy.rows);
         int64_t rows = block_begin(b + 1, m->n_blocks, m->dy.rows) - row0;
         _Alignas(64) float tile[TILE_ROWS * PANEL];
-        /* The packed rows of a micro-batch exceed the second-level cache: the tile calls for the next block's. */
+        /* The packed rows of a micro-batch exceed the second-level cache:
+         * the tile calls for the next block's. */
         const uint32_t *x = m->packed + row0 * words;
         struct matmul_tile t = {
             .out = tile,
@@ -227,8 +232,9 @@ struct backward_w {
     uint32_t *panels;    /* [threads][steps][PANEL]: dy */
 };
 
-/* Columns [k0, k0 + n) of step s of a tensor whose rows are summed over: rows 2 s and 2 s + 1 as pairs, or as
- * two rows of words where products take no pairs; f32 rows as they are. A missing last row is zero. */
+/* Columns [k0, k0 + n) of step s of a tensor whose rows are summed over: rows 2 s and 2 s + 1 as
+ * pairs, or as two rows of words where products take no pairs; f32 rows as they are. A missing last
+ * row is zero. */
 static void step_words(struct words w, struct tensor t, int64_t s, int64_t k0, int64_t n,
                        uint32_t *out)
 {
@@ -247,8 +253,8 @@ static void step_words(struct words w, struct tensor t, int64_t s, int64_t k0, i
     }
 }
 
-/* Columns of x side by side: a tile's "rows" are inputs k, its steps are rows r. A group of blocks at a time, so
- * that rows are read in runs. */
+/* Columns of x side by side: a tile's "rows" are inputs k, its steps are rows r. A group of blocks
+ * at a time, so that rows are read in runs. */
 static void pack_group(const struct backward_w *m, int64_t begin, int64_t end)
 {
     uint32_t room[2 * GROUP_COLUMNS];
@@ -292,7 +298,8 @@ static void pack_outputs(const struct backward_w *m, int64_t n0, uint32_t *panel
     }
 }
 
-/* Where input k0 of a panel of the gradient begins (in bf16: its pair), and how long n of them are. */
+/* Where input k0 of a panel of the gradient begins (in bf16: its pair),
+ * and how long n of them are. */
 static const char *gradient_at(const struct backward_w *m, int64_t panel, int64_t k0)
 {
     bool half = m->dw->dtype == DTYPE_BF16;
@@ -305,15 +312,16 @@ static int64_t gradient_bytes(const struct backward_w *m, int64_t n)
     return (m->dw->dtype == DTYPE_BF16 ? ceil_div(n, 2) : n) * PANEL * 4;
 }
 
-/* Into the first-level cache: what the tile will be added to, which the tile before it called nearer. */
+/* Into the first-level cache: what the tile will be added to,
+ * which the tile before it called nearer. */
 static void prefetch_tile(const struct backward_w *m, int64_t panel, int64_t k0, int64_t n)
 {
     const char *at = gradient_at(m, panel, k0);
     for (int64_t i = 0; i < gradient_bytes(m, n); i += 64) __builtin_prefetch(at + i, 1);
 }
 
-void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
-                      const float *tile, uint32_t part, uint64_t key)
+void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0,
+                      int64_t n, const float *tile, uint32_t part, uint64_t key)
 {
     if (dw->dtype == DTYPE_F32) {
         float *out = (float *)dw->data + (panel * dw->n_in + k0) * PANEL;
@@ -391,8 +399,8 @@ static int64_t rows_of_chunk(enum dtype gradient, int64_t n_rows)
     return gradient == DTYPE_F32 ? R_CHUNK : min_i64(n_rows, R_CHUNK_BF16);
 }
 
-static void tiles_backward_w(struct cpu_device *c, struct matrix *dw, struct tensor dy, struct tensor x,
-                             uint64_t rounding_key)
+static void tiles_backward_w(struct cpu_device *c, struct matrix *dw, struct tensor dy,
+                             struct tensor x, uint64_t rounding_key)
 {
     struct words words = words_of(c, x.dtype);
     struct backward_w m = {

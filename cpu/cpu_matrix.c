@@ -1,10 +1,10 @@
-/* Packed matrices. Outputs lie in panels of 32; a panel is one stream in the order in which a product
- * reads it, so that a thread's share of a matrix is read from memory front to back:
+/* Packed matrices. Outputs lie in panels of 32; a panel is one stream in the order in which a
+ * product reads it, so that a thread's share of a matrix is read from memory front to back:
  *
  *   f32   [ceil(n_out / 32)][n_in][32]
- *   bf16  [ceil(n_out / 32)][ceil(n_in / 2)][32][2]   pairs along k, as vdpbf16ps and AMX tiles want them
- *   q8_0, q4_0   [ceil(n_out / 32)][ceil(n_in / 32)] blocks: codes of 32 outputs, then their f16 scales
- *                (cpu/kernels.h), in as many bytes as GGUF takes
+ *   bf16  [ceil(n_out / 32)][ceil(n_in / 2)][32][2]: pairs along k, as vdpbf16ps and AMX tiles want
+ *   q8_0, q4_0   [ceil(n_out / 32)][ceil(n_in / 32)] blocks: codes of 32 outputs, then their f16
+ *                scales (cpu/kernels.h), in as many bytes as GGUF takes
  *   GGUF's other types: likewise, see cpu/kquant.h
  *
  * Outputs and inputs that pad a panel are zero. */
@@ -27,7 +27,8 @@ int64_t cpu_panel_steps(enum dtype dtype, int64_t n_in)
 int64_t cpu_panel_step_bytes(enum dtype dtype)
 {
     const struct dtype_info *info = dtype_info(dtype);
-    return cpu_is_quantized(dtype) ? PANEL * QUANT_BLOCK * info->block_bytes / info->block : PANEL * 4;
+    return cpu_is_quantized(dtype) ? PANEL * QUANT_BLOCK * info->block_bytes / info->block
+                                   : PANEL * 4;
 }
 
 static int64_t panel_bytes(enum dtype dtype, int64_t n_in)
@@ -62,7 +63,8 @@ static uint32_t *output_words(const struct matrix *w, int64_t n)
 
 /* ---- quantized ---- */
 
-/* Where the code of input k of output n (of its panel) lies in a block, and how far up in its byte. */
+/* Where the code of input k of output n (of its panel) lies in a block,
+ * and how far up in its byte. */
 static uint8_t *code_at(enum dtype dtype, uint8_t *block, int64_t k, int64_t n, int *shift)
 {
     *shift = dtype == DTYPE_Q4_0 && k >= 16 ? 4 : 0;
@@ -75,8 +77,9 @@ static uint8_t *scale_at(enum dtype dtype, uint8_t *block, int64_t n)
     return block + cpu_panel_step_bytes(dtype) - 2 * PANEL + 2 * n;
 }
 
-/* GGML's reference: q8_0 takes the largest magnitude to 127, q4_0 the value that has it to -8. Files of the same
- * type come back as they were. With a NaN the scale is one: a broken weight stays broken. */
+/* GGML's reference: q8_0 takes the largest magnitude to 127, q4_0 the value that has it to -8.
+ * Files of the same type come back as they were. With a NaN the scale is one: a broken weight stays
+ * broken. */
 static void write_block(enum dtype dtype, uint8_t *block, int64_t n, const float *x, int64_t n_in)
 {
     float extreme = 0;
@@ -124,9 +127,11 @@ static void read_quantized(const struct matrix *w, int64_t n, float *out)
 
 /* ---- writing and reading ---- */
 
-/* Words [from, to) of n outputs' rows, into words of PANEL outputs: those that are not there are zero. Rows are
- * turned into columns a few words at a time, in a core's cache: what is read and what is written both come in runs. */
-static void write_words(const struct matrix_write *job, int64_t row, int64_t n, int64_t from, int64_t to)
+/* Words [from, to) of n outputs' rows, into words of PANEL outputs: those that are not there are
+ * zero. Rows are turned into columns a few words at a time, in a core's cache: what is read and
+ * what is written both come in runs. */
+static void write_words(const struct matrix_write *job, int64_t row, int64_t n, int64_t from,
+                        int64_t to)
 {
     const struct matrix *w = job->w;
     uint32_t room[PANEL * WRITE_WORDS];
@@ -137,8 +142,10 @@ static void write_words(const struct matrix_write *job, int64_t row, int64_t n, 
             memcpy(words, src + from, (size_t)(to - from) * 4);
             continue;
         }
-        if (w->n_in < 2 * to) words[to - 1 - from] = 0; /* an odd one at the end is paired with zero */
-        job->kernels->to_bf16((uint16_t *)words, src + 2 * from, min_i64(2 * to, w->n_in) - 2 * from);
+        /* an odd one at the end is paired with zero */
+        if (w->n_in < 2 * to) words[to - 1 - from] = 0;
+        job->kernels->to_bf16((uint16_t *)words, src + 2 * from,
+                              min_i64(2 * to, w->n_in) - 2 * from);
     }
     memset(room + n * WRITE_WORDS, 0, (size_t)((PANEL - n) * WRITE_WORDS) * 4);
     uint32_t *panel = (uint32_t *)panel_of(w, job->row0 + row);
@@ -244,7 +251,8 @@ void cpu_matrix_write_blocks(struct device *d, struct matrix *w, int64_t row0, i
 
 /* ---- reading ---- */
 
-/* Neighbouring outputs share every cache line, so that some of them are read together, a few inputs at a time. */
+/* Neighbouring outputs share every cache line, so that some of them are read together,
+ * a few inputs at a time. */
 enum { READ_ROWS = PANEL, READ_INPUTS = 128 };
 
 struct matrix_read {
@@ -257,7 +265,8 @@ static void read_blocks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct matrix_read *job = ctx;
     const struct matrix *w = job->w;
-    for (int64_t row = begin * READ_ROWS; row < min_i64(end * READ_ROWS, job->n_rows); row += READ_ROWS) {
+    for (int64_t row = begin * READ_ROWS; row < min_i64(end * READ_ROWS, job->n_rows);
+         row += READ_ROWS) {
         int64_t last = min_i64(row + READ_ROWS, job->n_rows);
         int64_t step = cpu_is_quantized(w->dtype) ? w->n_in : READ_INPUTS;
         for (int64_t from = 0; from < w->n_in; from += step)

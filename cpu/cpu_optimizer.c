@@ -2,11 +2,12 @@
  * (cpu/adamw_block.h) whatever format its parts have:
  *
  *   weight     f32 itself; or bf16 in the pair layout of a packed matrix
- *   master     an f32 copy; or the 16 bits by which the f32 value exceeds its bf16 weight (exact: the weight
- *              is the value rounded half up, so the difference fits an int16)
+ *   master     an f32 copy; or the 16 bits by which the f32 value exceeds its bf16 weight (exact:
+ *              the weight is the value rounded half up, so the difference fits an int16)
  *   gradient   f32; or bf16 in the pair layout
  *   moments    f32; bf16; or 8 bits: a block's largest |x| and codes of it. m: sign and 7 bits of
- *              (q / 127)^2; v: (q / 255)^4, never 0 for a v that is not, so that no step explodes */
+ *              (q / 127)^2; v: (q / 255)^4, never 0 for a v that is not, so that no step
+ *              explodes */
 #include <math.h>
 #include <string.h>
 
@@ -121,8 +122,9 @@ static void sum_tasks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct squares_job *j = ctx;
     for (int64_t i = begin; i < end; i++)
-        j->sums[i] = j->kernels->sum_squares((const uint8_t *)j->x + dtype_bytes(j->dtype, i * j->task), j->dtype,
-                                             min_i64(j->task, j->n - i * j->task));
+        j->sums[i] = j->kernels->sum_squares((const uint8_t *)j->x +
+                                                 dtype_bytes(j->dtype, i * j->task),
+                                             j->dtype, min_i64(j->task, j->n - i * j->task));
 }
 
 /* Parts of a size fixed by n, added in order. */
@@ -146,6 +148,7 @@ void cpu_grad_squares(struct device *d, const struct adamw_tensor *tensors, cons
     *sum = 0;
     for (int64_t i = 0; i < n; i++) {
         const struct adamw_tensor *t = &tensors[i];
-        if (!skip[i]) *sum += sum_squares(d, t->grad, t->grad_dtype, n_elements_as(d, t, t->grad_dtype));
+        if (!skip[i])
+            *sum += sum_squares(d, t->grad, t->grad_dtype, n_elements_as(d, t, t->grad_dtype));
     }
 }

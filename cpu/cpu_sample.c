@@ -1,9 +1,10 @@
-/* From a row of logits to a token: model/sampler.h says what, this says how, without sorting a vocabulary.
+/* From a row of logits to a token: model/sampler.h says what, this says how,
+ * without sorting a vocabulary.
  *
  * Sets of the best are found by a cut: the last candidate (in order of value, then lower id) that
- * belongs to the set. top_k keeps a heap of k while it skips through the row; large k and top_p narrow down on the
- * cut by partitioning (quickselect, by count or by probability mass). The draw then walks the kept ids
- * upwards and takes the first whose cumulative probability exceeds u. */
+ * belongs to the set. top_k keeps a heap of k while it skips through the row; large k and top_p
+ * narrow down on the cut by partitioning (quickselect, by count or by probability mass). The draw
+ * then walks the kept ids upwards and takes the first whose cumulative probability exceeds u. */
 #include <math.h>
 #include <string.h>
 
@@ -82,7 +83,8 @@ static void heap_sort(struct candidate *c, int64_t n, candidate_order before)
 
 /* The best k (fewer when fewer are above -inf), best first. Ids come upwards, so one that equals
  * the worst of a full heap ranks behind it and is skipped. */
-static int64_t select_best(const struct sampler *s, const float *x, int64_t k, struct candidate *out)
+static int64_t select_best(const struct sampler *s, const float *x, int64_t k,
+                           struct candidate *out)
 {
     int64_t n = 0, v = s->n_vocab;
     float threshold = -INFINITY;
@@ -132,8 +134,8 @@ static struct candidate middle_of(struct candidate a, struct candidate b, struct
     return better(a, c) ? a : better(b, c) ? c : b;
 }
 
-/* The last member of the smallest set of the best whose weights reach `target`. By mass a candidate weighs its value,
- * else 1. n >= 1; reorders c. */
+/* The last member of the smallest set of the best whose weights reach `target`. By mass a candidate
+ * weighs its value, else 1. n >= 1; reorders c. */
 static struct candidate find_cut(struct candidate *c, int64_t n, bool by_mass, double target)
 {
     while (n > 1) {
@@ -168,8 +170,8 @@ static int64_t keep_up_to(struct candidate *c, int64_t n, struct candidate cut)
 }
 
 /* The logits that the choice is made from: the row itself, or a changed copy. */
-static const float *adjusted(const struct sampler *s, const struct sample_request *q, const struct logit_change *changes,
-                             const float *x)
+static const float *adjusted(const struct sampler *s, const struct sample_request *q,
+                             const struct logit_change *changes, const float *x)
 {
     if (q->n_changes == 0) return x;
     memcpy(s->values, x, (size_t)s->n_vocab * 4);
@@ -251,12 +253,13 @@ static int64_t keep_top_k(const struct sampler *s, const float *x, int64_t k, fl
     return n;
 }
 
-/* Between which probabilities (times the total) top_p's cut lies: those above `high` sum to `above`, which is less
- * than top_p asks for, those above `low` to enough. */
+/* Between which probabilities (times the total) top_p's cut lies: those above `high` sum to
+ * `above`, which is less than top_p asks for, those above `low` to enough. */
 struct bracket { float low, high; double above; };
 
-/* From the best's, which is 1, down in steps of sixteen, then halved in the logarithm: each costs a sum over the
- * row, and spares the partitioning, which is dear, most of what is not near the cut. */
+/* From the best's, which is 1, down in steps of sixteen, then halved in the logarithm: each costs a
+ * sum over the row, and spares the partitioning, which is dear, most of what is not near the
+ * cut. */
 static struct bracket find_bracket(const struct sampler *s, double target)
 {
     struct bracket b = {.high = 1};
@@ -280,7 +283,8 @@ static struct bracket find_bracket(const struct sampler *s, double target)
     return b;
 }
 
-/* Of candidates in order of ids the smallest set of the most probable whose sum reaches the target. */
+/* Of candidates in order of ids the smallest set of the most probable whose sum reaches the
+ * target. */
 static int64_t keep_top_p(const struct sampler *s, int64_t n, struct bracket b, double target)
 {
     int64_t unsure = 0;
@@ -291,8 +295,8 @@ static int64_t keep_top_p(const struct sampler *s, int64_t n, struct bracket b, 
 }
 
 /* total: of the probabilities, if s->values has them already; else 0. */
-static int32_t choose_random(const struct sampler *s, const struct sample_request *p, const float *x,
-                             float max, double total)
+static int32_t choose_random(const struct sampler *s, const struct sample_request *p,
+                             const float *x, float max, double total)
 {
     double u = p->uniform;
     float scale = fminf(1 / p->temperature, LARGEST);
@@ -355,7 +359,8 @@ static void sample_one(const struct sampler *s, const float *x, const struct sam
                        const struct logit_change *changes, struct sample_out *out)
 {
     /* At temperature 1 the row's own softmax is what is drawn from. */
-    bool drawn_as_is = q->forced < 0 && q->temperature == 1 && q->n_changes == 0 && !cuts_top_k(s, q);
+    bool drawn_as_is = q->forced < 0 && q->temperature == 1 && q->n_changes == 0 &&
+                       !cuts_top_k(s, q);
     float total;
     struct logsumexp z =
         cpu_logsumexp(s->kernels, x, s->n_vocab, drawn_as_is ? s->values : NULL, &total);
@@ -395,13 +400,13 @@ static void sample_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
     s.other = s.kept + room;
     for (int64_t i = begin; i < end; i++) {
         const struct sample_request *q = &job->requests[i];
-        sample_one(&s, tensor_row(job->logits, i), q, (const struct logit_change *)(job->words + q->changes),
-                   &job->out[i]);
+        sample_one(&s, tensor_row(job->logits, i), q,
+                   (const struct logit_change *)(job->words + q->changes), &job->out[i]);
     }
 }
 
-void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
-                struct sample_out *out)
+void cpu_sample(struct device *d, struct tensor logits, const struct sample_request *requests,
+                int32_t *words, struct sample_out *out)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(logits.dtype == DTYPE_F32 && cpu_sample_workspace(c, logits.cols) <= c->workspace_bytes);

@@ -37,7 +37,8 @@ static void normal_pieces(void *ctx, int64_t begin, int64_t end, int32_t thread)
     j->kernels->normal_fill(j->out + from, to - from, j->key, j->first + from, j->std);
 }
 
-static void cpu_normal(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first, float std)
+static void cpu_normal(struct device *d, float *out, int64_t n, const uint32_t key[2],
+                       int64_t first, float std)
 {
     struct cpu_device *c = cpu_of(d);
     struct normal_job job = {&c->kernels, out, n, first, key, std};

@@ -13,9 +13,10 @@ void cpu_matmul_backward_w(struct device *d, struct matrix *dw, float *dbias, st
                            struct tensor x, struct random_key rounding);
 /* sums[k] += column k of dy. */
 void cpu_column_sums(struct cpu_device *c, float *sums, struct tensor dy);
-/* Adds tile [n][PANEL] to inputs k0 .. k0 + n of a panel of dw; part and key as in struct bf16_tile. */
-void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0, int64_t n,
-                      const float *tile, uint32_t part, uint64_t key);
+/* Adds tile [n][PANEL] to inputs k0 .. k0 + n of a panel of dw;
+ * part and key as in struct bf16_tile. */
+void cpu_add_gradient(const struct cpu_kernels *k, struct matrix *dw, int64_t panel, int64_t k0,
+                      int64_t n, const float *tile, uint32_t part, uint64_t key);
 int64_t cpu_matmul_backward_workspace(const struct cpu_device *c, const struct workspace_shape *s);
 
 /* cpu_train_rows.c */
@@ -29,8 +30,9 @@ void cpu_gelu_backward(struct device *d, struct tensor dx, struct tensor dy, str
                        bool exact);
 void cpu_swiglu_backward(struct device *d, struct tensor dgate_up, struct tensor dmlp,
                          struct tensor gate_up);
-void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
-                       float *dq_norm, float *dk_norm, const struct batch *b, const struct attention *a);
+void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv,
+                       struct tensor qkv_pre, float *dq_norm, float *dk_norm, const struct batch *b,
+                       const struct attention *a);
 void cpu_embed_backward(struct device *d, struct matrix *dwte, float *dwpe, struct tensor dx,
                         const struct batch *b);
 

@@ -1,5 +1,6 @@
-/* Training's operations on rows: dropout, the backward of norms, activations, rotation and embeddings. Threads share out
- * rows; sums over rows are shared out by columns, so that each is added up in order by one thread. */
+/* Training's operations on rows: dropout, the backward of norms, activations, rotation and
+ * embeddings. Threads share out rows; sums over rows are shared out by columns, so that each is
+ * added up in order by one thread. */
 #include <math.h>
 #include <string.h>
 
@@ -24,7 +25,8 @@ struct dropout_job {
     const struct cpu_kernels *kernels;
 };
 
-/* Factors of the elements from `begin` on, a multiple of ELEMENT_BLOCK: so counters do not wrap around within. */
+/* Factors of the elements from `begin` on, a multiple of ELEMENT_BLOCK:
+ * so counters do not wrap around within. */
 static struct dropout_row factors_from(const struct dropout *drop, int64_t begin)
 {
     uint64_t at = (uint64_t)begin / 4, key = cpu_random_key(drop->key);
@@ -226,7 +228,8 @@ static void rotate_rows(void *ctx, int64_t begin, int64_t end, int32_t thread)
             rotate_back(j, (float *)tensor_row(j->dqkv, r) + (int64_t)h * j->a->head_dim, r);
 }
 
-/* One head's norm, in place. Norm weights of all heads are one: rows and heads are taken in order. */
+/* One head's norm, in place. Norm weights of all heads are one:
+ * rows and heads are taken in order. */
 static void head_norm_backward(const struct rope_job *j, int64_t row, int32_t head)
 {
     const struct attention *a = j->a;
@@ -250,8 +253,9 @@ static void norm_heads_backward(const struct rope_job *j)
         for (int32_t h = 0; h < j->a->n_head + j->a->n_kv_head; h++) head_norm_backward(j, r, h);
 }
 
-void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
-                       float *dq_norm, float *dk_norm, const struct batch *b, const struct attention *a)
+void cpu_rope_backward(struct device *d, struct tensor out, struct tensor dqkv,
+                       struct tensor qkv_pre, float *dq_norm, float *dk_norm, const struct batch *b,
+                       const struct attention *a)
 {
     struct cpu_device *c = cpu_of(d);
     ASSERT(dqkv.dtype == DTYPE_F32 && a->head_dim <= MAX_HEAD_DIM);
@@ -270,7 +274,8 @@ struct embed_job {
     const struct batch *batch;
 };
 
-/* Columns [begin, end) of all rows, in order: no two threads meet, and no order is left to chance. */
+/* Columns [begin, end) of all rows, in order: no two threads meet, and no order is left to
+ * chance. */
 static void embed_columns(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     const struct embed_job *j = ctx;

@@ -1,11 +1,11 @@
-/* The softmax's exponential where weights become bf16, whose 8 bits need no better one: ten instructions instead of 14.
- * After simd_avx512.h. */
+/* The softmax's exponential where weights become bf16, whose 8 bits need no better one: ten
+ * instructions instead of 14. After simd_avx512.h. */
 #pragma once
 
 #define PER_LN2 0x1.715476p0f /* 1 / ln 2: e^x = 2^(x / ln 2) */
 
-/* 2^x for x up to 127, to 3e-6; 1 for 0, NaN for NaN, never below 2^-125. The polynomial was fitted to the relative
- * error. */
+/* 2^x for x up to 127, to 3e-6; 1 for 0, NaN for NaN, never below 2^-125.
+ * The polynomial was fitted to the relative error. */
 static inline vf vf_exp2_weight(vf x)
 {
     const vf magic = vf_set(0x1.8p23f); /* added, it leaves whole numbers in the lowest bits */

@@ -1,5 +1,5 @@
-/* Products of f32, and of bf16 widened to f32, for every vector width: the two ways of multiplying that
- * AVX2 and AVX-512 share. The includer sets TILE_MAX and QUERY_MAX. */
+/* Products of f32, and of bf16 widened to f32, for every vector width: the two ways of multiplying
+ * that AVX2 and AVX-512 share. The includer sets TILE_MAX and QUERY_MAX. */
 #pragma once
 
 #include <string.h>

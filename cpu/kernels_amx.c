@@ -1,17 +1,19 @@
 /* The kernels of cpu/amx.h.
  *
- * Cycles of a step, 32 x 32 x 32 (65,536 FLOP), at best: two tile loads of A and two of B at 8 each, 32 in all,
- * beside four tdpbf16ps at 16 each, 64 in all. So the multiplier is the limit, 1,024 FLOP a cycle, as long as
- * tiles come from the caches fast enough: 4 KiB in 64 cycles are all that the second level gives. Therefore, where
- * rows are many, the panel is cut along k into parts of at most 32 KiB, which stay in the first level while
- * the rows pass by (2 KiB of A a step from the second), at the price of 8 KiB of f32 sums that leave and come back
- * once a part. Storing a sum and loading it again changes no bit. With one row a step reads 2 KiB of weights in
- * two products: memory is the limit.
+ * Cycles of a step, 32 x 32 x 32 (65,536 FLOP), at best: two tile loads of A and two of B at 8
+ * each, 32 in all, beside four tdpbf16ps at 16 each, 64 in all. So the multiplier is the limit,
+ * 1,024 FLOP a cycle, as long as tiles come from the caches fast enough: 4 KiB in 64 cycles are all
+ * that the second level gives. Therefore, where rows are many, the panel is cut along k into parts
+ * of at most 32 KiB, which stay in the first level while the rows pass by (2 KiB of A a step from
+ * the second), at the price of 8 KiB of f32 sums that leave and come back once a part. Storing a
+ * sum and loading it again changes no bit. With one row a step reads 2 KiB of weights in two
+ * products: memory is the limit.
  *
- * The rows of a finished tile go through the epilogue while the next tile's products run: a few between steps,
- * vectors beside the tiles' own unit.
+ * The rows of a finished tile go through the epilogue while the next tile's products run: a few
+ * between steps, vectors beside the tiles' own unit.
  *
- * Instructions are written as assembly: gcc 12's intrinsics miscompile the configuration, and declare no memory. */
+ * Instructions are written as assembly: gcc 12's intrinsics miscompile the configuration,
+ * and declare no memory. */
 #include "cpu/amx.h"
 
 #include <immintrin.h>
@@ -40,8 +42,8 @@ struct tile_config {
 };
 _Static_assert(sizeof(struct tile_config) == 64, "the operand of ldtilecfg");
 
-/* Tiles 0 to 3: the result, [upper rows; lower rows] x [16 outputs; 16 outputs]. 4, 5: A, upper and lower rows. 6, 7: B.
- * With at most 16 rows there are no lower ones. */
+/* Tiles 0 to 3: the result, [upper rows; lower rows] x [16 outputs; 16 outputs]. 4, 5: A, upper and
+ * lower rows. 6, 7: B. With at most 16 rows there are no lower ones. */
 static void configure(int64_t rows)
 {
     int64_t upper = min_i64(rows, 16), lower = rows - upper;
@@ -86,7 +88,8 @@ static inline void step_upper(const uint8_t *a, int64_t a_row, const uint8_t *b)
                      : "memory");
 }
 
-/* The same, B not to be kept in the first-level cache: weights that nothing reads again before all others are read. */
+/* The same, B not to be kept in the first-level cache:
+ * weights that nothing reads again before all others are read. */
 static inline void step_upper_once(const uint8_t *a, int64_t a_row, const uint8_t *b)
 {
     __asm__ volatile("tileloadd (%[a],%[ar],1), %%tmm4\n\t"
@@ -150,9 +153,11 @@ static inline void write_some(struct run *run, int64_t n)
     run->left -= n;
 }
 
-/* Steps [begin, end) of a panel at b, for rows at a. At the end all rows of the tile before are written. */
+/* Steps [begin, end) of a panel at b, for rows at a. At the end all rows of the tile before are
+ * written. */
 static inline __attribute__((always_inline)) void
-run_steps(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int64_t end, const bool both)
+run_steps(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int64_t end,
+          const bool both)
 {
     const struct amx_product *p = run->p;
     bool once = run->n_blocks == 1 && p->b_is_far;
@@ -173,8 +178,8 @@ run_steps(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, in
 }
 
 static inline __attribute__((always_inline)) void
-run_part(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int64_t end, float *sums,
-         const bool both)
+run_part(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int64_t end,
+         float *sums, const bool both)
 {
     if (begin == 0) begin_sums(both);
     else load_sums(sums, both);
@@ -182,8 +187,9 @@ run_part(struct run *run, const uint8_t *a, const uint8_t *b, int64_t begin, int
     store_sums(sums, both);
 }
 
-/* Steps [begin, end) for all blocks of rows. The last block is as high as the others, so that tiles need no other
- * configuration: if rows run out it takes some again, and writes only the new ones. */
+/* Steps [begin, end) for all blocks of rows. The last block is as high as the others, so that tiles
+ * need no other configuration: if rows run out it takes some again, and writes only the new
+ * ones. */
 static void run_blocks(struct run *run, int64_t panel, int64_t begin, int64_t end, float *sums,
                        int64_t sums_stride)
 {
@@ -202,8 +208,8 @@ static void run_blocks(struct run *run, int64_t panel, int64_t begin, int64_t en
     }
 }
 
-/* Where reading ahead begins for a panel: some way on in the same stream for a lone block; for several, each with its
- * part, the next panel. */
+/* Where reading ahead begins for a panel: some way on in the same stream for a lone block; for
+ * several, each with its part, the next panel. */
 static void aim_ahead(struct run *run, int64_t panel)
 {
     const struct amx_product *p = run->p;
@@ -243,7 +249,8 @@ void amx_multiply(const struct amx_product *p, int64_t begin, int64_t end)
 static inline __mmask32 first_halves(int64_t n) { return (__mmask32)(((uint64_t)1 << n) - 1); }
 
 /* Row r of up to 32 elements; zeros past the n_rows and n_cols that are there. */
-static inline __m512i load_row(const uint16_t *x, int64_t stride, int64_t r, int64_t n_rows, int64_t n_cols)
+static inline __m512i load_row(const uint16_t *x, int64_t stride, int64_t r, int64_t n_rows,
+                               int64_t n_cols)
 {
     if (r >= n_rows) return _mm512_setzero_si512();
     return _mm512_maskz_loadu_epi16(first_halves(n_cols), x + r * stride);
@@ -252,8 +259,10 @@ static inline __m512i load_row(const uint16_t *x, int64_t stride, int64_t r, int
 /* Quarter q of out[l] is quarter l of in[q]: 4 x 4 lanes of 128 bits turned. */
 static inline __attribute__((always_inline)) void turn_lanes(__m512i out[4], const __m512i in[4])
 {
-    __m512i low0 = _mm512_shuffle_i64x2(in[0], in[1], 0x44), high0 = _mm512_shuffle_i64x2(in[0], in[1], 0xEE);
-    __m512i low1 = _mm512_shuffle_i64x2(in[2], in[3], 0x44), high1 = _mm512_shuffle_i64x2(in[2], in[3], 0xEE);
+    __m512i low0 = _mm512_shuffle_i64x2(in[0], in[1], 0x44);
+    __m512i high0 = _mm512_shuffle_i64x2(in[0], in[1], 0xEE);
+    __m512i low1 = _mm512_shuffle_i64x2(in[2], in[3], 0x44);
+    __m512i high1 = _mm512_shuffle_i64x2(in[2], in[3], 0xEE);
     out[0] = _mm512_shuffle_i64x2(low0, low1, 0x88);
     out[1] = _mm512_shuffle_i64x2(low0, low1, 0xDD);
     out[2] = _mm512_shuffle_i64x2(high0, high1, 0x88);
@@ -272,8 +281,8 @@ gather_words(__m512i out[4], __m512i a, __m512i b, __m512i c, __m512i d)
     out[3] = _mm512_unpackhi_epi64(ab, cd);
 }
 
-/* Pairs of rows interleaved are words; 16 x 16 of them are turned by lanes of four. Interleaving by lanes puts
- * columns 8 l + 0..3 into the low words of lane l and 8 l + 4..7 into the high ones. */
+/* Pairs of rows interleaved are words; 16 x 16 of them are turned by lanes of four. Interleaving by
+ * lanes puts columns 8 l + 0..3 into the low words of lane l and 8 l + 4..7 into the high ones. */
 void amx_turn_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_rows, int64_t n_cols)
 {
     for (int half = 0; half < 2; half++) {
@@ -283,7 +292,8 @@ void amx_turn_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_ro
             for (int i = 0; i < 4; i++) {
                 __m512i even = load_row(x, stride, 8 * q + 2 * i, n_rows, n_cols);
                 __m512i odd = load_row(x, stride, 8 * q + 2 * i + 1, n_rows, n_cols);
-                words[i] = half ? _mm512_unpackhi_epi16(even, odd) : _mm512_unpacklo_epi16(even, odd);
+                words[i] = half ? _mm512_unpackhi_epi16(even, odd)
+                                : _mm512_unpacklo_epi16(even, odd);
             }
             gather_words(quads[q], words[0], words[1], words[2], words[3]);
         }
@@ -296,12 +306,14 @@ void amx_turn_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_ro
     }
 }
 
-/* Halves 0, 32, 1, 33, ... of two rows, where 32 and up mean the second one; from 16 on for the second vector. */
+/* Halves 0, 32, 1, 33, ... of two rows, where 32 and up mean the second one;
+ * from 16 on for the second vector. */
 static inline __m512i interleave(__m512i even, __m512i odd, int first)
 {
     __m512i i = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                  39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    return _mm512_permutex2var_epi16(even, _mm512_add_epi16(i, _mm512_set1_epi16((short)first)), odd);
+    return _mm512_permutex2var_epi16(even, _mm512_add_epi16(i, _mm512_set1_epi16((short)first)),
+                                     odd);
 }
 
 void amx_pair_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_rows, int64_t n_cols)
@@ -314,8 +326,9 @@ void amx_pair_rows(uint8_t *out, const uint16_t *x, int64_t stride, int64_t n_ro
     }
 }
 
-/* Two neighbouring words hold a pair along k each; swapping their middle halves makes them two pairs along n. Then
- * 8 x 8 such double words are turned at a time: first pairs of rows, then lanes. */
+/* Two neighbouring words hold a pair along k each; swapping their middle halves makes them two
+ * pairs along n. Then 8 x 8 such double words are turned at a time: first pairs of rows, then
+ * lanes. */
 void amx_turn_pairs(uint8_t *out, const uint32_t *square, int64_t pairs)
 {
     const __m512i swap = _mm512_broadcast_i32x4(
@@ -338,6 +351,7 @@ void amx_turn_pairs(uint8_t *out, const uint32_t *square, int64_t pairs)
             turn_lanes(turned, even);
             for (int l = 0; l < 4; l++) _mm512_storeu_si512(to + 2 * l * OUT_BYTES, turned[l]);
             turn_lanes(turned, odd);
-            for (int l = 0; l < 4; l++) _mm512_storeu_si512(to + (2 * l + 1) * OUT_BYTES, turned[l]);
+            for (int l = 0; l < 4; l++)
+                _mm512_storeu_si512(to + (2 * l + 1) * OUT_BYTES, turned[l]);
         }
 }

@@ -19,7 +19,8 @@ static inline vf madd_dot(__m512bh x, __m512bh w, vf acc) { return _mm512_dpbf16
 static inline void pack_dot(uint32_t *words, const float *p, int64_t n)
 {
     for (int64_t i = 0; i < n; i += LANES)
-        _mm256_storeu_si256((__m256i *)(words + i / 2), (__m256i)_mm512_cvtneps_pbh(vf_load(p + i)));
+        _mm256_storeu_si256((__m256i *)(words + i / 2),
+                            (__m256i)_mm512_cvtneps_pbh(vf_load(p + i)));
 }
 
 #define TILE_MAX 12

@@ -77,7 +77,8 @@ static void finish_tile(const struct tile_output *t)
 {
     int64_t row_bytes = t->out_stride * (t->dtype == DTYPE_BF16 ? 2 : 4);
     for (int64_t r = 0; r < t->rows; r++)
-        finish((uint8_t *)t->out + r * row_bytes, t->dtype, t->y + r * PANEL, t->bias, t->epilogue, t->n);
+        finish((uint8_t *)t->out + r * row_bytes, t->dtype, t->y + r * PANEL, t->bias, t->epilogue,
+               t->n);
 }
 
 static void attend_f32(const struct attend_block *b)
@@ -134,7 +135,8 @@ static void scale_row(void *out, enum dtype dtype, const float *x, float scale, 
 }
 
 /* out may be x. */
-static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm)
+static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n,
+                     const struct norm *norm)
 {
     double mean = 0, squares = 0;
     if (!norm->rms) {

@@ -1,4 +1,5 @@
-/* GGUF's quantized types, packed and read back: see kquant.h; the files' layouts are in model/dtype.c. */
+/* GGUF's quantized types, packed and read back: see kquant.h;
+ * the files' layouts are in model/dtype.c. */
 #include "cpu/kquant.h"
 
 #include "base/error.h"
@@ -56,7 +57,8 @@ struct kquant_scale kquant_scale(const struct kquant q, const uint8_t *head, int
 /* ---- writing ---- */
 
 /* The 32 codes of one step of a block, without their offset. */
-static void file_codes(enum dtype type, const uint8_t *block, int32_t step, uint8_t codes[QUANT_BLOCK])
+static void file_codes(enum dtype type, const uint8_t *block, int32_t step,
+                       uint8_t codes[QUANT_BLOCK])
 {
     uint32_t high;
     switch (type) {
@@ -81,7 +83,8 @@ static void file_codes(enum dtype type, const uint8_t *block, int32_t step, uint
         return;
     }
     default: { /* q6_K */
-        const uint8_t *q = block + step / 4 * 64 + step % 2 * 32, *top = block + 128 + step / 4 * 32;
+        const uint8_t *q = block + step / 4 * 64 + step % 2 * 32;
+        const uint8_t *top = block + 128 + step / 4 * 32;
         int32_t nibble = step % 4 / 2 * 4, shift = step % 4 * 2;
         for (int i = 0; i < QUANT_BLOCK; i++)
             codes[i] = (uint8_t)((q[i] >> nibble & 15) | (top[i] >> shift & 3) << 4);
@@ -89,7 +92,8 @@ static void file_codes(enum dtype type, const uint8_t *block, int32_t step, uint
     }
 }
 
-static void write_codes(const struct kquant q, uint8_t *to, int64_t n, const uint8_t codes[QUANT_BLOCK])
+static void write_codes(const struct kquant q, uint8_t *to, int64_t n,
+                        const uint8_t codes[QUANT_BLOCK])
 {
     uint8_t rows[6][4]; /* nibbles, then what lies above them */
     for (int i = 0; i < 16; i++)

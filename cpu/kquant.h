@@ -1,22 +1,26 @@
-/* GGUF's quantized types beside q8_0 and q4_0, packed for products: q4_1, q5_0, q5_1, q4_K, q5_K, q6_K. Nothing of
- * what a file says is lost, and no byte is added: codes keep their 4, 5 or 6 bits, scales their 6, 8 or 16.
+/* GGUF's quantized types beside q8_0 and q4_0, packed for products: q4_1, q5_0, q5_1, q4_K,
+ * q5_K, q6_K. Nothing of what a file says is lost, and no byte is added: codes keep their 4, 5
+ * or 6 bits, scales their 6, 8 or 16.
  *
- * A panel (32 outputs) is a stream of steps, 32 inputs each. A step's codes, inputs in groups of four, group
- * g = 0..7:
- *   nibbles u8 [4][PANEL][4]  the low four bits: of group g < 4 in the low nibbles of row g, of group g + 4 in the
- *                             high ones
+ * A panel (32 outputs) is a stream of steps, 32 inputs each. A step's codes,
+ * inputs in groups of four, group g = 0..7:
+ *   nibbles u8 [4][PANEL][4]  the low four bits: of group g < 4 in the low nibbles of row
+ *                             g, of group g + 4 in the high ones
  *   5 bits  u8 [PANEL][4]     bit g: the fifth bit of group g
  *   6 bits  u8 [2][PANEL][4]  bits 2j and 2j + 1 of row h: the upper two of group 2j + h
- * q4_1, q5_0 and q5_1 have after each step's codes f16 scales [PANEL] and, but for q5_0, f16 minima [PANEL].
- * q4_K, q5_K and q6_K have before the codes of every eight steps (256 inputs, GGUF's block)
- *   q4_K, q5_K   f16 d [PANEL], f16 dmin [PANEL], u8 [12][PANEL]: GGUF's packed 6-bit scales and minima
+ * q4_1, q5_0 and q5_1 have after each step's codes f16 scales [PANEL] and, but for q5_0, f16 minima
+ * [PANEL]. q4_K, q5_K and q6_K have before the codes of every eight steps (256 inputs, GGUF's
+ * block)
+ *   q4_K, q5_K   f16 d [PANEL], f16 dmin [PANEL], u8 [12][PANEL]:
+ *                GGUF's packed 6-bit scales and minima
  *   q6_K         f16 d [PANEL], i8 [16][PANEL]: scales of 16 inputs each
  *
- * A weight means scale * (code - offset) + minimum, as in model/dtype.c. A product with a row of int8 codes
- * (kernels.h) adds for each step, or half step with q6_K,
- *   out += float(sum of x (code - offset)) * x scale * scale, then out += float(sum of x) * x scale * minimum
- * where the sums are exact, products are rounded once each and additions are fused: the same bits from every
- * instruction set. */
+ * A weight means scale * (code - offset) + minimum, as in model/dtype.c. A product with a row of
+ * int8 codes (kernels.h) adds for each step, or half step with q6_K,
+ *   out += float(sum of x (code - offset)) * x scale * scale,
+ *   then out += float(sum of x) * x scale * minimum
+ * where the sums are exact, products are rounded once each and additions are fused: the
+ * same bits from every instruction set. */
 #pragma once
 
 #include <string.h>
@@ -62,7 +66,8 @@ static inline __attribute__((always_inline)) struct kquant kquant_of(enum dtype 
     return q;
 }
 
-/* Where the codes of a panel's step begin, and what its scales lie in: the head, or its own scales. */
+/* Where the codes of a panel's step begin, and what its scales lie in: the head,
+ * or its own scales. */
 static inline __attribute__((always_inline)) const uint8_t *
 kquant_codes(const struct kquant q, const uint8_t *panel, int64_t step)
 {

@@ -1,6 +1,7 @@
-/* Products with GGUF's quantized types in AVX2: see kquant.h. vpmaddubsw multiplies codes of at most 6 bits by signed
- * bytes and adds pairs in 16 bits, which then hold the sums of several groups: 4 of 5 bits (4 * 2 * 31 * 127 < 2^15), 2
- * of 6. Codes are unpacked once a step for all rows; a lone row is bound by the bytes of the weights. */
+/* Products with GGUF's quantized types in AVX2: see kquant.h. vpmaddubsw multiplies codes of at
+ * most 6 bits by signed bytes and adds pairs in 16 bits, which then hold the sums of several
+ * groups: 4 of 5 bits (4 * 2 * 31 * 127 < 2^15), 2 of 6. Codes are unpacked once a step for all
+ * rows; a lone row is bound by the bytes of the weights. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -29,7 +30,10 @@ INLINE __m256i group(const struct kquant q, const uint8_t *codes, const int g)
 }
 
 INLINE __m128i load_bytes(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)p); }
-INLINE vf load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vf load_f16(const uint8_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
 INLINE vf unsigned_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)); }
 INLINE vf signed_floats(__m128i a) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)); }
 
@@ -71,7 +75,8 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++) w[g] = group(q, codes, g);
     for (int64_t r = 0; r < rows; r++, x++, out += PANEL) {
-        __m256 to = _mm256_loadu_ps(out), x_scale = _mm256_castsi256_ps(_mm256_set1_epi32((int)x[8 * rows]));
+        __m256 to = _mm256_loadu_ps(out);
+        __m256 x_scale = _mm256_castsi256_ps(_mm256_set1_epi32((int)x[8 * rows]));
         int32_t x_sum = (int32_t)x[9 * rows];
 #pragma GCC unroll 2
         for (int half = 0; half < q.n_scales; half++) {
@@ -80,10 +85,12 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
             int32_t half_sum = q.n_scales == 1 ? x_sum : half == 0 ? first[r] : x_sum - first[r];
             int32_t minus = -q.offset * half_sum;
             if (q.offset) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(minus));
-            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), x_scale), s.scale[half], to);
+            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), x_scale), s.scale[half],
+                                 to);
         }
         if (q.minimum)
-            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps((float)x_sum), x_scale), s.minimum, to);
+            to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps((float)x_sum), x_scale), s.minimum,
+                                 to);
         _mm256_storeu_ps(out, to);
     }
 }

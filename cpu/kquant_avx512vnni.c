@@ -1,6 +1,7 @@
-/* Products with GGUF's quantized types by AVX-512 VNNI: see kquant.h, and quant_avx512vnni.c for the idea. A panel
- * of 32 outputs is two vectors. A lone row reads every byte of the weights for 2 operations a code, and is bound by
- * that; many rows are bound by vpdpbusd, 16 for a step and row, and by unpacking once for up to six rows. */
+/* Products with GGUF's quantized types by AVX-512 VNNI: see kquant.h, and quant_avx512vnni.c for
+ * the idea. A panel of 32 outputs is two vectors. A lone row reads every byte of the weights for 2
+ * operations a code, and is bound by that; many rows are bound by vpdpbusd, 16 for a step and row,
+ * and by unpacking once for up to six rows. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -32,7 +33,8 @@ INLINE __m512i group(const struct kquant q, const struct bytes *b, const int g)
 /* What the codes' offset adds to the sums of each row, negated: by half step where scales are. */
 struct offsets { int32_t half[2][16]; };
 
-INLINE void find_offsets(const struct kquant q, const uint32_t *x, int64_t rows, struct offsets *out)
+INLINE void find_offsets(const struct kquant q, const uint32_t *x, int64_t rows,
+                         struct offsets *out)
 {
     __mmask16 all = (__mmask16)((1u << rows) - 1);
     __m512i sums = _mm512_maskz_loadu_epi32(all, x + 9 * rows), first = _mm512_setzero_si512();
@@ -62,21 +64,24 @@ INLINE void find_lone_offsets(const struct kquant q, const uint32_t *x, struct o
     out->half[1][0] = -q.offset * (sum - first);
 }
 
-/* A lone row's step: what the step before left, and the bytes and scales that are to be added to it. It waits for memory,
- * so its loads go through the panel once and from front to back, which is what the processor's own prefetching follows. */
+/* A lone row's step: what the step before left, and the bytes and scales that are to be added to
+ * it. It waits for memory, so its loads go through the panel once and from front to back, which is
+ * what the processor's own prefetching follows. */
 struct lone {
     __m512 sum[VECTORS];
     struct bytes bytes[VECTORS];
     struct scales scales[VECTORS];
 };
 
-INLINE void load_step_scales(const struct kquant q, const uint8_t *head, int64_t step, struct scales s[VECTORS])
+INLINE void load_step_scales(const struct kquant q, const uint8_t *head, int64_t step,
+                             struct scales s[VECTORS])
 {
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) s[v] = load_scales(q, head, step, v);
 }
 
-INLINE void load_codes(const struct kquant q, const uint8_t *codes, struct bytes bytes[VECTORS], const bool in_order)
+INLINE void load_codes(const struct kquant q, const uint8_t *codes, struct bytes bytes[VECTORS],
+                       const bool in_order)
 {
 #pragma GCC unroll 6
     for (int i = 0; i < q.bits; i++)
@@ -94,12 +99,14 @@ INLINE void load_lone(const struct kquant q, const uint8_t *panel, int64_t step,
     /* Of a head that is read a line a step, all lines now, in their turn. */
     if (q.n_scales == 2 && step % KQUANT_SUPER == 0)
         for (int i = 0; i < q.head_bytes; i += 64) _mm_prefetch(head + i, _MM_HINT_T0);
-    if (q.super) load_step_scales(q, head, step, lone->scales); /* where they lie before the codes */
+    /* where they lie before the codes */
+    if (q.super) load_step_scales(q, head, step, lone->scales);
     load_codes(q, kquant_codes(q, panel, step), lone->bytes, true);
     if (!q.super) load_step_scales(q, head, step, lone->scales);
 }
 
-/* One step for `n` rows of `rows` side by side, into out [n][PANEL]; of a lone row into its sums. */
+/* One step for `n` rows of `rows` side by side, into out [n][PANEL];
+ * of a lone row into its sums. */
 INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct scales s[VECTORS],
                       const struct offsets *offsets, int64_t row, const uint32_t *x, int64_t rows,
                       float *out, struct lone *lone, const int n)
@@ -138,7 +145,8 @@ INLINE void step_rows(const struct kquant q, const uint8_t *codes, const struct 
             for (int v = 0; v < VECTORS; v++) {
                 float *to = out + r * PANEL + v * 16;
                 __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), x_scale);
-                sum = _mm512_fmadd_ps(sum, s[v].scale[half], lone ? lone->sum[v] : _mm512_loadu_ps(to));
+                sum = _mm512_fmadd_ps(sum, s[v].scale[half],
+                                      lone ? lone->sum[v] : _mm512_loadu_ps(to));
                 if (q.minimum)
                     sum = _mm512_fmadd_ps(_mm512_mul_ps(x_sum, x_scale), s[v].minimum, sum);
                 if (lone) lone->sum[v] = sum;
@@ -185,8 +193,9 @@ INLINE void several_rows(const struct matmul_tile *t, const struct kquant q)
     }
 }
 
-/* Nothing is called for ahead: prefetches into the first level would hold a core to those that it may have under way
- * (some 20 GB/s), and fewer of them disturb what the processor does by itself. */
+/* Nothing is called for ahead: prefetches into the first level would hold a core to those that it
+ * may have under way (some 20 GB/s), and fewer of them disturb what the processor does by
+ * itself. */
 INLINE void lone_row(const struct matmul_tile *t, const struct kquant q)
 {
     const uint32_t *x = t->x;

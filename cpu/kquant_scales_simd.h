@@ -1,11 +1,14 @@
-/* Scales of kquant.h's types by vectors of LANES outputs, for whichever instruction set includes this: after its
- * simd_*.h, and after load_bytes (a byte for each lane), load_f16 (LANES halves), unsigned_floats and
- * signed_floats (of those bytes). */
+/* Scales of kquant.h's types by vectors of LANES outputs, for whichever instruction set includes
+ * this: after its simd_*.h, and after load_bytes (a byte for each lane), load_f16 (LANES halves),
+ * unsigned_floats and signed_floats (of those bytes). */
 
 /* What a step's codes of LANES outputs are to be multiplied by. */
 struct scales { vf scale[2], minimum; };
 
-static inline __m128i and_bytes(__m128i a, char mask) { return _mm_and_si128(a, _mm_set1_epi8(mask)); }
+static inline __m128i and_bytes(__m128i a, char mask)
+{
+    return _mm_and_si128(a, _mm_set1_epi8(mask));
+}
 /* The upper two bits of each byte as bits 4 and 5. */
 static inline __m128i top_bits(__m128i a) { return and_bytes(_mm_srli_epi16(a, 2), 48); }
 
@@ -36,8 +39,9 @@ load_scales(const struct kquant q, const uint8_t *head, int64_t step, const int 
     int64_t g = step % KQUANT_SUPER;
     vf d = load_f16(head + v * LANES * 2);
     if (!q.super)
-        return (struct scales){.scale = {d}, .minimum = q.minimum ? load_f16(head + 2 * PANEL + v * LANES * 2)
-                                                                  : vf_set(0)};
+        return (struct scales){.scale = {d},
+                               .minimum = q.minimum ? load_f16(head + 2 * PANEL + v * LANES * 2)
+                                                    : vf_set(0)};
     if (q.n_scales == 1) return super_scales(head, g, v);
     const uint8_t *bytes = head + 2 * PANEL + 2 * g * PANEL + v * LANES;
     return (struct scales){.scale = {vf_mul(d, signed_floats(load_bytes(bytes))),

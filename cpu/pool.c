@@ -3,9 +3,9 @@
  * caller closes it when the indices have run out and waits only for those inside. The word is
  * also the futex that idle workers sleep on.
  *
- * The second: every thread has an even share of the indices, which it works through from the front, so
- * that it reads memory as one stream. A thread without work takes the second half of what another one has left,
- * also of one that never came. */
+ * The second: every thread has an even share of the indices, which it works through from the front,
+ * so that it reads memory as one stream. A thread without work takes the second half of what
+ * another one has left, also of one that never came. */
 #include "cpu/pool.h"
 
 #include <errno.h>
@@ -73,8 +73,8 @@ static void futex_wake_all(_Atomic uint32_t *word)
 
 static uint64_t span_of(uint32_t begin, uint32_t end) { return begin | (uint64_t)end << 32; }
 
-/* Takes [*begin, *end) from the front of a share: a part of the rest, so that something is left for others, should
- * this thread be slow. */
+/* Takes [*begin, *end) from the front of a share: a part of the rest, so that something is left for
+ * others, should this thread be slow. */
 static bool take_front(struct pool_share *share, uint32_t *begin, uint32_t *end)
 {
     uint64_t span = atomic_load_explicit(&share->span, memory_order_relaxed);
@@ -96,11 +96,13 @@ static bool steal(struct pool *p, int32_t thread)
         struct pool_share *victim = &p->shares[(thread + i) % p->n_threads];
         uint64_t span = atomic_load_explicit(&victim->span, memory_order_relaxed);
         while ((uint32_t)span != (uint32_t)(span >> 32)) {
-            uint32_t begin = (uint32_t)span, end = (uint32_t)(span >> 32), middle = begin + (end - begin) / 2;
+            uint32_t begin = (uint32_t)span, end = (uint32_t)(span >> 32);
+            uint32_t middle = begin + (end - begin) / 2;
             if (!atomic_compare_exchange_weak_explicit(&victim->span, &span, span_of(begin, middle),
                                                        memory_order_relaxed, memory_order_relaxed))
                 continue;
-            atomic_store_explicit(&p->shares[thread].span, span_of(middle, end), memory_order_relaxed);
+            atomic_store_explicit(&p->shares[thread].span, span_of(middle, end),
+                                  memory_order_relaxed);
             return true;
         }
     }
@@ -162,8 +164,8 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-/* Workers take no signals: those are for the program's own threads. Except those that a thread's own instructions
- * raise: blocked, they would end the process past any handler. */
+/* Workers take no signals: those are for the program's own threads. Except those that a thread's
+ * own instructions raise: blocked, they would end the process past any handler. */
 static bool start_workers(struct pool *p, struct error *err)
 {
     static const int own[] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGTRAP};
@@ -185,8 +187,9 @@ static bool start_workers(struct pool *p, struct error *err)
     return error_errno(err, "starting %d compute threads", p->n_threads - 1);
 }
 
-/* A worker that yields while it waits loses a whole time slice to any other program that wants the processor, and
- * with it the loops that begin meanwhile: so none does where each thread can have a processor of its own. */
+/* A worker that yields while it waits loses a whole time slice to any other program that
+ * wants the processor, and with it the loops that begin meanwhile: so none does where each
+ * thread can have a processor of its own. */
 static bool is_crowded(int32_t n_threads)
 {
     cpu_set_t mask;
@@ -256,7 +259,8 @@ void pool_for(struct pool *p, int64_t n, int64_t grain, pool_body body, void *ct
     int64_t unit = max_i64(max_i64(grain, 1), ceil_div(n, INT32_MAX)), units = ceil_div(n, unit);
     p->loop = (struct pool_loop){.n = n, .unit = unit, .body = body, .ctx = ctx};
     for (int32_t i = 0; i < p->n_threads; i++) {
-        uint64_t span = span_of((uint32_t)(units * i / p->n_threads), (uint32_t)(units * (i + 1) / p->n_threads));
+        uint64_t span = span_of((uint32_t)(units * i / p->n_threads),
+                                (uint32_t)(units * (i + 1) / p->n_threads));
         atomic_store_explicit(&p->shares[i].span, span, memory_order_relaxed);
     }
     /* The gate is closed and empty, so no worker changes it: the sum sets the open bit. */

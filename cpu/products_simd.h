@@ -1,13 +1,16 @@
-/* Products in the vocabulary of simd_*.h: the matmul tile and the attention block. Included once for each
- * way of multiplying, which the includer gives by name (TYPED(x) appends its suffix):
+/* Products in the vocabulary of simd_*.h: the matmul tile and the attention block. Included once
+ * for each way of multiplying, which the includer gives by name (TYPED(x) appends its suffix):
  *
  *   STEP        elements of the summed dimension that one step takes: 1 (f32) or 2 (pairs of bf16)
  *   X_WORDS     32-bit words a step of the left operand: 1, or 2 (bf16 widened to f32)
  *   TYPED(right)                      a vector of the right operand, LANES outputs
- *   TYPED(load)(p), TYPED(load_first)(p)   ... from memory; load_first: the odd elements become zero
- *   TYPED(left), TYPED(broadcast)(x, stride)   one step of the left operand: x[0] (and x[stride]) in all lanes
+ *   TYPED(load)(p), TYPED(load_first)(p)   ... from memory; load_first:
+ *                                          the odd elements become zero
+ *   TYPED(left), TYPED(broadcast)(x, stride)   one step of the left operand:
+ *                                              x[0] (and x[stride]) in all lanes
  *   TYPED(madd)(left, right, acc)     acc + left right, the even element before the odd one
- *   TYPED(pack)(words, p, n)          n (a multiple of LANES) values of the softmax as left operands
+ *   TYPED(pack)(words, p, n)          n (a multiple of LANES) values of the softmax as left
+ *                                     operands
  *   TILE_MAX    rows of a matmul tile (with PANEL / LANES vectors a row)
  *   QUERY_MAX   rows of an attention tile (with 4 vectors a row)
  *
@@ -68,8 +71,8 @@ static void TYPED(matmul)(const struct matmul_tile *t)
     }
 }
 
-/* Scores of `rows` queries against 4 vectors of keys, unscaled. keys[v] is where vector v begins; its
- * steps are 16 words apart. next[v]: as far, of what comes next. */
+/* Scores of `rows` queries against 4 vectors of keys, unscaled. keys[v] is where vector v begins;
+ * its steps are 16 words apart. next[v]: as far, of what comes next. */
 static inline __attribute__((always_inline)) void
 TYPED(score_tile)(const uint32_t *q, int64_t q_stride, const uint8_t *const keys[4],
                   const uint8_t *const next[4], int64_t steps, float *out, const int rows)
@@ -100,8 +103,8 @@ TYPED(score_tile)(const uint32_t *q, int64_t q_stride, const uint8_t *const keys
         for (int v = 0; v < 4; v++) vf_store(out + r * KEY_BLOCK + v * LANES, acc[r][v]);
 }
 
-/* Scores of `rows` queries against all pages of the block. Lanes past the last page repeat it: nobody
- * looks at them. */
+/* Scores of `rows` queries against all pages of the block.
+ * Lanes past the last page repeat it: nobody looks at them. */
 static inline __attribute__((always_inline)) void
 TYPED(score_rows)(const struct attend_block *b, int32_t row, float *scores, const int rows)
 {
@@ -119,8 +122,8 @@ TYPED(score_rows)(const struct attend_block *b, int32_t row, float *scores, cons
     }
 }
 
-/* acc[r][n0 ...] += p[r] V over keys [j0, j1), for `rows` rows and `vectors` vectors of the head. j0 is even; the odd
- * half of a last lone key counts as zero, whatever its slot holds. */
+/* acc[r][n0 ...] += p[r] V over keys [j0, j1), for `rows` rows and `vectors` vectors of the head.
+ * j0 is even; the odd half of a last lone key counts as zero, whatever its slot holds. */
 static inline __attribute__((always_inline)) void
 TYPED(value_tile)(const struct attend_block *b, int32_t row, const uint32_t *p, int32_t j0,
                   int32_t j1, int64_t n0, const int rows, const int vectors)

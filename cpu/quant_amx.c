@@ -1,11 +1,13 @@
 /* Quantized products by AMX's products of signed bytes.
  *
- * A panel's codes are unpacked to bytes, at most 32 steps of them at a time (32 KiB), while the rows of a group take
- * turns. A unit is what shares a scale: a step of 32 inputs, or half of one with q6_K. Cycles of a unit of 32 rows x 32
- * outputs x 32 inputs (65,536 operations), at best: four products at 16, half full, since a unit ends with its 32nd
- * input: 64. Beside them the scales: 64 vectors of sums are stored, loaded, converted, multiplied and added, three
- * instructions each on two ports (four where there are minima): 96, and 64 stores. So it is the scales that limit this,
- * at some 600 operations a cycle; VNNI comes to about 200. q6_K's units take as long and do half as much. */
+ * A panel's codes are unpacked to bytes, at most 32 steps of them at a time (32 KiB), while the
+ * rows of a group take turns. A unit is what shares a scale: a step of 32 inputs, or half of one
+ * with q6_K. Cycles of a unit of 32 rows x 32 outputs x 32 inputs (65,536 operations), at best:
+ * four products at 16, half full, since a unit ends with its 32nd input: 64. Beside them the
+ * scales: 64 vectors of sums are stored, loaded, converted, multiplied and added, three
+ * instructions each on two ports (four where there are minima): 96, and 64 stores. So it is the
+ * scales that limit this, at some 600 operations a cycle; VNNI comes to about 200. q6_K's units
+ * take as long and do half as much. */
 #include "cpu/simd_avx512.h"
 
 #include <string.h>
@@ -35,10 +37,15 @@ struct part {
 /* Sums of UNITS_AT_ONCE units. */
 struct sums { _Alignas(64) int32_t of[UNITS_AT_ONCE][TILE_SUMS]; };
 
-/* Tiles 0 to 3: sums. 4, 5: 16 rows of a unit's codes each. 6, 7: codes of 16 outputs, inputs by fours. */
+/* Tiles 0 to 3: sums. 4, 5: 16 rows of a unit's codes each. 6, 7: codes of 16 outputs,
+ * inputs by fours. */
 static void configure(int64_t units)
 {
-    struct { uint8_t palette, start_row, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } c = {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } c = {
         .palette = 1,
         .row_bytes = {64, 64, 64, 64, 0, 0, 64, 64},
         .rows = {16, 16, 16, 16, 16, 16, 0, 0},
@@ -76,7 +83,8 @@ static inline void multiply_unit(const int8_t *a, const int8_t *b, int32_t *sums
 static inline void unpack_block(struct part *part, int64_t step, const uint8_t *w, bool q4)
 {
     const int64_t code_bytes = q4 ? STEP_CODES / 2 : STEP_CODES;
-    const __m512i offset = _mm512_set1_epi8(8), mask = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
+    const __m512i offset = _mm512_set1_epi8(8), mask = _mm512_set1_epi8(15);
+    const __m512i sign = _mm512_set1_epi8(-128);
     int8_t *to = part->codes + step * STEP_CODES;
     for (int64_t i = 0; i < code_bytes; i += 64) {
         __m512i codes = _mm512_loadu_si512(w + i);
@@ -88,14 +96,16 @@ static inline void unpack_block(struct part *part, int64_t step, const uint8_t *
         _mm512_store_si512(to + i, _mm512_sub_epi8(_mm512_and_si512(codes, mask), offset));
         _mm512_store_si512(to + code_bytes + i, _mm512_sub_epi8(high, offset));
     }
-    for (int v = 0; v < PANEL; v += LANES) vf_store(part->scales + step * PANEL + v, load_f16(w + code_bytes + 2 * v));
+    for (int v = 0; v < PANEL; v += LANES)
+        vf_store(part->scales + step * PANEL + v, load_f16(w + code_bytes + 2 * v));
 }
 
 /* Group g of LANES outputs from the layout of kquant.h. */
 static inline __attribute__((always_inline)) __m512i
 kquant_group(const struct kquant q, const uint8_t *codes, const int g)
 {
-    __m512i code = _mm512_srli_epi16(vi_load(codes + g % 4 * KQUANT_ROW_BYTES), g < 4 ? 0 : 4), above;
+    __m512i code = _mm512_srli_epi16(vi_load(codes + g % 4 * KQUANT_ROW_BYTES), g < 4 ? 0 : 4);
+    __m512i above;
     code = _mm512_and_si512(code, _mm512_set1_epi8(15));
     if (q.bits == 5) {
         above = _mm512_srli_epi16(vi_load(codes + KQUANT_NIBBLE_BYTES), (unsigned)g);
@@ -104,17 +114,20 @@ kquant_group(const struct kquant q, const uint8_t *codes, const int g)
     }
     if (q.bits == 6) {
         above = vi_load(codes + KQUANT_NIBBLE_BYTES + g % 2 * KQUANT_ROW_BYTES);
-        above = _mm512_and_si512(_mm512_srli_epi16(above, (unsigned)(g / 2 * 2)), _mm512_set1_epi8(3));
+        above = _mm512_and_si512(_mm512_srli_epi16(above, (unsigned)(g / 2 * 2)),
+                                 _mm512_set1_epi8(3));
         code = _mm512_or_si512(code, _mm512_slli_epi16(above, 4));
     }
     return _mm512_sub_epi8(code, _mm512_set1_epi8((char)q.offset));
 }
 
 static inline __attribute__((always_inline)) void
-unpack_kquant(struct part *part, const struct kquant q, const uint8_t *panel, int64_t step0, int64_t steps)
+unpack_kquant(struct part *part, const struct kquant q, const uint8_t *panel, int64_t step0,
+              int64_t steps)
 {
     for (int64_t s = 0; s < steps; s++) {
-        const uint8_t *codes = kquant_codes(q, panel, step0 + s), *head = kquant_head(q, panel, step0 + s);
+        const uint8_t *codes = kquant_codes(q, panel, step0 + s);
+        const uint8_t *head = kquant_head(q, panel, step0 + s);
 #pragma GCC unroll 2
         for (int v = 0; v < PANEL / LANES; v++) {
 #pragma GCC unroll 8
@@ -123,7 +136,8 @@ unpack_kquant(struct part *part, const struct kquant q, const uint8_t *panel, in
                                    kquant_group(q, codes + v * 64, g));
             struct scales scales = load_scales(q, head, step0 + s, v);
             for (int half = 0; half < q.n_scales; half++)
-                vf_store(part->scales + (s * q.n_scales + half) * PANEL + v * LANES, scales.scale[half]);
+                vf_store(part->scales + (s * q.n_scales + half) * PANEL + v * LANES,
+                         scales.scale[half]);
             if (q.minimum) vf_store(part->minima + s * PANEL + v * LANES, scales.minimum);
         }
     }
@@ -131,7 +145,8 @@ unpack_kquant(struct part *part, const struct kquant q, const uint8_t *panel, in
     part->minimum = q.minimum;
 }
 
-static void unpack(struct part *part, enum dtype type, const uint8_t *panel, int64_t step0, int64_t steps)
+static void unpack(struct part *part, enum dtype type, const uint8_t *panel, int64_t step0,
+                   int64_t steps)
 {
     bool q4 = type == DTYPE_Q4_0;
     switch (type) {
@@ -154,11 +169,11 @@ struct left {
     const float *scales, *sums; /* [steps][32 rows] */
 };
 
-/* out [32][PANEL] += sums of units [u, u + n) x scale w scale, unit after unit, and what minima add: the VNNI kernels'
- * order and roundings. */
+/* out [32][PANEL] += sums of units [u, u + n) x scale w scale, unit after unit, and what minima
+ * add: the VNNI kernels' order and roundings. */
 static inline __attribute__((always_inline)) void
-scale_sums(float *out, const struct part *part, const struct left *x, const struct sums *sums, int64_t u,
-           const int n, const int units, const bool minimum)
+scale_sums(float *out, const struct part *part, const struct left *x, const struct sums *sums,
+           int64_t u, const int n, const int units, const bool minimum)
 {
     vf scale[UNITS_AT_ONCE][2], least[UNITS_AT_ONCE][2];
     for (int i = 0; i < n; i++)
@@ -180,8 +195,8 @@ scale_sums(float *out, const struct part *part, const struct left *x, const stru
         }
 }
 
-static void scale_some(float *out, const struct part *part, const struct left *x, const struct sums *sums,
-                       int64_t u, int64_t n)
+static void scale_some(float *out, const struct part *part, const struct left *x,
+                       const struct sums *sums, int64_t u, int64_t n)
 {
     if (n == 0) return;
     if (part->units == 2) scale_sums(out, part, x, sums, u, UNITS_AT_ONCE, 2, false);
@@ -191,17 +206,19 @@ static void scale_some(float *out, const struct part *part, const struct left *x
     else scale_sums(out, part, x, sums, u, UNITS_AT_ONCE, 1, false);
 }
 
-/* The part's steps for one block of rows: the products of some units run while the sums of those before get
- * their scales. */
+/* The part's steps for one block of rows: the products of some units run while the sums of those
+ * before get their scales. */
 static void multiply_block(const struct part *part, const struct left *x, int64_t steps, float *out)
 {
     struct sums sums[2];
-    int64_t units = steps * part->units, before = 0, turn = 0; /* `before` units wait in the other sums */
+    /* `before` units wait in the other sums */
+    int64_t units = steps * part->units, before = 0, turn = 0;
     int64_t inputs = QUANT_BLOCK / part->units;
     for (int64_t u = 0; u < units; u += UNITS_AT_ONCE, turn ^= 1) {
         int64_t n = min_i64(UNITS_AT_ONCE, units - u);
         for (int64_t i = u; i < u + n; i++)
-            multiply_unit(x->codes + i / part->units * AMX_ROWS * QUANT_BLOCK + i % part->units * inputs,
+            multiply_unit(x->codes + i / part->units * AMX_ROWS * QUANT_BLOCK +
+                              i % part->units * inputs,
                           part->codes + i * inputs * PANEL, sums[turn].of[i - u]);
         scale_some(out, part, x, &sums[turn ^ 1], u - before, before);
         before = n;

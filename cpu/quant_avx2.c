@@ -1,5 +1,5 @@
-/* Quantized products in AVX2: vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16 bits,
- * which magnitudes of at most 127 never overflow (2 * 127 * 127 < 2^15). */
+/* Quantized products in AVX2: vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16
+ * bits, which magnitudes of at most 127 never overflow (2 * 127 * 127 < 2^15). */
 #include <immintrin.h>
 #include <string.h>
 
@@ -65,7 +65,8 @@ static void matmul_q4(const struct matmul_tile *t) { matmul(t, true); }
 static inline __m256i codes_of(const uint16_t *x, __m256 inverse)
 {
     __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)), inverse));
+    return _mm256_cvtps_epi32(
+        _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)), inverse));
 }
 
 static inline __m256i block_codes(const uint16_t *x, float factor)
@@ -74,7 +75,8 @@ static inline __m256i block_codes(const uint16_t *x, float factor)
     __m256i ab = _mm256_packs_epi32(codes_of(x, inverse), codes_of(x + 8, inverse));
     __m256i cd = _mm256_packs_epi32(codes_of(x + 16, inverse), codes_of(x + 24, inverse));
     /* Packing goes by halves: groups of four codes lie as 0 2 4 6, 1 3 5 7. */
-    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
 static void quantize_row(uint32_t *out, const uint16_t *x, int64_t n)

@@ -24,8 +24,8 @@ static int32_t code_q4(const uint8_t *w, int32_t k, int32_t n)
     return (k < 16 ? byte & 15 : byte >> 4) - 8;
 }
 
-static inline void matmul(const struct matmul_tile *t, int32_t (*code)(const uint8_t *, int32_t, int32_t),
-                          int64_t block_bytes)
+static inline void matmul(const struct matmul_tile *t,
+                          int32_t (*code)(const uint8_t *, int32_t, int32_t), int64_t block_bytes)
 {
     const uint32_t *x = t->x;
     const uint8_t *w = t->w;

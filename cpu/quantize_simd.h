@@ -1,6 +1,7 @@
-/* Blocks of a row become int8 codes (struct cpu_kernels, quantize_row): what AVX2 and AVX-512 do alike. Eight blocks
- * go together: a division takes as long for one, and to find eight maxima (or sums) across lanes takes not much longer
- * either when vectors are folded onto each other until each block has one lane. */
+/* Blocks of a row become int8 codes (struct cpu_kernels, quantize_row): what AVX2 and AVX-512
+ * do alike. Eight blocks go together: a division takes as long for one, and to find eight
+ * maxima (or sums) across lanes takes not much longer either when vectors are folded onto each
+ * other until each block has one lane. */
 #pragma once
 
 #include <float.h>
@@ -40,8 +41,8 @@ static inline __m256 inverses_of(__m256 largest)
     return _mm256_and_ps(inverse, _mm256_cmp_ps(inverse, _mm256_set1_ps(FLT_MAX), _CMP_LE_OQ));
 }
 
-/* The sum of each block's codes. Sums of bytes are there only without a sign; four blocks' parts of them, of at most
- * 11 bits, go side by side into 64. */
+/* The sum of each block's codes. Sums of bytes are there only without a sign; four blocks' parts of
+ * them, of at most 11 bits, go side by side into 64. */
 static inline __attribute__((always_inline)) __m256i codes_sums(const __m256i codes[BLOCKS_AT_ONCE])
 {
     __m128i halves[2];
@@ -56,8 +57,10 @@ static inline __attribute__((always_inline)) __m256i codes_sums(const __m256i co
         }
         halves[h] = _mm_add_epi16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
     }
-    __m128i low = _mm_unpacklo_epi64(halves[0], halves[1]), high = _mm_unpackhi_epi64(halves[0], halves[1]);
-    return _mm256_sub_epi32(_mm256_cvtepu16_epi32(_mm_add_epi16(low, high)), _mm256_set1_epi32(QUANT_BLOCK * 128));
+    __m128i low = _mm_unpacklo_epi64(halves[0], halves[1]);
+    __m128i high = _mm_unpackhi_epi64(halves[0], halves[1]);
+    return _mm256_sub_epi32(_mm256_cvtepu16_epi32(_mm_add_epi16(low, high)),
+                            _mm256_set1_epi32(QUANT_BLOCK * 128));
 }
 
 /* A block's codes. */
@@ -70,7 +73,8 @@ quantize_some(uint32_t *out, const uint16_t *x, const int64_t n, codes_fn codes)
     float inverses[BLOCKS_AT_ONCE];
     uint64_t words[BLOCKS_AT_ONCE]; /* scale and sum: of blocks 0, 1, 4, 5, then of the others */
     __m256 largest = largest_of(x, n);
-    __m256i all[BLOCKS_AT_ONCE], scales = _mm256_castps_si256(_mm256_div_ps(largest, _mm256_set1_ps(127)));
+    __m256i all[BLOCKS_AT_ONCE];
+    __m256i scales = _mm256_castps_si256(_mm256_div_ps(largest, _mm256_set1_ps(127)));
     _mm256_storeu_ps(inverses, inverses_of(largest));
 #pragma GCC unroll 8
     for (int64_t b = 0; b < BLOCKS_AT_ONCE; b++)

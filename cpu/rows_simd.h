@@ -1,6 +1,6 @@
 /* Row kernels in the vocabulary of simd_*.h: one file for all vector widths, compiled once for each
- * instruction set (kernels_avx2.c, kernels_avx512.c). Reductions keep one partial sum a lane and end
- * in a fixed tree. */
+ * instruction set (kernels_avx2.c, kernels_avx512.c). Reductions keep one partial sum a lane and
+ * end in a fixed tree. */
 #pragma once
 
 #include <math.h>
@@ -30,7 +30,8 @@ static inline vf round_lanes(enum dtype dtype, vf y)
 }
 
 static inline __attribute__((always_inline)) void
-finish_row(void *out, enum dtype dtype, const float *y, const float *bias, enum epilogue epilogue, int64_t n)
+finish_row(void *out, enum dtype dtype, const float *y, const float *bias, enum epilogue epilogue,
+           int64_t n)
 {
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t m = lanes_left(n, i);
@@ -50,7 +51,8 @@ static void finish(void *out, enum dtype dtype, const float *y, const float *bia
 }
 
 static inline __attribute__((always_inline)) void
-finish_rows(const struct tile_output *t, enum dtype dtype, const float *bias, enum epilogue epilogue, int64_t n)
+finish_rows(const struct tile_output *t, enum dtype dtype, const float *bias,
+            enum epilogue epilogue, int64_t n)
 {
     int64_t row_bytes = t->out_stride * (dtype == DTYPE_BF16 ? 2 : 4);
     uint8_t *out = t->out;
@@ -58,7 +60,8 @@ finish_rows(const struct tile_output *t, enum dtype dtype, const float *bias, en
         finish_row(out, dtype, t->y + r * PANEL, bias, epilogue, n);
 }
 
-/* A few tens of cycles a row are some of a small product's: whole panels of what is common have code of their own. */
+/* A few tens of cycles a row are some of a small product's:
+ * whole panels of what is common have code of their own. */
 static void finish_tile(const struct tile_output *t)
 {
     bool plain = t->n == PANEL && !t->bias, f32 = t->dtype == DTYPE_F32;
@@ -80,7 +83,8 @@ static void scale_row(void *out, enum dtype dtype, const float *x, float scale, 
     }
 }
 
-/* Chains of additions side by side: each addition waits three or four cycles for the one before it. */
+/* Chains of additions side by side: each addition waits three or four cycles for the one before
+ * it. */
 enum { CHAINS = 4 };
 
 static inline float join_chains(const vf sum[CHAINS])
@@ -116,7 +120,8 @@ static float sum_row(const float *x, int64_t n)
     return join_chains(sum);
 }
 
-static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n, const struct norm *norm)
+static void norm_row(void *out, enum dtype dtype, const float *x, int64_t n,
+                     const struct norm *norm)
 {
     float mean = norm->rms ? 0 : sum_row(x, n) / (float)n;
     float variance = sum_squares(x, n, mean) / (float)n;
@@ -182,8 +187,9 @@ exp_lanes(float *out, const float *x, vf shift, vf scale, int64_t n)
     return y;
 }
 
-/* Bounds of zero and EXP_LEAST clean x, too, since the shift is its maximum: NaN and -inf become zeros, +inf one. Of 14
- * instructions eight are the multipliers' (8 cycles of AVX-512 where it has one), two sums wait less than one. */
+/* Bounds of zero and EXP_LEAST clean x, too, since the shift is its maximum: NaN and -inf become
+ * zeros, +inf one. Of 14 instructions eight are the multipliers' (8 cycles of AVX-512 where it has
+ * one), two sums wait less than one. */
 static float row_exp(float *out, const float *x, int64_t n, float shift, float scale)
 {
     vf sum[2] = {vf_set(0), vf_set(0)}, s = vf_set(shift), k = vf_set(scale);

@@ -105,21 +105,22 @@ static inline vi vi_round_bf16(vf a)
 
 static inline vf vf_round_bf16(vf a) { return vf_odd(vi_round_bf16(a)); }
 
-/* n lanes. One permutation moves all halves, where a shift and a conversion between widths would hold the few units
- * that shift three times as long. */
+/* n lanes. One permutation moves all halves, where a shift and a conversion between widths would
+ * hold the few units that shift three times as long. */
 static inline vf vf_load_bf16(const uint16_t *p, int64_t n)
 {
     __m256i halves = n == LANES ? _mm256_loadu_si256((const __m256i *)p)
                                 : _mm256_maskz_loadu_epi16(first_lanes(n), p);
-    __m512i twice = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3,
-                                     3, 2, 2, 1, 1, 0, 0);
-    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, twice, _mm512_castsi256_si512(halves)));
+    __m512i twice = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8,
+                                     7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_castsi512_ps(
+        _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, twice, _mm512_castsi256_si512(halves)));
 }
 
 static inline void vf_store_bf16(uint16_t *p, vf a, int64_t n)
 {
-    __m512i high = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21, 19,
-                                    17, 15, 13, 11, 9, 7, 5, 3, 1);
+    __m512i high = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1,
+                                    31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     __m256i halves = _mm512_castsi512_si256(_mm512_permutexvar_epi16(high, vi_round_bf16(a)));
     if (n == LANES) _mm256_storeu_si256((__m256i *)p, halves);
     else _mm256_mask_storeu_epi16(p, first_lanes(n), halves);

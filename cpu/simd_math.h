@@ -7,8 +7,8 @@
 
 #define EXP_LEAST (-105.0f) /* e^x is zero below it */
 
-/* Of EXP_LEAST to 89. Relative error below 3e-7, near the ends 5e-7; 1 for 0. Nine instructions, of which seven are the
- * multipliers'. */
+/* Of EXP_LEAST to 89. Relative error below 3e-7, near the ends 5e-7; 1 for 0. Nine instructions, of
+ * which seven are the multipliers'. */
 static inline vf vf_exp_within(vf x)
 {
     vf n = vf_round(vf_mul(x, vf_set(0x1.715476p0f))); /* x / ln 2 */
@@ -28,8 +28,8 @@ static inline vf vf_exp(vf x)
     return vf_exp_within(vf_min(vf_set(89), vf_max(vf_set(EXP_LEAST), x)));
 }
 
-/* The complementary error function: exp(-z^2) t f(t) with t = 1 / (1 + 0.4 z), for |x|; then by symmetry.
- * Relative error below 1e-6 where the result is a normal number above 1e-20. */
+/* The complementary error function: exp(-z^2) t f(t) with t = 1 / (1 + 0.4 z), for |x|; then by
+ * symmetry. Relative error below 1e-6 where the result is a normal number above 1e-20. */
 static inline vf vf_erfc(vf x)
 {
     static const float f[] = {0.0373838343f, -0.121834664f, 0.0465339112f,

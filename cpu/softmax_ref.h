@@ -6,7 +6,8 @@
 
 #include "cpu/kernels.h"
 
-/* One row of a block: scores are there; out come max, sum, the weights in their place, and an acc of zeros. */
+/* One row of a block: scores are there; out come max, sum, the weights in their place,
+ * and an acc of zeros. */
 static inline void softmax_row(const struct attend_block *b, int32_t r, float *scores)
 {
     float max = -INFINITY, sum = 0;

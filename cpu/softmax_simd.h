@@ -8,8 +8,8 @@
 /* So few rows of attention side by side wait for memory rather than for the multipliers. */
 enum { ROWS_WAIT = 3 };
 
-/* Scores become scale * scores, then exp of them less their maximum; lanes past the row's limit, up to a whole
- * vector, become zero. Fills max and sum, and clears acc. */
+/* Scores become scale * scores, then exp of them less their maximum; lanes past the row's limit, up
+ * to a whole vector, become zero. Fills max and sum, and clears acc. */
 static void softmax_row(const struct attend_block *b, int32_t r, float *scores)
 {
     int32_t n = b->limit[r], whole = n / LANES * LANES; /* most rows see all of a block */

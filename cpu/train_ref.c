@@ -86,8 +86,8 @@ static void swiglu_backward_row(void *dgate, void *dup, enum dtype dtype, const 
     }
 }
 
-static void adamw_row(float *w, float *m, float *v, const float *g, float *root, const struct adamw_row *a,
-                      int64_t n)
+static void adamw_row(float *w, float *m, float *v, const float *g, float *root,
+                      const struct adamw_row *a, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         float x = g[i] * a->grad_scale;

@@ -1,5 +1,5 @@
-/* Training's row kernels in the vocabulary of simd_*.h: one file for all vector widths, as rows_simd.h, which comes
- * first and lends its loads and stores. */
+/* Training's row kernels in the vocabulary of simd_*.h: one file for all vector widths, as
+ * rows_simd.h, which comes first and lends its loads and stores. */
 #pragma once
 
 #include <string.h>
@@ -20,7 +20,8 @@ static void norm_backward_row(float *dx, float *stats, const float *dy, const fl
         sum = vf_add(sum, g);
         dot = vf_fma(g, hat, dot);
     }
-    vf mean_g = vf_set(norm->rms ? 0 : vf_sum(sum) / (float)n), mean_dot = vf_set(vf_sum(dot) / (float)n);
+    vf mean_g = vf_set(norm->rms ? 0 : vf_sum(sum) / (float)n);
+    vf mean_dot = vf_set(vf_sum(dot) / (float)n);
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t m = lanes_left(n, i);
         vf g = vf_mul(vf_load_n(dy + i, m), vf_load_n(norm->weight + i, m));
@@ -101,8 +102,8 @@ static void swiglu_backward_row(void *dgate, void *dup, enum dtype dtype, const 
     }
 }
 
-static void adamw_row(float *w, float *m, float *v, const float *g, float *root, const struct adamw_row *a,
-                      int64_t n)
+static void adamw_row(float *w, float *m, float *v, const float *g, float *root,
+                      const struct adamw_row *a, int64_t n)
 {
     vf scale = vf_set(a->grad_scale), b1 = vf_set(a->beta1), b2 = vf_set(a->beta2);
     vf rest1 = vf_set(1 - a->beta1), rest2 = vf_set(1 - a->beta2), eps = vf_set(a->eps);
@@ -120,8 +121,8 @@ static void adamw_row(float *w, float *m, float *v, const float *g, float *root,
     }
 }
 
-/* philox4x32 with a counter in each lane of 64 bits. What lies in a lane's high half is of no account: products take
- * the low ones. */
+/* philox4x32 with a counter in each lane of 64 bits. What lies in a lane's high half is of no
+ * account: products take the low ones. */
 static inline void philox_round(vi c[4], vi k0, vi k1)
 {
     vi a = vi_mul_wide(c[0], vi_set(0xD2511F53u)), b = vi_mul_wide(c[2], vi_set(0xCD9E8D57u));
@@ -147,13 +148,16 @@ static inline void philox_keys_init(struct philox_keys *keys, const uint32_t key
 /* Vectors of counters side by side: as many as 16 registers hold, or 32. */
 enum { AT_ONCE = LANES == 16 ? 4 : 2 };
 
-/* The words of n x LANES / 2 counters from c0 on, in order: 2 n vectors. Each round waits for the one before it: while
- * one counter's is waited for, others' are computed. */
+/* The words of n x LANES / 2 counters from c0 on, in order: 2 n vectors. Each round waits for the
+ * one before it: while one counter's is waited for, others' are computed. */
 static inline __attribute__((always_inline)) void
-philox_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t c0, vi *out, const int n)
+philox_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t c0, vi *out,
+             const int n)
 {
-    /* Joining pairs of words takes even lanes, then odd ones: so the second half of the counters is there. */
-    static const uint64_t places[] = {0, LANES / 4, 1, LANES / 4 + 1, 2, LANES / 4 + 2, 3, LANES / 4 + 3};
+    /* Joining pairs of words takes even lanes, then odd ones:
+     * so the second half of the counters is there. */
+    static const uint64_t places[] = {0, LANES / 4, 1, LANES / 4 + 1,
+                                      2, LANES / 4 + 2, 3, LANES / 4 + 3};
     vi c[AT_ONCE][4];
 #pragma GCC unroll 4
     for (int s = 0; s < n; s++) {
@@ -185,7 +189,8 @@ static void dropout_row(float *keep, const struct dropout_row *d, int64_t n)
         float *out = n - i < DROPOUT_AT_ONCE ? last : keep + i;
         philox_words(d->counter, &keys, d->counter[0] + (uint32_t)(i / 4), words, AT_ONCE);
 #pragma GCC unroll 8
-        for (int v = 0; v < 2 * AT_ONCE; v++) vf_store(out + v * LANES, vf_if_at_least(words[v], threshold, scale));
+        for (int v = 0; v < 2 * AT_ONCE; v++)
+            vf_store(out + v * LANES, vf_if_at_least(words[v], threshold, scale));
         if (out == last) memcpy(keep + i, last, (size_t)(n - i) * sizeof *last);
     }
 }
@@ -203,7 +208,8 @@ static void softmax_backward_row(float *p, float *ds, const float *z, int64_t n,
     }
 }
 
-static void random_words(const uint32_t counter[4], const struct philox_keys *keys, uint32_t words[PANEL])
+static void random_words(const uint32_t counter[4], const struct philox_keys *keys,
+                         uint32_t words[PANEL])
 {
     for (int i = 0; i < PANEL; i += 2 * LANES)
         philox_words(counter, keys, counter[0] + (uint32_t)i / 4, (vi *)(words + i), 1);

@@ -9,7 +9,8 @@ void transpose_words(uint32_t *out, const uint32_t *in, int64_t stride, int64_t 
         int64_t s = 0;
         for (; s + 4 <= n; s += 4) {
             __m128i x[4], low, high, *to;
-            for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128((const __m128i *)(a + i * stride + s));
+            for (int i = 0; i < 4; i++)
+                x[i] = _mm_loadu_si128((const __m128i *)(a + i * stride + s));
             low = _mm_unpacklo_epi32(x[0], x[1]);
             high = _mm_unpacklo_epi32(x[2], x[3]);
             to = (__m128i *)(out + s * n_rows + r);

@@ -1,5 +1,5 @@
-/* Packing's inner loops: rows of 32-bit words side by side, and pairs of 16-bit ones. SSE2, which every
- * x86-64 has: they move bytes, so wider vectors would wait for the same memory. */
+/* Packing's inner loops: rows of 32-bit words side by side, and pairs of 16-bit ones. SSE2, which
+ * every x86-64 has: they move bytes, so wider vectors would wait for the same memory. */
 #pragma once
 
 #include <emmintrin.h>
@@ -15,7 +15,8 @@ static inline void pair_words(uint32_t *restrict out, const uint16_t *restrict l
     for (int64_t i = 0; i < n; i++) out[i] = low[i] | (uint32_t)high[i] << 16;
 }
 
-/* Two neighbouring words hold a pair each: the pairs of their low halves, and of their high ones. */
+/* Two neighbouring words hold a pair each: the pairs of their low halves,
+ * and of their high ones. */
 static inline __m128i pair_across(__m128i words)
 {
     enum { MIDDLE_SWAPPED = 0 | 2 << 2 | 1 << 4 | 3 << 6 };
