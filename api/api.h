@@ -82,7 +82,8 @@ bool api_detokenize(const struct api_context *c, const char *body, size_t n, str
 struct api_process_memory {
     int64_t rss_bytes, peak_rss_bytes;
     int64_t baseline_bytes; /* RSS just before the model was opened: the program itself */
-    int64_t heap_bytes;     /* what malloc has given out, now, but for the arenas: tokenizers, HTTP, requests */
+    int64_t heap_bytes;     /* what malloc has given out, now, but for
+                               the arenas: tokenizers, HTTP, requests */
     int64_t heap_free_bytes; /* what malloc holds for later; not all of it need be resident */
     int64_t file_bytes;     /* mapped files beyond the baseline's: libraries, code touched since */
 };

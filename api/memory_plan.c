@@ -104,10 +104,12 @@ static void render_generation(const struct plan_case *c, const struct fit_answer
     const struct engine_options *o = &a->serving;
     buf_putc(out, '{');
     render_memory(&a->generation.memory, out);
-    buf_printf(out, ",\"options\":{\"dtype\":\"%s\",\"kv_dtype\":\"%s\",\"max_context\":%" PRId64 ",\"max_seqs\":%d,"
-               "\"max_batch_tokens\":%d,\"kv_pages\":%d}",
-               dtype_info(fit_serving_dtype(&c->question))->name, dtype_info(a->generation.kv_dtype)->name,
-               o->max_context, o->max_seqs, o->max_batch_tokens, a->generation.kv_pages);
+    buf_printf(out,
+               ",\"options\":{\"dtype\":\"%s\",\"kv_dtype\":\"%s\",\"max_context\":%" PRId64
+               ",\"max_seqs\":%d,\"max_batch_tokens\":%d,\"kv_pages\":%d}",
+               dtype_info(fit_serving_dtype(&c->question))->name,
+               dtype_info(a->generation.kv_dtype)->name, o->max_context, o->max_seqs,
+               o->max_batch_tokens, a->generation.kv_pages);
     render_fit(a->generation_fits, fit_shortfall_generation(&c->question, a), out);
     if (c->question.budget > 0)
         buf_printf(out, "{\"max_context\":%" PRId64 ",\"max_seqs\":%d,\"max_batch_tokens\":%d}}",

@@ -39,12 +39,10 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"code\":" STRING))},
     {"ChatMessage",
      "{\"type\":\"object\",\"required\":[\"role\",\"content\"],\"description\":\"Keys that "
-     "OpenAI's clients send "
-     "back as null (name, refusal, tool_calls, ...) are accepted as null.\","
-     "\"properties\":{\"role\":"
-     "{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\"],\"description\":\"developer is "
-     "another name of "
-     "system.\"},\"content\":{\"anyOf\":[" STRING ",{\"type\":\"array\",\"minItems\":1,\"items\":"
+     "OpenAI's clients send back as null (name, refusal, tool_calls, ...) are accepted as null.\","
+     "\"properties\":{\"role\":{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\"],"
+     "\"description\":\"developer is another name of system.\"},"
+     "\"content\":{\"anyOf\":[" STRING ",{\"type\":\"array\",\"minItems\":1,\"items\":"
      "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\"type\",\"text\"],"
      "\"properties\":{\"type\":{\"const\":\"text\"},\"text\":" STRING "}}}],\"description\":"
      "\"Parts are joined by newlines.\"}}}"},
@@ -55,15 +53,12 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"prompt_tokens_details\":" OBJECT("\"cached_tokens\"", "\"cached_tokens\":" INTEGER))},
     {"CompletionLogprobs", OBJECT("\"tokens\",\"token_logprobs\",\"top_logprobs\",\"text_offset\"",
         "\"tokens\":{\"type\":\"array\",\"items\":" STRING ",\"description\":\"A token that is "
-        "part of a "
-        "character reads bytes:\\\\xe2\\\\x80; without a tokenizer, token_id:N.\"}"
+        "part of a character reads bytes:\\\\xe2\\\\x80; without a tokenizer, token_id:N.\"}"
         ",\"token_logprobs\":{\"type\":\"array\",\"items\":{\"type\":[\"number\",\"null\"]},"
         "\"description\":\"Under the model itself, before temperature and penalties. Null for an "
-        "echoed "
-        "prompt's first token; -9999 for minus infinity.\"}"
+        "echoed prompt's first token; -9999 for minus infinity.\"}"
         ",\"top_logprobs\":{\"type\":[\"array\",\"null\"],\"description\":\"Null with logprobs "
-        "0.\",\"items\":"
-        "{\"type\":[\"object\",\"null\"],\"additionalProperties\":" NUMBER "}}"
+        "0.\",\"items\":{\"type\":[\"object\",\"null\"],\"additionalProperties\":" NUMBER "}}"
         ",\"text_offset\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":"
         "\"In Unicode code points.\"}")},
     {"TokenLogprob", OBJECT("\"token\",\"logprob\",\"bytes\"",
@@ -129,11 +124,12 @@ static const struct { const char *name, *schema; } schemas[] = {
         ",\"step\":{\"type\":\"integer\",\"description\":\"Steps done.\"}"
         ",\"trained_tokens\":" INTEGER_OR_NULL
         ",\"estimated_finish\":{\"type\":[\"integer\",\"null\"],\"description\":"
-        "\"Unix seconds, at the pace so far; null while the job does not run, or no pace is known.\"}"
-        ",\"queued_reason\":{\"type\":["
-        "\"string\",\"null\"],\"description\":\"Why a queued job does not start: what it needs and what "
-        "there is.\"},\"error\":" OR_NULL(
-        OBJECT("\"code\",\"message\"", "\"code\":" STRING ",\"message\":" STRING))
+        "\"Unix seconds, at the pace so far; null while the job does not run, or no pace is "
+        "known.\"}"
+        ",\"queued_reason\":{\"type\":[\"string\",\"null\"],\"description\":\"Why a queued job "
+        "does not start: what it needs and what there is.\"}"
+        ",\"error\":" OR_NULL(
+            OBJECT("\"code\",\"message\"", "\"code\":" STRING ",\"message\":" STRING))
         ",\"metadata\":{\"type\":[\"object\",\"null\"]}")},
     {"FineTuningJobList", PAGE("FineTuningJob")},
     {"FineTuningEvent", OBJECT("\"id\",\"object\",\"created_at\",\"level\",\"type\","
@@ -148,12 +144,12 @@ static const struct { const char *name, *schema; } schemas[] = {
         "\"created_at\":" INTEGER ",\"fine_tuning_job_id\":" STRING
         ",\"fine_tuned_model_checkpoint\":{\"type\":\"string\",\"description\":\"Its name as "
         "a model: to load, or to begin another job with.\"},\"root\":{\"type\":\"string\","
-        "\"description\":\"Its folder on the server.\"},\"step_number\":" INTEGER ",\"metrics\":{\"type\":\"object\"}")},
+        "\"description\":\"Its folder on the server.\"},\"step_number\":" INTEGER
+        ",\"metrics\":{\"type\":\"object\"}")},
     {"FineTuningCheckpointList", PAGE("FineTuningCheckpoint")},
     {"Tokens", OBJECT("\"tokens\",\"count\"",
         "\"tokens\":{\"type\":\"array\",\"items\":" INTEGER ",\"description\":\"As a completion "
-        "of the text would "
-        "begin: with BOS where the model wants it.\"},\"count\":" INTEGER)},
+        "of the text would begin: with BOS where the model wants it.\"},\"count\":" INTEGER)},
     {"Text", OBJECT("\"prompt\"", "\"prompt\":" STRING)},
     {"MemoryBytes", OBJECT("\"planned_bytes\",\"allocated_bytes\",\"in_use_bytes\",\"peak_bytes\"",
         "\"planned_bytes\":" INTEGER ",\"allocated_bytes\":" INTEGER ",\"in_use_bytes\":" INTEGER
@@ -205,35 +201,35 @@ static const struct { const char *name, *schema; } schemas[] = {
         "\"history\":" OBJECT("\"interval_s\",\"samples\"", "\"interval_s\":" INTEGER
             ",\"samples\":{\"type\":\"array\",\"description\":\"The last hour, oldest first; "
             "with ?history=1.\",\"items\":" REF("MemorySample") "}") ","
-        "\"devices\":" ARRAY("{\"allOf\":["
-            REF("MemoryBytes") "," OBJECT("\"name\",\"resident_bytes\",\"driver\",\"components\"", "\"name\":" STRING
+        "\"devices\":" ARRAY("{\"allOf\":[" REF("MemoryBytes") ","
+            OBJECT("\"name\",\"resident_bytes\",\"driver\",\"components\"", "\"name\":" STRING
             ",\"resident_bytes\":{\"type\":\"integer\",\"description\":\"What of it is in memory, "
             "as the kernel counts; at most a second old.\"}"
-            ",\"driver\":{\"description\":\"A GPU's memory as its driver counts it, other processes' "
-            "included; null on the CPU. start: in use when the device had been opened, context and kernels "
-            "included, before the first model; unexplained: total - free - start - what the models have "
-            "there.\",\"oneOf\":[{\"type\":\"null\"},"
+            ",\"driver\":{\"description\":\"A GPU's memory as its driver counts it, other "
+            "processes' included; null on the CPU. start: in use when the device had been opened, "
+            "context and kernels included, before the first model; unexplained: total - free - "
+            "start - what the models have there.\",\"oneOf\":[{\"type\":\"null\"},"
             OBJECT("\"total_bytes\",\"free_bytes\",\"start_bytes\",\"unexplained_bytes\"",
                    "\"total_bytes\":" INTEGER ",\"free_bytes\":" INTEGER ",\"start_bytes\":" INTEGER
                    ",\"unexplained_bytes\":" INTEGER) "]}"
             ",\"components\":{\"type\":\"object\",\"description\":\"weights, kv_cache, "
-            "activations, "
-            "workspace, staging, host\",\"additionalProperties\":" REF("MemoryBytes") "}") "]}")
+            "activations, workspace, staging, host\",\"additionalProperties\":"
+            REF("MemoryBytes") "}") "]}")
         ",\"kv_pages\":" OBJECT("\"page_tokens\",\"page_bytes\",\"total\",\"used\",\"free\","
-        "\"cached\","
-            "\"reserved\",\"shared\",\"high_water\"",
+            "\"cached\",\"reserved\",\"shared\",\"high_water\"",
             "\"page_tokens\":" INTEGER ",\"page_bytes\":" INTEGER ",\"total\":" INTEGER
-            ",\"used\":" INTEGER ",\"free\":" INTEGER ",\"cached\":" INTEGER ","
-            "\"reserved\":" INTEGER
-            ",\"shared\":" INTEGER ",\"high_water\":" INTEGER)
+            ",\"used\":" INTEGER ",\"free\":" INTEGER ",\"cached\":" INTEGER
+            ",\"reserved\":" INTEGER ",\"shared\":" INTEGER ",\"high_water\":" INTEGER)
         ",\"process\":" OBJECT("\"rss_bytes\",\"peak_rss_bytes\",\"baseline_bytes\","
             "\"heap_bytes\",\"heap_free_bytes\",\"file_bytes\",\"unexplained_bytes\"",
             "\"rss_bytes\":" INTEGER ",\"peak_rss_bytes\":" INTEGER ",\"baseline_bytes\":"
             "{\"type\":\"integer\",\"description\":\"Resident before the model was opened.\"}"
-            ",\"heap_bytes\":{\"type\":\"integer\",\"description\":\"What malloc has given out since, "
-            "but for the components: tokenizers, connections, requests.\"},\"heap_free_bytes\":"
-            "{\"type\":\"integer\",\"description\":\"What malloc holds for later.\"},\"file_bytes\":"
-            "{\"type\":\"integer\",\"description\":\"Mapped files since: code that has run.\"}"
+            ",\"heap_bytes\":{\"type\":\"integer\",\"description\":\"What malloc has given out "
+            "since, but for the components: tokenizers, connections, requests.\"}"
+            ",\"heap_free_bytes\":{\"type\":\"integer\",\"description\":\"What malloc holds for "
+            "later.\"}"
+            ",\"file_bytes\":{\"type\":\"integer\",\"description\":\"Mapped files since: code that "
+            "has run.\"}"
             ",\"unexplained_bytes\":{\"type\":\"integer\",\"description\":\"rss - baseline - "
             "allocated - heap - file: stacks, malloc's own, what is touched but in no list; "
             "negative where allocated memory has not been touched.\"}"))},
@@ -317,7 +313,8 @@ static const struct operation {
     {"/v1/fine_tuning/jobs/{id}/checkpoints", "get", "listFineTuningJobCheckpoints",
      "The checkpoints that are kept, newest first", 0, "FineTuningCheckpointList", NULL, NULL,
      ERRORS_ID | TAKES_PAGE},
-    {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL, TAKES_HISTORY},
+    {"/v1/memory", "get", "memory", "Memory by device and component", 0, "Memory", NULL, NULL,
+     TAKES_HISTORY},
     {"/v1/memory/plan", "post", "planMemory",
      "What a model would take to train and to generate, and what fits a budget", ROUTE_PLAN,
      "MemoryPlan", NULL, NULL, ERRORS_BODY},
@@ -376,8 +373,8 @@ static void render_parameters(const struct operation *op, struct buf *out)
         buf_puts(out,
                  ",{\"name\":\"id\",\"in\":\"path\",\"required\":true,\"schema\":" STRING "}");
     if (op->errors & TAKES_PAGE)
-        buf_puts(out, ",{\"name\":\"after\",\"in\":\"query\",\"description\":\"The id that the page "
-                      "follows.\",\"schema\":" STRING "},{\"name\":\"limit\",\"in\":\"query\","
+        buf_puts(out, ",{\"name\":\"after\",\"in\":\"query\",\"description\":\"The id that the "
+                      "page follows.\",\"schema\":" STRING "},{\"name\":\"limit\",\"in\":\"query\","
                       "\"schema\":{\"type\":\"integer\",\"minimum\":1,\"maximum\":10000}}");
     if (op->errors & TAKES_FILTER)
         buf_puts(out, ",{\"name\":\"order\",\"in\":\"query\",\"schema\":{\"enum\":[\"asc\","
@@ -388,8 +385,8 @@ static void render_parameters(const struct operation *op, struct buf *out)
                       "job's last. Goes without limit.\",\"schema\":{\"type\":\"boolean\","
                       "\"default\":false}}");
     if (op->errors & TAKES_HISTORY)
-        buf_puts(out, ",{\"name\":\"history\",\"in\":\"query\",\"description\":\"1: with samples of "
-                      "the last hour.\",\"schema\":{\"enum\":[0,1],\"default\":0}}");
+        buf_puts(out, ",{\"name\":\"history\",\"in\":\"query\",\"description\":\"1: with samples "
+                      "of the last hour.\",\"schema\":{\"enum\":[0,1],\"default\":0}}");
     buf_putc(out, ']');
 }
 
@@ -438,7 +435,8 @@ static void render_operation(const struct api_context *c, const struct operation
         render_error_response("413", "The body is over the server's limit", out);
     }
     if (op->errors & ERRORS_ROOM)
-        render_error_response("409", "The job's plan does not fit into what there is for training; the "
+        render_error_response("409",
+                              "The job's plan does not fit into what there is for training; the "
                               "message has the numbers", out);
     if (op->errors & (ERRORS_BODY | ERRORS_ID))
         render_error_response("404", "Nothing by that id", out);
@@ -468,8 +466,8 @@ void api_openapi(const struct api_context *c, api_access_fn access, struct buf *
     }
     buf_puts(out, "}},\"components\":{\"securitySchemes\":{"
                   "\"bearer\":{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":\"Of a "
-                  "server that was given keys; an admin's is a user's, too.\"},\"apiKey\":{\"type\":"
-                  "\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},");
+                  "server that was given keys; an admin's is a user's, too.\"},"
+                  "\"apiKey\":{\"type\":\"apiKey\",\"in\":\"header\",\"name\":\"X-Api-Key\"}},");
     buf_puts(out, request_id);
     buf_puts(out, ",\"schemas\":{");
     for (size_t i = 0; i < sizeof schemas / sizeof *schemas; i++)

@@ -180,7 +180,8 @@ static bool unknown_param(const struct param *table, size_t n, enum route route,
 {
     const struct param *other = find_row(table, n, ~0u, name);
     if (other)
-        return error_set(err, ERR_INVALID, name, "'%s' is not a parameter of this route, but of %s", name,
+        return error_set(err, ERR_INVALID, name,
+                         "'%s' is not a parameter of this route, but of %s", name,
                          path_of(other));
     const char *names[64];
     size_t n_names = 0;

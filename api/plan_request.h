@@ -53,8 +53,8 @@ enum { PLAN_ASSUMED_VOCAB = 96 }; /* characters of plain English text */
            "Tokens whose logits exist at a time; without it the planner chooses.") \
     WORD(dtype, "\"auto\",\"f32\",\"f16\",\"bf16\",\"q8_0\",\"q4_0\"", \
          "Of weights: f32, f16 and bf16 count for training, f32, bf16, q8_0 and q4_0 for " \
-         "generation. Without it auto: bf16, but for training on the CPU f32, unless the config says another, and for " \
-         "generating from a quantized GGUF file what the file has.") \
+         "generation. Without it auto: bf16, but for training on the CPU f32, unless the config " \
+         "says another, and for generating from a quantized GGUF file what the file has.") \
     WORD(recompute, "\"auto\",\"none\",\"selective\",\"block\"", \
          "What the backward pass computes again; without it auto: the planner chooses.") \
     WORD(moments, "\"auto\",\"f32\",\"bf16\",\"q8\"", \
@@ -64,7 +64,8 @@ enum { PLAN_ASSUMED_VOCAB = 96 }; /* characters of plain English text */
     WORD(gradients, "\"auto\",\"f32\",\"bf16\"", \
          "How the blocks' matrices add up gradients; without it auto: the planner chooses.") \
     WORD(kv_dtype, "\"auto\",\"f32\",\"bf16\",\"q8_0\"", \
-         "Of keys and values when generating; q8_0 on the CPU alone. Without it auto: as products compute.") \
+         "Of keys and values when generating; q8_0 on the CPU alone. Without it auto: as " \
+         "products compute.") \
     NUMBER(max_context, CONFIG_MAX_CONTEXT, \
            "Tokens of a sequence that is generated; without it block_size.") \
     NUMBER(max_seqs, ENGINE_MAX_SEQS, \

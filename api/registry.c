@@ -49,8 +49,8 @@ static bool not_found(const struct api_registry *r, const char *id, struct error
     if (!id || !r->residents)
         return error_set(err, ERR_NOT_FOUND, "model", "no model is loaded");
     return error_set(err, ERR_NOT_FOUND, "model",
-                     "no model '%.64s' is loaded; '%.64s'%s: GET /v1/models lists them, and those that "
-                     "POST /v1/models/load could load", id,
+                     "no model '%.64s' is loaded; '%.64s'%s: GET /v1/models lists them, and those "
+                     "that POST /v1/models/load could load", id,
                      r->residents->api.model_id, r->residents->next ? " and others are" : " is");
 }
 

@@ -3,7 +3,7 @@
  *
  *          api_registry_add          another of the same id, or api_registry_retire
  *   owner ─────────────────▶ RESIDENT ─────────────────────────────▶ RETIRED
- *                            taken by requests                          │ the last one gives it back:
+ *                            taken by requests                          │ the last gives it back:
  *                                                                       ▼ api_registry_take_idle
  *   owner closes it ◀──────────────────────────────────────────────── CLOSING
  *

@@ -32,8 +32,8 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *at = (void *)((uintptr_t)info->si_addr & ~(page - 1));
     atomic_fetch_add(&n_faults, 1);
-    if (atomic_load(&n_guards) == 0 || info->si_code != BUS_ADRERR
-        || mmap(at, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    if (atomic_load(&n_guards) == 0 || info->si_code != BUS_ADRERR ||
+        mmap(at, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
         if (write(STDERR_FILENO, line, sizeof line - 1) < 0) errno = 0;
         signal(number, SIG_DFL); /* the read, tried again, ends the process */
     }

@@ -60,8 +60,9 @@ static bool value_error(const struct option *o, const char *given, struct error 
                                                   : "a size such as 512MiB or 6GB";
     char range[80] = "";
     if (o->min != 0 || o->max != 0)
-        snprintf(range, sizeof range, o->type == OPTION_DOUBLE ? " from %.15g to %.15g"
-                                                              : " from %.0f to %.0f", o->min, o->max);
+        snprintf(range, sizeof range,
+                 o->type == OPTION_DOUBLE ? " from %.15g to %.15g" : " from %.0f to %.0f", o->min,
+                 o->max);
     return error_set(err, ERR_INVALID, o->name, "--%s %s: must be %s%s", o->name, given, kind,
                      range);
 }
@@ -315,7 +316,8 @@ void options_print_help(FILE *to, const char *usage, const char *summary,
     fprintf(to, "  --options FILE.json%*sMore options, as {\"name\": value}.\n",
             HELP_COLUMN - 21, "");
     fprintf(to, "  --help%*sThis text.\n", HELP_COLUMN - 8, "");
-    fprintf(to, "\nEach is an environment variable too: --log-level is GPTD_LOG_LEVEL; flags are 1 or "
-                "0, lists\nhave a value a line or between commas. The command line counts over the "
-                "environment, that over\nfiles.\n");
+    fprintf(to,
+            "\nEach is an environment variable too: --log-level is GPTD_LOG_LEVEL; flags are 1 or "
+            "0, lists\nhave a value a line or between commas. The command line counts over the "
+            "environment, that over\nfiles.\n");
 }

@@ -102,7 +102,8 @@ void checkpoint_tensor(const struct checkpoint *ck, int64_t i, struct checkpoint
 bool checkpoint_open_tokenizer(const struct checkpoint *ck, struct tokenizer **out,
                                struct error *err)
 {
-    return ck->gguf ? tokenizer_open_gguf(ck->gguf, out, err) : tokenizer_open_dir(ck->path, out, err);
+    return ck->gguf ? tokenizer_open_gguf(ck->gguf, out, err)
+                    : tokenizer_open_dir(ck->path, out, err);
 }
 
 bool checkpoint_unchanged(const struct checkpoint *ck, struct error *err)

@@ -64,12 +64,14 @@ struct checkpoint_tensor {
 
 /* ---- Types of matrices ----
  *
- * GGUF files quantize tensor by tensor: one matrix may have another type than the next, and so may the parts of a
- * matrix that come from several tensors (queries and keys in q4_K, values in q6_K). */
+ * GGUF files quantize tensor by tensor: one matrix may have another type than the next, and so may
+ * the parts of a matrix that come from several tensors (queries and keys in q4_K, values in
+ * q6_K). */
 
 enum { CHECKPOINT_MAX_PARTS = 3 };
 
-/* The types of one layer's matrices, or of those of the whole model: by role and tensor, enum dtype. */
+/* The types of one layer's matrices, or of those of the whole model: by role and tensor,
+ * enum dtype. */
 struct weight_formats {
     uint8_t n_parts[N_WEIGHT_ROLES]; /* 0: no matrix, or none whose tensors are all quantized */
     uint8_t parts[N_WEIGHT_ROLES][CHECKPOINT_MAX_PARTS];
@@ -80,8 +82,8 @@ struct weight_rows {
     int64_t n_rows;
 };
 
-/* The weight's rows as runs of one quantized type each; `f` as checkpoint_formats has them. Returns the number of
- * runs, 0 for a weight that is not quantized. */
+/* The weight's rows as runs of one quantized type each; `f` as checkpoint_formats has them. Returns
+ * the number of runs, 0 for a weight that is not quantized. */
 int32_t weight_formats_rows(const struct weight_formats *f, const struct gpt_config *c,
                             enum weight_role role, int64_t layer,
                             struct weight_rows out[CHECKPOINT_MAX_PARTS]);
@@ -120,13 +122,13 @@ void checkpoint_read_rows(const struct checkpoint *ck, enum weight_role role, in
                           int64_t row0, int64_t n_rows, float *dst);
 /* What the matrices are quantized as: of the whole model, then [n_layer]. NULL when none is. */
 const struct weight_formats *checkpoint_formats(const struct checkpoint *ck);
-/* The same rows as the file's blocks, each row dtype_bytes(type, n_in) bytes; they must lie in one of
- * weight_formats_rows' runs. */
+/* The same rows as the file's blocks, each row dtype_bytes(type, n_in) bytes; they must lie
+ * in one of weight_formats_rows' runs. */
 void checkpoint_read_blocks(const struct checkpoint *ck, enum weight_role role, int64_t layer,
                             int64_t row0, int64_t n_rows, uint8_t *dst);
-/* Have the weight files been left alone since they were opened? To be asked when all that matters has been
- * read. False with the reason in `err`. */
+/* Have the weight files been left alone since they were opened? To be asked when all that matters
+ * has been read. False with the reason in `err`. */
 bool checkpoint_unchanged(const struct checkpoint *ck, struct error *err) MUST_CHECK;
-/* What reading has brought into memory leaves it again: a loader calls it after each block, so that a
- * model is never there twice. */
+/* What reading has brought into memory leaves it again: a loader calls it after each block, so
+ * that a model is never there twice. */
 void checkpoint_forget(const struct checkpoint *ck);

@@ -68,8 +68,8 @@ bool gpt_config_from_preset(const char *json, size_t n, const char *where, struc
 bool gpt_config_agrees(const char *json, size_t n, const char *where,
                        const struct gpt_config *model, struct error *err) MUST_CHECK;
 
-/* Adds the model's keys to a JSON object, as gpt_config_from_preset reads them; `dropout` is left to
- * train_config_to_json. False: out of memory. */
+/* Adds the model's keys to a JSON object, as gpt_config_from_preset reads them; `dropout` is left
+ * to train_config_to_json. False: out of memory. */
 struct cJSON;
 bool gpt_config_to_preset(const struct gpt_config *c, struct cJSON *object) MUST_CHECK;
 

@@ -93,7 +93,8 @@ static bool read_completion(struct dataset_reader *r, const struct line *line,
 
 static bool is_asker(const char *role)
 {
-    return strcmp(role, "user") == 0 || strcmp(role, "system") == 0 || strcmp(role, "developer") == 0;
+    return strcmp(role, "user") == 0 || strcmp(role, "system") == 0 ||
+           strcmp(role, "developer") == 0;
 }
 
 /* "weight", as OpenAI's files have it: 1, or 0 for a message that is there as context alone. */
@@ -122,11 +123,13 @@ static bool take_messages(const struct line *line, const struct cJSON *list,
         bool assistant = strcmp(m->role, "assistant") == 0;
         speaks |= assistant && !m->unlearned;
         if (!assistant && !is_asker(m->role))
-            return error_set(err, ERR_FORMAT, NULL, "%s: the role \"%.40s\" is not system, developer, "
-                             "user or assistant", line->where, m->role);
+            return error_set(err, ERR_FORMAT, NULL,
+                             "%s: the role \"%.40s\" is not system, developer, user or "
+                             "assistant", line->where, m->role);
     }
-    return speaks || wrong(line, err, "no message is an assistant's, of a weight other than 0: nothing to "
-                                      "learn");
+    return speaks || wrong(line, err,
+                           "no message is an assistant's, of a weight other than 0: nothing to "
+                           "learn");
 }
 
 static bool encode_messages(struct dataset_reader *r, const struct line *line,

@@ -15,7 +15,8 @@
  *
  * Element types: f32 everywhere, or bf16 ("activation type"): weights are bf16, operands of matrix
  * products are rounded to bf16 (nearest even), sums are f32; the residual stream, norms,
- * softmax and logits stay f32; the KV cache has the activation type, or one that keeps_kv_in allows.
+ * softmax and logits stay f32; the KV cache has the activation type,
+ * or one that keeps_kv_in allows.
  *
  * Shape letters: see model/config.h. R rows (tokens of this step), S spans (sequences of it). */
 #pragma once
@@ -47,11 +48,12 @@ struct matrix_part {
     int64_t n_out; /* 0: past the last */
 };
 
-/* A weight matrix [n_out, n_in] in the device's own packed layout. n_out and n_in are the true sizes;
- * the layout pads as it likes (device_matrix_bytes).
+/* A weight matrix [n_out, n_in] in the device's own packed layout. n_out and n_in are the true
+ * sizes; the layout pads as it likes (device_matrix_bytes).
  *
- * A matrix for serving may be made of up to three parts: rows of types of their own, all quantized, which lie
- * under each other as so many matrices of their own (matrix_part_of). Without parts all rows have `dtype`. */
+ * A matrix for serving may be made of up to three parts: rows of types of their own, all
+ * quantized, which lie under each other as so many matrices of their own (matrix_part_of).
+ * Without parts all rows have `dtype`. */
 struct matrix {
     void *data;
     enum dtype dtype; /* with parts: the first one's */
@@ -78,8 +80,8 @@ struct batch {
     const int32_t *pages;     /* page tables, found by span.table */
 };
 
-/* The KV cache of all layers: page p of layer l holds P tokens' keys and values of all G heads. Its inner
- * layout belongs to the device. Bytes: n_layer * n_pages * device_kv_page_bytes. */
+/* The KV cache of all layers: page p of layer l holds P tokens' keys and values of all G heads. Its
+ * inner layout belongs to the device. Bytes: n_layer * n_pages * device_kv_page_bytes. */
 struct kv_cache {
     void *data;
     enum dtype dtype;
@@ -100,8 +102,8 @@ enum epilogue {
     EPILOGUE_ADD, /* out += y; out is the f32 residual stream */
 };
 
-/* A product with the norm before it: out = epilogue(norm(x) W^T + bias), or with gate_up, of that, swiglu. `h` and
- * `gate_up` are room for what lies between; nobody may read them afterwards. */
+/* A product with the norm before it: out = epilogue(norm(x) W^T + bias), or with gate_up, of that,
+ * swiglu. `h` and `gate_up` are room for what lies between; nobody may read them afterwards. */
 struct norm_matmul {
     struct tensor x; /* [R, n_in] f32 */
     const struct norm *norm;
@@ -109,12 +111,13 @@ struct norm_matmul {
     const struct matrix *w;
     const float *bias; /* [n_out] or NULL */
     enum epilogue epilogue; /* none with gate_up */
-    struct tensor gate_up;  /* [R, n_out] of out's type; data NULL: no SwiGLU, and out is [R, n_out] */
+    struct tensor gate_up;  /* [R, n_out] of out's type; data NULL:
+                               no SwiGLU, and out is [R, n_out] */
 };
 
-/* Names a stream of random bits: its key (Philox: model/sampler.h) is ((*base + add) >> 4) ^ flip. `base` is in
- * device memory and read when the operation runs, so a recorded step draws anew whenever it is launched; NULL
- * where nothing is drawn. */
+/* Names a stream of random bits: its key (Philox: model/sampler.h) is ((*base + add) >> 4) ^ flip.
+ * `base` is in device memory and read when the operation runs, so a recorded step draws anew
+ * whenever it is launched; NULL where nothing is drawn. */
 struct random_key {
     const uint64_t *base;
     uint64_t add, flip;
@@ -134,7 +137,8 @@ struct attention {
     struct random_key dropout_key;
 };
 
-/* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the steps. */
+/* How one row of logits becomes a token: see model/sampler.h for the meaning and the order of the
+ * steps. */
 struct sample_request;
 struct sample_out;
 
@@ -150,9 +154,9 @@ struct workspace_shape {
 struct device;
 struct device_graph; /* what graph_end recorded */
 
-/* What a GPU's driver says of its memory. Everything on the GPU counts, other processes' too; `start_bytes` is
- * what was in use when the device had been opened, its context and kernels included, before any arena of
- * this one. */
+/* What a GPU's driver says of its memory. Everything on the GPU counts, other processes' too;
+ * `start_bytes` is what was in use when the device had been opened, its context and kernels
+ * included, before any arena of this one. */
 struct device_memory { int64_t total_bytes, free_bytes, start_bytes; };
 
 struct device_ops {
@@ -162,21 +166,23 @@ struct device_ops {
     /* Memory. alloc is called once per arena at start: zeroed, DEVICE_ALIGN-aligned. */
     void *(*alloc)(struct device *d, size_t bytes, struct error *err);
     void (*free)(struct device *d, void *p, size_t bytes);
-    /* Optional: host memory that copies go to and from without a detour, page-locked; aligned like device memory,
-     * contents undefined. NULL: the host's own will do. */
+    /* Optional: host memory that copies go to and from without a detour, page-locked; aligned like
+     * device memory, contents undefined. NULL: the host's own will do. */
     void *(*alloc_host)(struct device *d, size_t bytes, struct error *err);
     void (*free_host)(struct device *d, void *p);
     /* Between device memory and the host's, which stays as it is until the next sync. */
     void (*upload)(struct device *d, void *dst, const void *src, size_t bytes);
     void (*download)(struct device *d, void *dst, const void *src, size_t bytes);
     bool (*sync)(struct device *d, struct error *err);
-    /* As of now; any thread. False: the driver does not answer. NULL: the device's memory is the host's. */
+    /* As of now; any thread. False: the driver does not answer. NULL:
+     * the device's memory is the host's. */
     bool (*memory)(const struct device *d, struct device_memory *out);
 
     /* May weights and activations have this type? */
     bool (*computes_in)(const struct device *d, enum dtype dtype);
-    /* May the KV cache have this type beside activations of that one, which is always allowed? q8_0 here means 8-bit
-     * codes with scales of the device's own layout. Serving only: training's cache is the activations'. */
+    /* May the KV cache have this type beside activations of that one, which is always allowed?
+     * q8_0 here means 8-bit codes with scales of the device's own layout. Serving only:
+     * training's cache is the activations'. */
     bool (*keeps_kv_in)(const struct device *d, enum dtype kv, enum dtype activations);
     /* Sizes, known without touching a model. */
     int64_t (*matrix_bytes)(const struct device *d, enum dtype dtype, int64_t n_out, int64_t n_in);
@@ -190,9 +196,9 @@ struct device_ops {
      * multiple of 64; n_rows too unless it reaches n_out. */
     void (*matrix_write)(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                          const float *rows);
-    /* The same without loss for a matrix of one quantized type, from rows of GGUF's blocks of that type, each of
-     * dtype_bytes(w->dtype, n_in) bytes. NULL: this device does not hold every type that files have, nor
-     * matrices of several parts. */
+    /* The same without loss for a matrix of one quantized type, from rows of GGUF's blocks of that
+     * type, each of dtype_bytes(w->dtype, n_in) bytes. NULL: this device does not hold every type
+     * that files have, nor matrices of several parts. */
     void (*matrix_write_blocks)(struct device *d, struct matrix *w, int64_t row0, int64_t n_rows,
                                 const uint8_t *blocks);
 
@@ -202,11 +208,12 @@ struct device_ops {
                   const struct matrix *wte, const float *wpe);
     /* out = norm(x). x f32 [R, C]; out f32 or bf16. */
     void (*norm)(struct device *d, struct tensor out, struct tensor x, const struct norm *n);
-    /* y = x W^T + bias, then the epilogue. x [R, n_in] of W's type (f32 with f32, bf16 with bf16), or of 16 bits; out
-     * [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
+    /* y = x W^T + bias, then the epilogue. x [R, n_in] of W's type (f32 with f32, bf16 with bf16),
+     * or of 16 bits; out [R, n_out] f32 or bf16. bias f32 [n_out] or NULL. */
     void (*matmul)(struct device *d, struct tensor out, struct tensor x, const struct matrix *w,
                    const float *bias, enum epilogue epilogue);
-    /* norm, matmul and swiglu, with their bits. Optional: NULL where one operation gains nothing on three. */
+    /* norm, matmul and swiglu, with their bits. Optional:
+     * NULL where one operation gains nothing on three. */
     void (*norm_matmul)(struct device *d, struct tensor out, const struct norm_matmul *m);
     /* out = silu(gate) * up; gate_up [R, 2F] of out's type, gate first. out f32 or bf16 [R, F]. */
     void (*swiglu)(struct device *d, struct tensor out, struct tensor gate_up);
@@ -214,26 +221,29 @@ struct device_ops {
      * slots of `layer`. */
     void (*kv_write)(struct device *d, struct tensor qkv, const struct batch *b,
                      const struct attention *a, const struct kv_cache *kv, int32_t layer);
-    /* Causal attention of each row's query over its sequence's keys at positions 0..its own, through the
-     * page tables. Q is the first H K columns of qkv; out f32 or bf16 [R, H K]. */
+    /* Causal attention of each row's query over its sequence's keys at positions 0..its own,
+     * through the page tables. Q is the first H K columns of qkv; out f32 or bf16 [R, H K]. */
     void (*attention)(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
                       const struct attention *a, const struct kv_cache *kv, int32_t layer);
-    /* kv_write, then attention, with their bits; but who reads qkv afterwards may find it as it was. Optional: NULL
-     * where one operation gains nothing on two. */
-    void (*kv_attention)(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                         const struct attention *a, const struct kv_cache *kv, int32_t layer);
+    /* kv_write, then attention, with their bits; but who reads qkv afterwards may find it as it
+     * was. Optional: NULL where one operation gains nothing on two. */
+    void (*kv_attention)(struct device *d, struct tensor out, struct tensor qkv,
+                         const struct batch *b, const struct attention *a,
+                         const struct kv_cache *kv, int32_t layer);
     /* out[i,:] = x[rows[i],:]; rows in device memory. f32. */
     void (*gather)(struct device *d, struct tensor out, struct tensor x, const int32_t *rows);
-    /* One token (and what was asked about it) for each row of logits f32 [n, V], which keep their values. requests
-     * [n] and out [n]; `words` holds the requests' changes, whose `raw` may be written. */
-    void (*sample)(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
-                   struct sample_out *out);
+    /* One token (and what was asked about it) for each row of logits f32 [n, V], which keep their
+     * values. requests [n] and out [n]; `words` holds the requests' changes, whose `raw` may be
+     * written. */
+    void (*sample)(struct device *d, struct tensor logits, const struct sample_request *requests,
+                   int32_t *words, struct sample_out *out);
 
-    /* Optional: NULL where launching costs nothing. What is called between graph_begin and graph_end is recorded
-     * and not run; graph_launch runs it as often as one likes, with the pointers and counts that it had: what
-     * changes from time to time lies in device memory. Only embed, norm, matmul, norm_matmul, swiglu, kv_write,
-     * attention, kv_attention, gather and sample may be recorded; and, once they have run with the same shapes, training's from
-     * zero to cross_entropy. NULL from graph_end: it failed, as device_sync will report. */
+    /* Optional: NULL where launching costs nothing. What is called between graph_begin and
+     * graph_end is recorded and not run; graph_launch runs it as often as one likes, with the
+     * pointers and counts that it had: what changes from time to time lies in device memory. Only
+     * embed, norm, matmul, norm_matmul, swiglu, kv_write, attention, kv_attention, gather and
+     * sample may be recorded; and, once they have run with the same shapes, training's from zero to
+     * cross_entropy. NULL from graph_end: it failed, as device_sync will report. */
     void (*graph_begin)(struct device *d);
     struct device_graph *(*graph_end)(struct device *d);
     void (*graph_launch)(struct device *d, struct device_graph *graph);
@@ -248,8 +258,8 @@ struct device {
     char name[16]; /* "cpu", "cuda:0" */
 };
 
-/* Part i of a matrix (the matrix itself is part 0 of one without parts) as a matrix of its own; *row0: the row
- * at which it begins. False past the last. */
+/* Part i of a matrix (the matrix itself is part 0 of one without parts) as a matrix of its own;
+ * *row0: the row at which it begins. False past the last. */
 static inline bool matrix_part_of(const struct device *d, const struct matrix *w, int i,
                                   struct matrix *out, int64_t *row0)
 {

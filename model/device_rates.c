@@ -19,7 +19,8 @@ enum {
     FILL_ROWS = 64,               /* what matrix_write takes at a time */
 };
 static const int64_t measure_ns = 50 * 1000 * 1000; /* of each of the three */
-static const int64_t patience_ns = 1000 * 1000 * 1000; /* where less than MIN_ROUNDS fit into that */
+static const int64_t patience_ns = 1000 * 1000 * 1000; /* where less than MIN_ROUNDS
+                                                          fit into that */
 enum { MIN_ROUNDS = 10, MAX_ROUNDS = 1000 };
 
 /* One arena, laid out like every run's memory. */
@@ -120,7 +121,8 @@ static void stream(struct bench *b)
 
 static void read_numbers(struct bench *b)
 {
-    const struct adamw_tensor t = {.dtype = DTYPE_F32, .n_out = 1, .n_in = READ_FLOATS, .grad = b->numbers};
+    const struct adamw_tensor t = {.dtype = DTYPE_F32, .n_out = 1, .n_in = READ_FLOATS,
+                                   .grad = b->numbers};
     b->d->train->grad_squares(b->d, &t, &(bool){false}, 1, b->sum);
 }
 

@@ -57,8 +57,8 @@ int64_t dtype_bytes(enum dtype dtype, int64_t n)
 static inline float half_to_float(uint16_t h)
 {
     union { uint32_t u; float f; } v;
-    /* The product moves the exponent to its place, small ones' as well; infinity and NaN keep 255. No branch, so that
-     * loops become vectors. */
+    /* The product moves the exponent to its place, small ones' as well; infinity and NaN keep 255.
+     * No branch, so that loops become vectors. */
     uint32_t beyond = (h & 0x7C00) == 0x7C00 ? 255u << 23 : 0;
     v.u = (uint32_t)(h & 0x7FFF) << 13;
     v.f *= 0x1p112f;

@@ -14,8 +14,8 @@ bool dtype_is_written(enum dtype dtype)
     return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_Q8_0;
 }
 
-/* f16 d, i8 q[32]; value d q. The codes are made with the scale before it is rounded. With a NaN all 32 are: codes have
- * none, and a broken weight is not to become a wrong one. */
+/* f16 d, i8 q[32]; value d q. The codes are made with the scale before it is rounded. With a NaN
+ * all 32 are: codes have none, and a broken weight is not to become a wrong one. */
 static void write_q8_0(const uint8_t *src, uint8_t *dst)
 {
     float x[Q8_BLOCK], largest = 0;

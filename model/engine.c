@@ -3,7 +3,8 @@
  * The thread goes round one loop, at its own pace:
  *
  *   collect    take what was submitted out of the locked inbox; sleep if there is nothing at all
- *   expire     end what was canceled, is past its deadline or meets shutdown; its pages are free now
+ *   expire     end what was canceled, is past its deadline or meets shutdown;
+ *              its pages are free now
  *   admit      in order of arrival, while slots are free and every page that a request may ever
  *              need can be reserved; the first that does not fit makes all others wait
  *   step       one row for each decoding choice, then chunks of prompts up to max_batch_tokens

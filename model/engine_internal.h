@@ -1,5 +1,6 @@
-/* Inside the engine: what its files share (engine.c life and thread, engine_plan.c memory, engine_queue.c
- * requests and their hand-over between threads, engine_admit.c sequences, engine_step.c steps). */
+/* Inside the engine: what its files share (engine.c life and thread, engine_plan.c memory,
+ * engine_queue.c requests and their hand-over between threads, engine_admit.c sequences,
+ * engine_step.c steps). */
 #pragma once
 
 #include <pthread.h>
@@ -7,9 +8,9 @@
 #include "model/engine.h"
 #include "model/gpt.h"
 
-/* One running choice. Its tokens are history[0, n_history): the prompt, then what was sampled; keys and
- * values of the first n_computed are in its pages. While n_computed < n_prompt it prefills; then
- * it decodes, with exactly one token (the last) still to be computed. */
+/* One running choice. Its tokens are history[0, n_history): the prompt, then what was sampled; keys
+ * and values of the first n_computed are in its pages. While n_computed < n_prompt it prefills;
+ * then it decodes, with exactly one token (the last) still to be computed. */
 struct seq {
     struct engine_request *request; /* NULL: the slot is free */
     int32_t choice;
@@ -27,13 +28,15 @@ struct seq {
     int32_t out0, n_out;    /* its rows among the step's logits */
 };
 
-/* What a step hands to the device, and gets from it; one on the host, its twin on the device, laid out alike. */
+/* What a step hands to the device, and gets from it; one on the host, its twin on the device,
+ * laid out alike. */
 struct step_buffers {
     int32_t *tokens, *positions, *slots; /* [R] */
     int32_t *out_rows;                   /* [M] */
     struct span *spans;                  /* [max_seqs] */
     struct sample_request *requests;     /* [M] */
-    int32_t *words;                      /* page tables and changes of logits, as many as there are, by offsets */
+    int32_t *words;                      /* page tables and changes of logits,
+                                            as many as there are, by offsets */
     struct sample_out *outs;             /* [M] what comes back */
 };
 
@@ -43,7 +46,8 @@ struct step {
     int32_t *change_of;                  /* [V] scratch of sample_request_write */
 };
 
-/* Steps of up to so many rows, one of each sequence that decodes, are recorded where the device can. */
+/* Steps of up to so many rows, one of each sequence that decodes,
+ * are recorded where the device can. */
 enum { ENGINE_MAX_GRAPHS = 32 };
 
 struct request_list { struct engine_request *head, *tail; };
@@ -92,15 +96,16 @@ struct engine {
     pthread_t thread;
 };
 
-/* engine_plan.c: fills *e's sizes and the two plans for its options, choosing the KV pool's size; allocates and lays out.
- * Returns the engine's final place in its own arena. */
+/* engine_plan.c: fills *e's sizes and the two plans for its options, choosing the KV pool's size;
+ * allocates and lays out. Returns the engine's final place in its own arena. */
 struct engine *engine_allocate(struct engine *e, struct error *err) MUST_CHECK;
 void engine_release(struct engine *e);
 
 /* engine_queue.c */
 void request_list_push(struct request_list *l, struct engine_request *r);
 struct engine_request *request_list_pop(struct request_list *l);
-/* Moves new requests to `waiting`; sleeps while there is nothing to do. True: the engine is closing. */
+/* Moves new requests to `waiting`; sleeps while there is nothing to do. True:
+ * the engine is closing. */
 bool engine_collect(struct engine *e);
 /* Remembers to notify the request's owner after this step. */
 void engine_touch(struct engine *e, struct engine_request *r);
@@ -128,6 +133,7 @@ void engine_compact(struct engine *e);
 
 /* engine_step.c: one forward pass over what is active. */
 void engine_step(struct engine *e);
-/* Records steps of decoding, before the first step; a failure is the device's. And lets go of them. */
+/* Records steps of decoding, before the first step; a failure is the device's.
+ * And lets go of them. */
 void engine_record_steps(struct engine *e);
 void engine_free_recorded(struct engine *e);

@@ -21,8 +21,10 @@ static void layout_step_buffers(const struct engine *e, struct step_buffers *b, 
     b->out_rows = plan_take(plan, MEMORY_STAGING, "out_rows", e->max_logit_rows,
                             sizeof *b->out_rows);
     b->spans = plan_take(plan, MEMORY_STAGING, "spans", o->max_seqs, sizeof *b->spans);
-    b->requests = plan_take(plan, MEMORY_STAGING, "requests", e->max_logit_rows, sizeof *b->requests);
-    /* A sequence has one row a step at most of which a token is drawn; those that are scored change no logits. */
+    b->requests = plan_take(plan, MEMORY_STAGING, "requests", e->max_logit_rows,
+                            sizeof *b->requests);
+    /* A sequence has one row a step at most of which a token is drawn;
+     * those that are scored change no logits. */
     int64_t words = e->pages_per_seq + sample_max_words(e->gpt.config.vocab_size, o->max_context);
     b->words = plan_take(plan, MEMORY_STAGING, "words", o->max_seqs * words, sizeof *b->words);
     b->outs = plan_take(plan, MEMORY_STAGING, "outs", e->max_logit_rows, sizeof *b->outs);
@@ -62,7 +64,8 @@ static struct engine *layout_host(struct engine *e, struct plan *plan)
     if (layers) e->gpt.layers = layers;
     if (e->gpt.kept) {
         int64_t n_formats = 1 + e->gpt.config.n_layer;
-        struct weight_formats *kept = plan_take(plan, MEMORY_HOST, "formats", n_formats, sizeof *kept);
+        struct weight_formats *kept = plan_take(plan, MEMORY_HOST, "formats", n_formats,
+                                                sizeof *kept);
         if (kept) e->gpt.kept = memcpy(kept, e->gpt.kept, (size_t)n_formats * sizeof *kept);
         if (kept) e->options.formats = kept;
     }
@@ -113,13 +116,13 @@ static bool no_fit(const struct engine *e, int64_t total, struct error *err)
         c[i] = e->device_plan.component[i] + e->host_plan.component[i];
     return error_set(err, ERR_NO_FIT, "memory_budget",
                      "serving needs %lld bytes (weights %lld, kv_cache %lld for %d pages, "
-                     "activations %lld, logits %lld, workspace %lld, staging %lld, host %lld), which is %lld "
-                     "over the memory budget of %lld: raise it, or lower max_context (%lld), "
-                     "max_batch_tokens (%d) or max_seqs (%d)",
+                     "activations %lld, logits %lld, workspace %lld, staging %lld, host %lld), "
+                     "which is %lld over the memory budget of %lld: raise it, or lower max_context "
+                     "(%lld), max_batch_tokens (%d) or max_seqs (%d)",
                      (long long)total, (long long)c[MEMORY_WEIGHTS], (long long)c[MEMORY_KV_CACHE],
-                     e->kv.n_pages, (long long)c[MEMORY_ACTIVATIONS],
-                     (long long)c[MEMORY_LOGITS], (long long)c[MEMORY_WORKSPACE],
-                     (long long)c[MEMORY_STAGING], (long long)c[MEMORY_HOST], (long long)(total - e->options.memory_budget),
+                     e->kv.n_pages, (long long)c[MEMORY_ACTIVATIONS], (long long)c[MEMORY_LOGITS],
+                     (long long)c[MEMORY_WORKSPACE], (long long)c[MEMORY_STAGING],
+                     (long long)c[MEMORY_HOST], (long long)(total - e->options.memory_budget),
                      (long long)e->options.memory_budget, (long long)e->options.max_context,
                      e->options.max_batch_tokens, e->options.max_seqs);
 }
@@ -135,7 +138,8 @@ static bool choose_pages(struct engine *e, struct error *err)
     want = min_i64(want, MAX_KV_PAGES);
     if (want < 1)
         return error_set(err, ERR_NO_FIT, "kv_bytes",
-                         "the cache of keys and values is to have %lld bytes; one page of %d tokens takes %lld",
+                         "the cache of keys and values is to have %lld bytes; one page of %d "
+                         "tokens takes %lld",
                          (long long)o->kv_bytes, KV_PAGE_TOKENS, (long long)e->kv_page_bytes);
     int64_t least = min_i64(want, full);
     int64_t budget = o->memory_budget > 0 ? o->memory_budget : INT64_MAX - 1;
@@ -174,12 +178,14 @@ static bool resolve_options(struct engine *e, struct error *err)
                              (long long)ranges[i].value, (long long)ranges[i].min,
                              (long long)ranges[i].max);
     if (!gpt_type_is_served(o->dtype))
-        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; it must be f32, bf16, f16, q8_0 or q4_0",
+        return error_set(err, ERR_INVALID, "dtype",
+                         "dtype is %s; it must be f32, bf16, f16, q8_0 or q4_0",
                          dtype_info(o->dtype)->name);
     if (!gpt_keeps_formats(e->device)) o->formats = NULL;
     if (o->formats && o->dtype != DTYPE_BF16 && o->dtype != DTYPE_F16)
-        return error_set(err, ERR_INVALID, "dtype", "dtype is %s; beside matrices that stay quantized as the file "
-                         "has them it must be bf16 or f16", dtype_info(o->dtype)->name);
+        return error_set(err, ERR_INVALID, "dtype",
+                         "dtype is %s; beside matrices that stay quantized as the file has them it "
+                         "must be bf16 or f16", dtype_info(o->dtype)->name);
     if (o->max_context == 0) o->max_context = c->block_size;
     return true;
 }
@@ -217,8 +223,9 @@ static struct engine *allocate(struct engine *e, struct error *err)
     layout_device(e, &e->device_plan);
     e->device->ops->set_workspace(e->device, e->workspace, e->workspace_bytes);
     if (plan_matches(&e->host_plan) && plan_matches(&e->device_plan)) return self;
-    error_set(err, ERR_INTERNAL, NULL, "the memory plan and the allocation differ: planned %lld bytes "
-              "on the device and %lld on the host, took %lld and %lld; this is a bug of gptd on %s",
+    error_set(err, ERR_INTERNAL, NULL,
+              "the memory plan and the allocation differ: planned %lld bytes on the device and "
+              "%lld on the host, took %lld and %lld; this is a bug of gptd on %s",
               (long long)e->device_plan.planned, (long long)e->host_plan.planned,
               (long long)e->device_plan.total, (long long)e->host_plan.total, e->device->name);
     plan_release(e->device, e->host_arena, e->device_arena, e->device_plan.planned);

@@ -2,8 +2,8 @@
  *
  * In: a locked inbox, which the engine empties once a step. Out: release stores that the owner
  * reads without a lock, then one `notify` per request and step. When a request ends, the engine
- * stores DONE, calls notify a last time and posts `released`; engine_request_free waits for that post,
- * so an owner that sees DONE early (before notify has returned) can free at once. */
+ * stores DONE, calls notify a last time and posts `released`; engine_request_free waits for that
+ * post, so an owner that sees DONE early (before notify has returned) can free at once. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,7 +66,8 @@ static bool check_stops(const struct engine *e, const struct engine_params *p, s
                              "stop string %d has %zu bytes; it must have 1 to %d", i,
                              p->stops.at[i].n, STOP_MAX_BYTES);
     if (p->n_stop_ids < 0 || p->n_stop_ids > SAMPLE_MAX_STOP_IDS)
-        return error_set(err, ERR_INVALID, "stop_ids", "there are %d stop ids; 0 to %d are possible",
+        return error_set(err, ERR_INVALID, "stop_ids",
+                         "there are %d stop ids; 0 to %d are possible",
                          p->n_stop_ids, SAMPLE_MAX_STOP_IDS);
     return true;
 }

@@ -48,8 +48,9 @@ static void add_request(struct engine *e, const struct seq *s, int32_t pos, int3
         .stop_ids = p->stop_ids,
         .n_stop_ids = p->n_stop_ids,
     };
-    step->n_words += sample_request_write(&row, e->gpt.config.vocab_size, step->change_of, step->host.words,
-                                          step->n_words, &step->host.requests[step->n_out++]);
+    step->n_words += sample_request_write(&row, e->gpt.config.vocab_size, step->change_of,
+                                          step->host.words, step->n_words,
+                                          &step->host.requests[step->n_out++]);
 }
 
 /* Pages for the tokens [0, n). They were reserved at admission. */
@@ -137,7 +138,8 @@ static void upload_step(struct engine *e)
 }
 
 /* From what was uploaded to the tokens. */
-static void compute(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n_out, int32_t max_keys)
+static void compute(struct engine *e, int32_t n_rows, int32_t n_spans, int32_t n_out,
+                    int32_t max_keys)
 {
     const struct step_buffers *d = &e->step.device;
     struct batch batch = {
@@ -179,7 +181,8 @@ void engine_free_recorded(struct engine *e)
 static struct device_graph *recorded_step(const struct engine *e)
 {
     const struct step *s = &e->step;
-    if (s->n_rows != s->n_spans || s->n_rows != s->n_out || s->n_rows > ENGINE_MAX_GRAPHS) return NULL;
+    if (s->n_rows != s->n_spans || s->n_rows != s->n_out || s->n_rows > ENGINE_MAX_GRAPHS)
+        return NULL;
     return e->graphs[s->n_rows - 1];
 }
 
@@ -192,7 +195,8 @@ static bool run(struct engine *e, struct error *err)
     if (recorded) ops->graph_launch(e->device, recorded);
     else compute(e, s->n_rows, s->n_spans, s->n_out, s->max_keys);
     if (s->n_out > 0)
-        ops->download(e->device, s->host.outs, s->device.outs, (size_t)s->n_out * sizeof *s->host.outs);
+        ops->download(e->device, s->host.outs, s->device.outs,
+                      (size_t)s->n_out * sizeof *s->host.outs);
     return ops->sync(e->device, err);
 }
 
@@ -250,7 +254,8 @@ static void append_token(struct engine *e, struct seq *s, const struct sample_ou
 }
 
 /* at: the position that was scored. */
-static void store_score(struct engine *e, struct engine_request *r, int32_t at, const struct sample_out *out)
+static void store_score(struct engine *e, struct engine_request *r, int32_t at,
+                        const struct sample_out *out)
 {
     int32_t n_top = r->params.n_top;
     r->prompt_scores[at] = (struct token_logprob){.id = out->id, .logprob = out->logprob};

@@ -21,8 +21,8 @@ struct evaluator;
 struct evaluator_options {
     const struct checkpoint *checkpoint;
     enum dtype dtype;        /* f32, bf16, q8_0 or q4_0 */
-    bool keep_formats;       /* with bf16 or f16: quantized matrices stay as they are in the file, where the
-                                device keeps them */
+    bool keep_formats;       /* with bf16 or f16: quantized matrices stay as they
+                                are in the file, where the device keeps them */
     enum dtype kv_dtype;     /* as in struct engine_options */
     int64_t max_sequence;    /* tokens of a sequence, at most: its keys and values must fit */
     int64_t memory_budget;   /* 0: none */

@@ -78,8 +78,9 @@ bool gpt_kv_type(const struct gpt *g, enum dtype asked, const struct device *d, 
 {
     *out = asked == KV_AUTO ? g->dtype : asked;
     if (*out == g->dtype || d->ops->keeps_kv_in(d, *out, g->dtype)) return true;
-    return error_set(err, ERR_UNSUPPORTED, "kv_dtype", "%s keeps keys and values in the type that it computes in, "
-                     "%s, not in %s: say auto (or --device cpu)", d->name,
+    return error_set(err, ERR_UNSUPPORTED, "kv_dtype",
+                     "%s keeps keys and values in the type that it computes in, %s, not in %s: say "
+                     "auto (or --device cpu)", d->name,
                      dtype_info(g->dtype)->name, dtype_info(*out)->name);
 }
 
@@ -138,7 +139,8 @@ static void layout_all(struct gpt *g, const struct layout *at)
     g->wpe = take_vector(at, WEIGHT_POSITION_EMBEDDING);
     g->rope = NULL;
     if (c->pos_encoding == POS_ROPE && at->component == MEMORY_WEIGHTS)
-        g->rope = plan_take(plan, at->component, "rope", g->max_context * c->head_dim, sizeof(float));
+        g->rope = plan_take(plan, at->component, "rope", g->max_context * c->head_dim,
+                            sizeof(float));
     for (int64_t i = 0; i < c->n_layer; i++) {
         plan->layer = (int32_t)i;
         layer_layout(&g->layers[i], at);
@@ -296,7 +298,8 @@ static void load_vector(struct load *load, const float *at, enum weight_role rol
     for (int64_t row = 0; row < n_out && !load->failed; row += step) {
         int64_t n = min_i64(step, n_out - row);
         checkpoint_read_rows(load->ck, role, layer, row, n, load->staging);
-        load->failed = !gpt_upload(load->d, (float *)at + row * n_in, load->staging, n * n_in, load->err);
+        load->failed = !gpt_upload(load->d, (float *)at + row * n_in, load->staging, n * n_in,
+                                   load->err);
     }
 }
 
@@ -329,7 +332,8 @@ static float rope_inverse_frequency(const struct gpt_config *c, int64_t i)
     float context = (float)c->rope_original_context;
     if (wavelength < context / c->rope_high_freq) return f;
     if (wavelength > context / c->rope_low_freq) return f / c->rope_factor;
-    float smooth = (context / wavelength - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
+    float smooth = (context / wavelength - c->rope_low_freq) /
+                   (c->rope_high_freq - c->rope_low_freq);
     return (1.0f - smooth) * f / c->rope_factor + smooth * f;
 }
 
@@ -412,8 +416,8 @@ struct random_key gpt_random_key(struct random_key block_key, enum gpt_random_pl
     return block_key;
 }
 
-/* x_out = x_in + dropout(h W^T + bias), in place where x_in is x_out. Without dropout the addition is
- * the product's own epilogue; training with dropout goes through `scratch` [R, C] f32. */
+/* x_out = x_in + dropout(h W^T + bias), in place where x_in is x_out. Without dropout the addition
+ * is the product's own epilogue; training with dropout goes through `scratch` [R, C] f32. */
 static void add_branch(const struct gpt_block *t, struct device *d, struct tensor x_out,
                        struct tensor x_in, struct tensor h, const struct matrix *w,
                        const float *bias, enum gpt_random_place place)
@@ -451,8 +455,8 @@ static void norm_matmul(struct device *d, const struct gpt_block *t, struct tens
     if (m->gate_up.data) d->ops->swiglu(d, out, m->gate_up);
 }
 
-/* mlp = act(norm(x_mid) W^T + bias). What goes into the activation is rounded to the activation type either
- * way, so fusing it into the product changes no bit. */
+/* mlp = act(norm(x_mid) W^T + bias). What goes into the activation is rounded to the activation
+ * type either way, so fusing it into the product changes no bit. */
 static void mlp_up(const struct gpt *g, int32_t layer, const struct gpt_block *t, struct device *d,
                    const struct gpt_observer *observer)
 {

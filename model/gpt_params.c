@@ -115,8 +115,8 @@ static bool is_norm_weight(enum weight_role role)
 }
 
 /* The rows as they start, to host memory. Each weight has a stream of its own. */
-static void fill_rows(struct device *d, const struct gpt_config *c, const struct gpt_param *p, uint64_t seed,
-                      int64_t row0, int64_t n_rows, float *rows)
+static void fill_rows(struct device *d, const struct gpt_config *c, const struct gpt_param *p,
+                      uint64_t seed, int64_t row0, int64_t n_rows, float *rows)
 {
     float std = init_std(c, p->role), constant = is_norm_weight(p->role) ? 1.0f : 0.0f;
     uint64_t stream = seed * 0x9E3779B97F4A7C15u + (uint64_t)p->role * CONFIG_MAX_LAYER +
@@ -144,7 +144,8 @@ bool gpt_init(struct gpt *g, struct device *d, uint64_t seed, float *staging, st
             int64_t n = min_i64(step, p.n_out - row);
             fill_rows(d, &g->config, &p, seed, row, n, staging);
             if (p.matrix) d->ops->matrix_write(d, p.matrix, row, n, staging);
-            else if (!gpt_upload(d, p.vector + row * p.n_in, staging, n * p.n_in, err)) return false;
+            else if (!gpt_upload(d, p.vector + row * p.n_in, staging, n * p.n_in, err))
+                return false;
         }
     }
     return gpt_write_rope(g, d, staging, err) && d->ops->sync(d, err);

@@ -1,5 +1,5 @@
-/* Forward keeping, loss, backward: see gpt_train.h. The backward pass reads the forward pass from its end to its
- * beginning; each product's two gradients are dW = dY^T X and dX = dY W. */
+/* Forward keeping, loss, backward: see gpt_train.h. The backward pass reads the forward pass from
+ * its end to its beginning; each product's two gradients are dW = dY^T X and dX = dY W. */
 #include "model/gpt_train.h"
 
 #include <string.h>
@@ -92,7 +92,8 @@ static void backward_mlp_layout(struct gpt_train *t, const struct device *d, str
     t->dup = take(plan, "dup", t->gpt->dtype, R, up_cols(c));
 }
 
-static void backward_attention_layout(struct gpt_train *t, const struct device *d, struct plan *plan)
+static void backward_attention_layout(struct gpt_train *t, const struct device *d,
+                                      struct plan *plan)
 {
     const struct gpt_config *c = &t->gpt->config;
     enum dtype act = t->gpt->dtype;
@@ -118,7 +119,8 @@ static void shared_layout(struct gpt_train *t, const struct device *d, struct pl
     s->x_out = take(plan, "x_out", DTYPE_F32, R, c->n_embd); /* of the last block */
     t->dx = take(plan, "dx", DTYPE_F32, R, c->n_embd);
     t->dh = take(plan, "dh", DTYPE_F32, R, c->n_embd);
-    t->dy = take(plan, "dy", act, R, c->n_embd); /* a norm leaves it for the branch before: across all below */
+    /* a norm leaves it for the branch before: across all below */
+    t->dy = take(plan, "dy", act, R, c->n_embd);
     t->losses = plan_take(plan, MEMORY_ACTIVATIONS, "losses", R, sizeof *t->losses);
     plan_share_begin(plan, LIFE_FORWARD);
     s->qkv = take(plan, "qkv", DTYPE_F32, R, qkv_cols(c));
@@ -289,8 +291,8 @@ static void forward(struct gpt_train *t, struct device *d, const struct gpt_micr
 
 /* ---- loss ---- */
 
-/* Logits of `loss_rows` rows at a time: the B T V logits never exist. With `backward` the gradient goes to dh
- * and to the head's weights. */
+/* Logits of `loss_rows` rows at a time: the B T V logits never exist. With `backward` the gradient
+ * goes to dh and to the head's weights. */
 static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
                  const struct loss_options *o, bool backward)
 {
@@ -305,7 +307,8 @@ static void loss(struct gpt_train *t, struct device *d, const struct gpt_micro_b
         d->ops->matmul(d, logits, h, &g->lm_head, g->lm_head_bias, EPILOGUE_NONE);
         d->train->cross_entropy(d, dlogits, logits, m->targets + row, o, t->losses + row);
         if (!backward) continue;
-        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h, (struct random_key){0});
+        d->train->matmul_backward_w(d, dw, t->grads.lm_head_bias, dlogits, h,
+                                    (struct random_key){0});
         d->train->matmul_backward_x(d, rows_of(t->dh, row, rows), dlogits, &g->lm_head);
     }
 }
@@ -329,8 +332,10 @@ static void recompute_block(struct gpt_train *t, struct device *d, const struct 
     gpt_mlp_activation(g, block, d);
 }
 
-/* What a norm's backward pass leaves for layer i's MLP, the branch that ends before the next layer begins. */
-static struct branch_gradient mlp_gradient(const struct gpt_train *t, const struct gpt_micro_batch *m, int64_t i)
+/* What a norm's backward pass leaves for layer i's MLP,
+ * the branch that ends before the next layer begins. */
+static struct branch_gradient mlp_gradient(const struct gpt_train *t,
+                                           const struct gpt_micro_batch *m, int64_t i)
 {
     return (struct branch_gradient){
         .dy = rows_of(t->dy, 0, m->batch.n_rows),
@@ -340,8 +345,8 @@ static struct branch_gradient mlp_gradient(const struct gpt_train *t, const stru
 }
 
 /* Likewise for its attention. */
-static struct branch_gradient attention_gradient(const struct gpt_train *t, const struct gpt_micro_batch *m,
-                                                 int64_t i)
+static struct branch_gradient attention_gradient(const struct gpt_train *t,
+                                                 const struct gpt_micro_batch *m, int64_t i)
 {
     return (struct branch_gradient){
         .dy = rows_of(t->dy, 0, m->batch.n_rows),
@@ -357,7 +362,8 @@ static void backward_activation(struct gpt_train *t, struct device *d, const str
     const struct device_train_ops *ops = d->train;
     enum mlp_type type = t->gpt->config.mlp_type;
     int64_t n = b->x_in.rows;
-    struct tensor dy = rows_of(t->dy, 0, n), dmlp = rows_of(t->dmlp, 0, n), dup = rows_of(t->dup, 0, n);
+    struct tensor dy = rows_of(t->dy, 0, n), dmlp = rows_of(t->dmlp, 0, n);
+    struct tensor dup = rows_of(t->dup, 0, n);
     if (!dmlp.data) {
         ops->matmul_gelu_backward(d, dup, dy, mlp_down, b->up, type == MLP_GELU_EXACT);
         return;
@@ -390,8 +396,9 @@ static void backward_mlp(struct gpt_train *t, struct device *d, const struct gpt
 }
 
 /* dx becomes the gradient of x_in. */
-static void backward_attention(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m,
-                               const struct gpt_block *b, int64_t i)
+static void backward_attention(struct gpt_train *t, struct device *d,
+                               const struct gpt_micro_batch *m, const struct gpt_block *b,
+                               int64_t i)
 {
     const struct device_train_ops *ops = d->train;
     const struct gpt_layer *l = &t->gpt->layers[i];
@@ -456,7 +463,8 @@ void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_m
 
 void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m)
 {
-    struct loss_options o = {&m->scalars->grad_scale, t->options.label_smoothing, t->options.z_loss};
+    struct loss_options o = {&m->scalars->grad_scale, t->options.label_smoothing,
+                             t->options.z_loss};
     loss(t, d, m, &o, true);
     backward(t, d, m);
 }
@@ -474,8 +482,8 @@ void gpt_train_evaluate(struct gpt_train *t, struct device *d, const struct gpt_
     loss(t, d, m, &(struct loss_options){0}, false);
 }
 
-/* Gradients follow each other in the plan, up to the rounding of where they begin: runs of them are zeroed at
- * once. */
+/* Gradients follow each other in the plan, up to the rounding of where they begin:
+ * runs of them are zeroed at once. */
 void gpt_train_zero_grads(struct gpt_train *t, struct device *d)
 {
     uint8_t *begin = NULL, *end = NULL; /* of the run */

@@ -1,6 +1,7 @@
-/* Training the GPT: the same forward pass as serving (gpt_block_forward), keeping what the backward pass
- * needs, and the backward pass itself. One micro-batch at a time; gradients add up until the
- * optimizer takes them, in f32 or, those of the blocks' matrices, in bf16 with stochastic rounding. Nothing is allocated here: all buffers come from the plan.
+/* Training the GPT: the same forward pass as serving (gpt_block_forward), keeping what the backward
+ * pass needs, and the backward pass itself. One micro-batch at a time; gradients add up until the
+ * optimizer takes them, in f32 or, those of the blocks' matrices, in bf16 with stochastic rounding.
+ * Nothing is allocated here: all buffers come from the plan.
  *
  * What is kept of a layer, per token (bf16 | f32 activations, bytes; C width, F feed-forward):
  *   none       x_in, x_mid f32; normed twice, q k v, attention, log-sums, before and after the
@@ -45,26 +46,28 @@ struct gpt_train {
     struct tensor dmlp;         /* [R, F] f32; none where dup is computed at once */
     struct tensor dup;          /* [R, F] or [R, 2F] act */
     struct tensor dattn;        /* [R, H K] f32; act where the device writes it */
-    struct tensor dqkv;         /* [R, (H + 2G) K] f32, before the rotation is undone; or dqkv_act */
+    struct tensor dqkv;         /* [R, (H + 2G) K] f32, before the
+                                   rotation is undone; or dqkv_act */
     struct tensor dqkv_act;     /* the same, act */
     struct loss_row *losses;    /* [R] */
 };
 
 /* Pages that a micro-batch of these sizes may need. */
 int64_t gpt_train_pages(const struct gpt_train_options *o);
-/* Lays out gradients, kept activations, shared buffers. t->gpt, t->options, t->grads.layers [L] and t->blocks
- * [L] (zeroed) must be set. The workspace is the caller's: device_train_ops.workspace_bytes. */
+/* Lays out gradients, kept activations, shared buffers. t->gpt, t->options, t->grads.layers [L] and
+ * t->blocks [L] (zeroed) must be set. The workspace is the caller's:
+ * device_train_ops.workspace_bytes. */
 void gpt_train_layout(struct gpt_train *t, const struct device *d, struct plan *plan);
 
-/* What else changes from micro-batch to micro-batch. It goes to the device with the rows: a recorded pass finds all
- * that is new in device memory. */
+/* What else changes from micro-batch to micro-batch. It goes to the device with the rows: a
+ * recorded pass finds all that is new in device memory. */
 struct gpt_micro_scalars {
     uint64_t random_key; /* of dropout and rounding; differs per step and micro-batch */
     float grad_scale;    /* 1 / targets of the whole step, times any loss scale */
 };
 
-/* The rows of a micro-batch: spans (a document, or a part of one) that each begin at position 0 and see only
- * themselves. One on the host to fill, its twin on the device. */
+/* The rows of a micro-batch: spans (a document, or a part of one) that each begin at position 0 and
+ * see only themselves. One on the host to fill, its twin on the device. */
 struct gpt_rows {
     struct gpt_micro_scalars *scalars;   /* [1] */
     int32_t *tokens, *positions, *slots; /* [R] */
@@ -87,10 +90,11 @@ struct gpt_micro_batch {
 struct gpt_micro_batch gpt_rows_upload(const struct gpt_rows *host, const struct gpt_rows *device,
                                        struct device *d);
 
-/* Forward and backward: adds this micro-batch's share to the gradients and leaves each row's loss in t->losses
- * (device memory). */
+/* Forward and backward: adds this micro-batch's share to the gradients and leaves each row's
+ * loss in t->losses (device memory). */
 void gpt_train_micro_step(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
-/* Its two halves: what the second needs of the first is in t->blocks, t->shared.x_out and t->h_final. */
+/* Its two halves: what the second needs of the first is in t->blocks,
+ * t->shared.x_out and t->h_final. */
 void gpt_train_forward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 void gpt_train_backward(struct gpt_train *t, struct device *d, const struct gpt_micro_batch *m);
 /* Forward only, without dropout, smoothing or z-loss: each row's loss in t->losses. */

@@ -1,7 +1,7 @@
 /* The KV pool: see kv_pool.h. The index is a hash table of pages chained through the pages
- * themselves, and a forest: every indexed page knows its parent and its indexed children. Only cached
- * leaves can be evicted, the least recently released first; that there always is one where a page is
- * promised follows from invariant 5 (below any cached page there are only cached pages). */
+ * themselves, and a forest: every indexed page knows its parent and its indexed children. Only
+ * cached leaves can be evicted, the least recently released first; that there always is one where a
+ * page is promised follows from invariant 5 (below any cached page there are only cached pages). */
 #include "model/kv_pool.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
-/* The loss's factor while gradients are computed, so that those of a 16-bit type with a narrow range
- * (f16) do not vanish (Micikevicius et al. 2018). A step whose gradients are not finite changes no
- * weight: it is skipped, and the factor halves. A power of two changes no bit of gradients that f32
- * or bf16 holds.
+/* The loss's factor while gradients are computed, so that those of a 16-bit type with a narrow
+ * range (f16) do not vanish (Micikevicius et al. 2018). A step whose gradients are not finite
+ * changes no weight: it is skipped, and the factor halves. A power of two changes no bit of
+ * gradients that f32 or bf16 holds.
  *
  * What it is follows from the steps alone and goes with a checkpoint. */
 #pragma once
@@ -29,6 +29,6 @@ struct loss_scale {
 struct loss_scale loss_scale_begin(double option, enum dtype dtype);
 /* What the loss is multiplied by: 1 when off. */
 double loss_scale_factor(const struct loss_scale *s);
-/* After a step's gradients: were they finite? Not for a scale that is off. ERR_INVALID when they are
- * not, at a scale that cannot be halved any more. */
+/* After a step's gradients: were they finite? Not for a scale that is off. ERR_INVALID when they
+ * are not, at a scale that cannot be halved any more. */
 bool loss_scale_update(struct loss_scale *s, bool finite, struct error *err) MUST_CHECK;

@@ -2,10 +2,10 @@
  *
  *   (float)(sqrt(-2 ln u) cos(2 pi v))            Box and Muller 1958
  *
- * with u = (word 0 + 1) / (2^32 + 1), v = word 1 / 2^32 of Philox4x32-10 (model/sampler.h) at counter {i low, i high,
- * 0, 0}. Plain C, which compilers turn into the vectors of the file that includes this: no branch in a loop, no call,
- * and operations of f64 that IEEE 754 rounds one way only. So the bits are the same on every instruction set, and with
- * every C library. */
+ * with u = (word 0 + 1) / (2^32 + 1), v = word 1 / 2^32 of Philox4x32-10 (model/sampler.h) at
+ * counter {i low, i high, 0, 0}. Plain C, which compilers turn into the vectors of the file that
+ * includes this: no branch in a loop, no call, and operations of f64 that IEEE 754 rounds one way
+ * only. So the bits are the same on every instruction set, and with every C library. */
 #pragma once
 
 #include <math.h>
@@ -17,11 +17,13 @@ enum { NORMAL_BLOCK = 256 };
 union normal_word { double f; uint64_t u; };
 
 /* Words 0 and 1 of NORMAL_BLOCK counters. */
-static void normal_words(uint32_t *restrict u, uint32_t *restrict v, const uint32_t key[2], uint64_t first)
+static void normal_words(uint32_t *restrict u, uint32_t *restrict v, const uint32_t key[2],
+                         uint64_t first)
 {
     for (int i = 0; i < NORMAL_BLOCK; i++) {
         uint64_t at = first + (uint64_t)i;
-        uint32_t c0 = (uint32_t)at, c1 = (uint32_t)(at >> 32), c2 = 0, c3 = 0, k0 = key[0], k1 = key[1];
+        uint32_t c0 = (uint32_t)at, c1 = (uint32_t)(at >> 32), c2 = 0, c3 = 0;
+        uint32_t k0 = key[0], k1 = key[1];
 #pragma GCC unroll 10
         for (int round = 0; round < 10; round++) {
             uint64_t a = (uint64_t)0xD2511F53u * c0, b = (uint64_t)0xCD9E8D57u * c2;
@@ -61,7 +63,8 @@ static inline double normal_log(double x)
     return e * 0x1.62E42FEFA38p-1 + (e * 0x1.EF35793C7673p-45 + (2 * s + 2 * s * z * r));
 }
 
-/* cos(2 pi w / 2^32): of the nearest quarter turn, and by the series of the angle from there, at most pi/4. */
+/* cos(2 pi w / 2^32): of the nearest quarter turn, and by the series of the angle from there,
+ * at most pi/4. */
 static inline double normal_cos(uint32_t w)
 {
     uint32_t quarter = (w + 0x20000000u) >> 30;

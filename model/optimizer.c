@@ -27,8 +27,8 @@ static int64_t n_elements(const struct device *d, const struct adamw_tensor *t)
     return d->ops->matrix_bytes(d, DTYPE_F32, t->n_out, t->n_in) / dtype_bytes(DTYPE_F32, 1);
 }
 
-/* A rare token's row has moments far below those of its neighbours in a block of 8 bits: what is lost there
- * would be all of it. bf16 keeps each to its own scale. */
+/* A rare token's row has moments far below those of its neighbours in a block of 8 bits: what is
+ * lost there would be all of it. bf16 keeps each to its own scale. */
 static enum moment_format moments_of(const struct optimizer_options *o, const struct gpt_param *p)
 {
     if (o->moments != MOMENT_Q8) return o->moments;

@@ -119,7 +119,8 @@ static void *alloc_host(struct device *d, int64_t bytes, struct error *err)
     if (d->ops->alloc_host) return d->ops->alloc_host(d, (size_t)bytes, err);
     void *p = aligned_alloc(DEVICE_ALIGN, (size_t)bytes);
     if (!p)
-        error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory", (long long)bytes);
+        error_set(err, ERR_MEMORY, NULL, "the allocator refused %lld bytes of host memory",
+                  (long long)bytes);
     return p;
 }
 

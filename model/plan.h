@@ -1,7 +1,7 @@
-/* The memory plan: a list of every tensor and buffer of a run, which is also the layout of the arena it
- * lives in. One function lays a thing out by calling plan_take for each piece; run once with
- * base = NULL it answers "how many bytes, of what?", run again with the arena it hands out
- * the very same pieces. So the plan is the allocation.
+/* The memory plan: a list of every tensor and buffer of a run, which is also the layout of the
+ * arena it lives in. One function lays a thing out by calling plan_take for each piece; run once
+ * with base = NULL it answers "how many bytes, of what?", run again with the arena it hands out the
+ * very same pieces. So the plan is the allocation.
  *
  *     struct plan plan;
  *     plan_init(&plan);
@@ -74,7 +74,8 @@ struct plan {
     uint8_t *base;   /* NULL while planning */
     int64_t total;   /* bytes so far, each piece rounded up to DEVICE_ALIGN */
     int64_t planned; /* total of the first pass, for plan_matches */
-    /* By component; they sum to total. Of pieces that share bytes the side that takes most counts. */
+    /* By component; they sum to total. Of pieces that share bytes the side that takes most
+     * counts. */
     int64_t component[N_MEMORY_COMPONENTS];
     bool overflow;   /* a size did not fit 63 bits */
     int32_t layer;   /* whose pieces are being taken, set by the layout; -1: no layer's */
@@ -108,9 +109,9 @@ struct memory_plan {
 bool plan_sum(const struct plan *host, const struct plan *device, int64_t data_bytes,
               struct memory_plan *out) MUST_CHECK;
 
-/* The two arenas of a run, zeroed, for plans whose first pass is done; begins the second pass over them. The
- * host's is page-locked where the device tells the difference, since it holds what is copied in every step. On failure
- * nothing is held. */
+/* The two arenas of a run, zeroed, for plans whose first pass is done; begins the second pass over
+ * them. The host's is page-locked where the device tells the difference, since it holds what is
+ * copied in every step. On failure nothing is held. */
 struct device;
 bool plan_alloc(struct plan *host, struct plan *device, struct device *d, void **host_arena,
                 void **device_arena, struct error *err) MUST_CHECK;

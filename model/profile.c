@@ -41,7 +41,10 @@ struct profile {
 };
 
 static struct profile *profile_of(struct device *d) { return (struct profile *)d; }
-static struct device *inner_of(const struct device *d) { return ((const struct profile *)d)->inner; }
+static struct device *inner_of(const struct device *d)
+{
+    return ((const struct profile *)d)->inner;
+}
 
 static int64_t cpu_ns(void)
 {
@@ -105,7 +108,10 @@ static double bytes_of(enum dtype dtype, int64_t n)
     return (double)n * info->block_bytes / info->block;
 }
 
-static double tensor_bytes(struct tensor t) { return t.data ? bytes_of(t.dtype, t.rows * t.cols) : 0; }
+static double tensor_bytes(struct tensor t)
+{
+    return t.data ? bytes_of(t.dtype, t.rows * t.cols) : 0;
+}
 
 static double matrix_bytes(const struct device *d, const struct matrix *w)
 {
@@ -294,8 +300,9 @@ static void kv_write(struct device *d, struct tensor qkv, const struct batch *b,
 }
 
 /* Forward attention's cost over the cache; the operation itself is run by who calls. */
-static struct cost attention_cost(const char *name, struct device *d, struct tensor out, const struct batch *b,
-                                  const struct attention *a, enum dtype cache)
+static struct cost attention_cost(const char *name, struct device *d, struct tensor out,
+                                  const struct batch *b, const struct attention *a,
+                                  enum dtype cache)
 {
     double pairs, keys, heads = (double)a->n_head * a->head_dim;
     count_keys(d, b, &pairs, &keys);
@@ -313,8 +320,9 @@ static void attention(struct device *d, struct tensor out, struct tensor qkv, co
     end(d, t, c);
 }
 
-static void kv_attention(struct device *d, struct tensor out, struct tensor qkv, const struct batch *b,
-                         const struct attention *a, const struct kv_cache *kv, int32_t layer)
+static void kv_attention(struct device *d, struct tensor out, struct tensor qkv,
+                         const struct batch *b, const struct attention *a,
+                         const struct kv_cache *kv, int32_t layer)
 {
     struct cost c = attention_cost("kv_attention", d, out, b, a, kv->dtype);
     struct moment t = begin(d);
@@ -331,8 +339,8 @@ static void gather(struct device *d, struct tensor out, struct tensor x, const i
     end(d, t, (struct cost){.name = "gather", .bytes = 2 * tensor_bytes(out)});
 }
 
-static void sample(struct device *d, struct tensor logits, const struct sample_request *requests, int32_t *words,
-                   struct sample_out *out)
+static void sample(struct device *d, struct tensor logits, const struct sample_request *requests,
+                   int32_t *words, struct sample_out *out)
 {
     struct moment t = begin(d);
     inner_of(d)->ops->sample(inner_of(d), logits, requests, words, out);
@@ -358,7 +366,8 @@ static void zero(struct device *d, void *p, int64_t bytes)
     end(d, t, (struct cost){.name = "zero", .bytes = (double)bytes});
 }
 
-static void normal(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first, float std)
+static void normal(struct device *d, float *out, int64_t n, const uint32_t key[2], int64_t first,
+                   float std)
 {
     struct moment t = begin(d);
     inner_of(d)->train->normal(inner_of(d), out, n, key, first, std);
@@ -458,9 +467,9 @@ static void attention_backward(struct device *d, struct tensor dqkv, struct tens
                                      + tensor_bytes(out)});
 }
 
-static void rope_backward(struct device *d, struct tensor out, struct tensor dqkv, struct tensor qkv_pre,
-                          float *dq_norm, float *dk_norm, const struct batch *b,
-                          const struct attention *a)
+static void rope_backward(struct device *d, struct tensor out, struct tensor dqkv,
+                          struct tensor qkv_pre, float *dq_norm, float *dk_norm,
+                          const struct batch *b, const struct attention *a)
 {
     bool works = a->rope || a->q_norm || out.data != dqkv.data;
     struct moment t = begin(d);
@@ -488,8 +497,8 @@ static void cross_entropy(struct device *d, struct tensor dlogits, struct tensor
                             .bytes = tensor_bytes(logits) + tensor_bytes(dlogits)});
 }
 
-static void grad_squares(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n,
-                         double *sum)
+static void grad_squares(struct device *d, const struct adamw_tensor *w, const bool *skip,
+                         int64_t n, double *sum)
 {
     struct moment t = begin(d);
     inner_of(d)->train->grad_squares(inner_of(d), w, skip, n, sum);
@@ -567,8 +576,8 @@ static void print_entry(const struct profile *p, const struct entry *e, double t
     else
         snprintf(name, sizeof name, "%s", c->name);
     fprintf(to, "%-36s %8lld %12.3f %12.3f %6.1f %8.2f %9.1f %6.0f\n", name, (long long)e->calls,
-            s * 1e3, (double)e->cpu_ns / 1e6, 100 * s / total, c->bytes / s / 1e9, c->flops / s / 1e9,
-            100 * least_seconds(p, c) / s);
+            s * 1e3, (double)e->cpu_ns / 1e6, 100 * s / total, c->bytes / s / 1e9,
+            c->flops / s / 1e9, 100 * least_seconds(p, c) / s);
 }
 
 void profile_print(const struct device *profile, FILE *to)
@@ -578,8 +587,10 @@ void profile_print(const struct device *profile, FILE *to)
     double total = (double)max_i64(1, p->ended_ns - p->begun_ns) / 1e9, inside = 0;
     memcpy(sorted, p->entries, (size_t)p->n * sizeof *sorted);
     qsort(sorted, (size_t)p->n, sizeof *sorted, by_time);
-    fprintf(to, "%s; limits measured at start: %.1f GB/s read from memory, %.1f GFLOP/s in f32, "
-            "%.1f in 16 bits\n", description(profile), p->bytes_per_s / 1e9, p->flops_per_s[0] / 1e9,
+    fprintf(to,
+            "%s; limits measured at start: %.1f GB/s read from memory, %.1f GFLOP/s in f32, "
+            "%.1f in 16 bits\n",
+            description(profile), p->bytes_per_s / 1e9, p->flops_per_s[0] / 1e9,
             p->flops_per_s[1] / 1e9);
     fprintf(to, "%-36s %8s %12s %12s %6s %8s %9s %6s\n", "operation", "calls", "ms", "CPU ms",
             "%", "GB/s", "GFLOP/s", "% lim");
@@ -587,8 +598,8 @@ void profile_print(const struct device *profile, FILE *to)
         print_entry(p, &sorted[i], total, to);
         inside += (double)sorted[i].ns / 1e9;
     }
-    fprintf(to, "%-36s %8s %12.3f %12s %6.1f\n", "between operations", "", (total - inside) * 1e3, "",
-            100 * (1 - inside / total));
+    fprintf(to, "%-36s %8s %12.3f %12s %6.1f\n", "between operations", "", (total - inside) * 1e3,
+            "", 100 * (1 - inside / total));
     fflush(to);
 }
 

@@ -1,5 +1,5 @@
-/* Sampling parameters, the counter-based generator, and requests as devices read them: see sampler.h. Turning
- * logits into a token is the device's `sample` operation. */
+/* Sampling parameters, the counter-based generator, and requests as devices read them: see
+ * sampler.h. Turning logits into a token is the device's `sample` operation. */
 #include "model/sampler.h"
 
 #include <math.h>
@@ -70,7 +70,8 @@ bool sample_params_check(const struct sample_params *p, int64_t vocab_size, stru
     return check_bias(p, vocab_size, err);
 }
 
-/* Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 4.2. */
+/* Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
+ * section 4.2. */
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
 {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
@@ -133,7 +134,8 @@ static struct logit_change *change_of(struct change_list *l, int32_t id)
 static void collect_changes(struct change_list *l, const struct sample_row *row)
 {
     const struct sample_params *p = row->params;
-    bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+    bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 ||
+                     p->frequency_penalty != 0;
     for (int32_t i = 0; penalties && i < row->n_history; i++) {
         struct logit_change *c = change_of(l, row->history[i]);
         c->n_output = (int32_t)max_i64(c->n_output, 0) + (i >= row->n_prompt);
@@ -145,11 +147,12 @@ static void collect_changes(struct change_list *l, const struct sample_row *row)
     for (int32_t i = 0; i < l->n; i++) l->entry_of[l->at[i].id] = 0;
 }
 
-int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of, int32_t *words,
-                             int32_t at, struct sample_request *out)
+int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of,
+                             int32_t *words, int32_t at, struct sample_request *out)
 {
     const struct sample_params *p = row->params;
-    *out = (struct sample_request){.forced = row->forced, .n_top = (int32_t)min_i64(row->n_top, vocab_size)};
+    *out = (struct sample_request){.forced = row->forced,
+                                   .n_top = (int32_t)min_i64(row->n_top, vocab_size)};
     ASSERT(row->n_top <= SAMPLE_MAX_TOP);
     if (row->forced >= 0) return 0;
     struct change_list changes = {(struct logit_change *)(words + at), 0, entry_of, vocab_size};

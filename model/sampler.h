@@ -1,18 +1,19 @@
-/* How a row of logits becomes a token. The device's `sample` operation does it; this is the contract. What it has to know
- * of a row is a sample_request, plain data without pointers, so that it goes to the device with the rest of a step.
+/* How a row of logits becomes a token. The device's `sample` operation does it; this is the
+ * contract. What it has to know of a row is a sample_request, plain data without pointers, so that
+ * it goes to the device with the rest of a step.
  *
  * Order: (1) the row's log-probabilities are those of the raw logits (temperature 1, no penalty):
- * what `logprob` and `top` report, and what training computes. (2) repetition penalty over the prompt and the output
- * (logit > 0 ? l / p : l * p; Keskar et al. 2019), then presence and frequency penalties over the output
- * (OpenAI: l -= presence + count * frequency), then logit_bias. (3) temperature 0: the highest
- * logit, the lower id on a tie. Else l / temperature; keep the top_k highest (ties: lower id first);
- * softmax; keep those with p >= min_p * max p; keep the smallest set of the most probable whose sum reaches
- * top_p (at least one); draw with a uniform number from a counter-based generator
- * (Philox4x32-10, Salmon et al. 2011; key = seed, counter = the token's position and the choice), so that a request's
- * tokens do not depend on its neighbours.
+ * what `logprob` and `top` report, and what training computes. (2) repetition penalty over the
+ * prompt and the output (logit > 0 ? l / p : l * p; Keskar et al. 2019), then presence and
+ * frequency penalties over the output (OpenAI: l -= presence + count * frequency), then logit_bias.
+ * (3) temperature 0: the highest logit, the lower id on a tie. Else l / temperature; keep the top_k
+ * highest (ties: lower id first); softmax; keep those with p >= min_p * max p; keep the smallest
+ * set of the most probable whose sum reaches top_p (at least one); draw with a uniform number from
+ * a counter-based generator (Philox4x32-10, Salmon et al. 2011; key = seed, counter = the token's
+ * position and the choice), so that a request's tokens do not depend on its neighbours.
  *
- * A NaN counts as minus infinity. A row whose highest raw logit is not a number, or infinite, is no basis for a choice:
- * it gives SAMPLE_NO_TOKEN, to score as well as to draw.
+ * A NaN counts as minus infinity. A row whose highest raw logit is not a number, or infinite, is no
+ * basis for a choice: it gives SAMPLE_NO_TOKEN, to score as well as to draw.
  *
  * All arithmetic of a row runs in an order fixed by the row alone. */
 #pragma once
@@ -63,7 +64,8 @@ struct sample_row {
 /* What a request does to one logit before the choice; of every id there is at most one. */
 struct logit_change {
     int32_t id;
-    int32_t n_output; /* times that the output has it; -1: neither it nor the prompt does, so no penalties */
+    int32_t n_output; /* times that the output has it; -1: neither
+                         it nor the prompt does, so no penalties */
     float bias;       /* added last; -INFINITY: it cannot be drawn */
     float raw;        /* room for the device */
 };
@@ -76,7 +78,8 @@ struct sample_request {
     float uniform;    /* what the draw is made with: sample_uniform */
     int32_t forced;   /* >= 0: the token; all of the above and the changes are unused */
     int32_t n_top;    /* at most the vocabulary */
-    int32_t n_changes, changes; /* struct logit_change, `changes` int32_t words into the words of all requests */
+    int32_t n_changes, changes; /* struct logit_change, `changes` int32_t
+                                   words into the words of all requests */
 };
 
 struct token_logprob { int32_t id; float logprob; };
@@ -92,11 +95,11 @@ struct sample_out {
 
 /* The words that a row's changes take at most, with a history of up to `max_history` ids. */
 int64_t sample_max_words(int64_t vocab_size, int64_t max_history);
-/* Writes the row's request, and its changes to words[at] and on; returns how many words they take. entry_of
- * [vocab_size] is scratch, zero before and after; it and `words` are not used by a row that is forced, or has neither
- * penalties, bias nor bans. */
-int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of, int32_t *words,
-                             int32_t at, struct sample_request *out);
+/* Writes the row's request, and its changes to words[at] and on; returns how many words they take.
+ * entry_of [vocab_size] is scratch, zero before and after; it and `words` are not used by a row
+ * that is forced, or has neither penalties, bias nor bans. */
+int32_t sample_request_write(const struct sample_row *row, int64_t vocab_size, int32_t *entry_of,
+                             int32_t *words, int32_t at, struct sample_request *out);
 
 /* Philox4x32-10: four 32-bit words from a counter and a key. */
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

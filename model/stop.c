@@ -1,6 +1,6 @@
 /* Stop strings over a stream of bytes: see stop.h. Each stop string runs the Knuth-Morris-Pratt
- * automaton; its failure links are found when needed instead of stored, which keeps the state to one
- * integer a string (strings are at most 256 bytes, and most bytes match nothing). */
+ * automaton; its failure links are found when needed instead of stored, which keeps the state to
+ * one integer a string (strings are at most 256 bytes, and most bytes match nothing). */
 #include "model/stop.h"
 
 #include <string.h>
@@ -15,7 +15,8 @@ static size_t advance(const char *s, size_t matched, char c)
     return 0;
 }
 
-/* One byte of text. Sets `matched`, `which` and the final `safe` when it completes a stop string. */
+/* One byte of text. Sets `matched`, `which` and the final `safe` when it completes a stop
+ * string. */
 static void push_byte(const struct stop_list *list, struct stop_matcher *m, char c)
 {
     size_t longest_match = 0, longest_prefix = 0;

@@ -45,7 +45,8 @@ static bool write_part(const char *path, const struct token_part *p, char digest
     if (!file_writer_open(&w, path, err)) return false;
     struct sha256 sum;
     sha256_begin(&sum);
-    bool ok = append(&w, &sum, p->ids, l.id_bytes, err) && append(&w, &sum, zeros, l.padding, err) &&
+    bool ok = append(&w, &sum, p->ids, l.id_bytes, err) &&
+              append(&w, &sum, zeros, l.padding, err) &&
               append(&w, &sum, p->starts, l.start_bytes, err) &&
               append(&w, &sum, p->loss, l.mask_bytes, err);
     ok = sha256_end(&sum, digest, ok ? err : NULL) && ok;
@@ -105,7 +106,8 @@ static bool add_document(void *ctx, enum dataset_split split, const struct docum
 static bool manifest_begin(struct shard_writer *w, const struct tokenizer *t, struct cJSON *root)
 {
     char fingerprint[65];
-    return root && tokenizer_fingerprint(t, fingerprint, NULL) && cJSON_AddStringToObject(root, "format", TOKEN_SHARDS_FORMAT) &&
+    return root && tokenizer_fingerprint(t, fingerprint, NULL) &&
+           cJSON_AddStringToObject(root, "format", TOKEN_SHARDS_FORMAT) &&
            cJSON_AddStringToObject(root, "tokenizer", fingerprint) &&
            cJSON_AddStringToObject(root, "tokenizer_description", tokenizer_description(t)) &&
            cJSON_AddNumberToObject(root, "vocab_size", tokenizer_vocab_size(t)) &&

@@ -19,7 +19,8 @@ enum tokenizer_kind { TOKENIZER_BYTE_BPE, TOKENIZER_SENTENCEPIECE, TOKENIZER_CHA
  * result true) when the directory has none: such a model serves token ids only. */
 bool tokenizer_open_dir(const char *dir, struct tokenizer **out, struct error *err) MUST_CHECK;
 /* From GGUF metadata (tokenizer.ggml.*). The gguf may be closed afterwards. */
-bool tokenizer_open_gguf(const struct gguf *g, struct tokenizer **out, struct error *err) MUST_CHECK;
+bool tokenizer_open_gguf(const struct gguf *g, struct tokenizer **out,
+                         struct error *err) MUST_CHECK;
 /* From what a model's path names: its directory, or its .gguf file. NULL as above. */
 bool tokenizer_open_path(const char *path, struct tokenizer **out, struct error *err) MUST_CHECK;
 /* From the bytes of a tokenizer.json (fuzzing, tests); `where` is for messages. */
@@ -28,7 +29,8 @@ bool tokenizer_open_json(const char *json, size_t n, const char *where, struct t
 void tokenizer_free(struct tokenizer *t); /* NULL-safe */
 
 enum tokenizer_kind tokenizer_kind(const struct tokenizer *t);
-const char *tokenizer_description(const struct tokenizer *t); /* "byte-level BPE, gpt2, 50257 tokens" */
+/* "byte-level BPE, gpt2, 50257 tokens" */
+const char *tokenizer_description(const struct tokenizer *t);
 int32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1 */
 /* -1 when there is none. */
 int32_t tokenizer_bos(const struct tokenizer *t);
@@ -58,8 +60,9 @@ enum {
  * ERR_TOO_LARGE when there would be more than max_ids (known early, before all work is done). */
 bool tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int flags,
                       size_t max_ids, struct token_ids *out, struct error *err) MUST_CHECK;
-/* The bytes that token `id` stands for in running text (not NUL-terminated, borrowed; special tokens
- * have their text here too). A token may be part of a UTF-8 character. Unknown ids: NULL, *n = 0. */
+/* The bytes that token `id` stands for in running text (not NUL-terminated, borrowed; special
+ * tokens have their text here too). A token may be part of a UTF-8 character. Unknown ids: NULL, *n
+ * = 0. */
 const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, size_t *n);
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
 /* The most bytes of text that any one token can come from: a text of more than max_ids times that
@@ -67,9 +70,9 @@ bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
  * characters fused into one token). */
 size_t tokenizer_max_token_bytes(const struct tokenizer *t);
 
-/* Decoding is concatenation of token_bytes, with two exceptions kept here: special tokens are left out
- * unless keep_special, and a SentencePiece text loses its one leading space. Streaming decoders
- * start with {0}. */
+/* Decoding is concatenation of token_bytes, with two exceptions kept here: special tokens are
+ * left out unless keep_special, and a SentencePiece text loses its one leading space.
+ * Streaming decoders start with {0}. */
 struct token_decoder { bool started; bool keep_special; };
 /* Bytes that `id` adds to the text (borrowed). */
 const char *token_decode(const struct tokenizer *t, struct token_decoder *d, int32_t id, size_t *n);

@@ -21,7 +21,7 @@ struct tokenizer_parts {
 bool tokenizer_parts_json(const struct tokenizer_parts *p, struct buf *out, struct error *err)
     MUST_CHECK;
 /* Writes DIR/tokenizer.json and DIR/tokenizer_config.json (the class that transformers needs to
- * know, and `eos`, which may be NULL: what stands between documents, so that a text from nothing begins
- * with it, as GPT-2's does). The directory is made. */
+ * know, and `eos`, which may be NULL: what stands between documents, so that a text from nothing
+ * begins with it, as GPT-2's does). The directory is made. */
 bool tokenizer_write(const char *dir, const struct buf *json, const char *eos, struct error *err)
     MUST_CHECK;

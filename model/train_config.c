@@ -15,8 +15,8 @@
 enum {
     CONFIG_DEPTH = 4,
     MICRO_BATCH_ROWS = 2048,         /* enough rows for the products to run at full speed */
-    /* Logits at a time. For each of its chunks the head's weights are turned and its gradient goes through memory,
-     * which 512 rows make up for; a small vocabulary may have more. */
+    /* Logits at a time. For each of its chunks the head's weights are turned and its gradient goes
+     * through memory, which 512 rows make up for; a small vocabulary may have more. */
     LOSS_CHUNK_ROWS = 512, LOSS_CHUNK_BYTES = 128 << 20, LOSS_CHUNK_CHEAP_BYTES = 32 << 20,
     LOSS_CHUNK_UNIT = 64, LOSS_CHUNK_MIN = 128,
 };
@@ -91,8 +91,8 @@ const struct train_key train_keys[N_TRAIN_KEYS] = {
      "How the blocks' matrices add up their gradients: bf16 is rounded stochastically. auto: as "
      "--memory-budget asks, else f32."},
     {"loss_scale", TRAIN_DOUBLE, AT(loss_scale), 0, 1e38, NULL, true, "X",
-     "The loss's factor while gradients are computed; it halves, and the step is skipped, when they "
-     "are not finite. 0: adjusted for f16, none otherwise."},
+     "The loss's factor while gradients are computed; it halves, and the step is skipped, when "
+     "they are not finite. 0: adjusted for f16, none otherwise."},
     {"seed", TRAIN_INT, AT(seed), 0, MAX_EXACT, NULL, true, "N",
      "Of first weights, data order, dropout and samples."},
     {"val_fraction", TRAIN_DOUBLE, AT(val_fraction), 0, 0.9, NULL, true, "P",
@@ -206,7 +206,8 @@ bool train_config_from_json(const char *json, size_t n, const char *where, struc
     return !r.failed;
 }
 
-void train_key_text(const struct train_key *key, const struct train_config *c, char *out, size_t size)
+void train_key_text(const struct train_key *key, const struct train_config *c, char *out,
+                    size_t size)
 {
     const void *at = (const char *)c + key->offset;
     switch (key->type) {
@@ -252,8 +253,9 @@ bool train_config_check(const struct train_config *c, const char *where, struct 
         return error_set(err, ERR_INVALID, "loss_scale", "%s: loss_scale is %g; it must be 0, or "
                          "at least %g", where, c->loss_scale, LOSS_SCALE_MIN);
     if (c->dtype == DTYPE_F16 && c->master == MASTER_REMAINDER)
-        return error_set(err, ERR_INVALID, "master", "%s: master is remainder, which makes f32 of bf16 "
-                         "weights; those of f16 need f32 masters", where);
+        return error_set(err, ERR_INVALID, "master",
+                         "%s: master is remainder, which makes f32 of bf16 weights; those of f16 "
+                         "need f32 masters", where);
     if (c->micro_batch_size > c->batch_size * c->grad_accum_steps)
         return error_set(err, ERR_INVALID, "micro_batch_size",
                          "%s: micro_batch_size is %lld; a step has %lld sequences", where,
@@ -289,7 +291,8 @@ bool train_config_warms_up(const struct train_config *c, struct error *why)
 static int64_t loss_rows(int64_t vocab_size)
 {
     int64_t row = vocab_size * (int64_t)sizeof(float);
-    int64_t fit = max_i64(LOSS_CHUNK_CHEAP_BYTES / row, min_i64(LOSS_CHUNK_ROWS, LOSS_CHUNK_BYTES / row));
+    int64_t fit = max_i64(LOSS_CHUNK_CHEAP_BYTES / row,
+                          min_i64(LOSS_CHUNK_ROWS, LOSS_CHUNK_BYTES / row));
     return max_i64(LOSS_CHUNK_MIN, fit / LOSS_CHUNK_UNIT * LOSS_CHUNK_UNIT);
 }
 

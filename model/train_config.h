@@ -77,7 +77,8 @@ bool train_key_set_word(const struct train_key *key, const char *word, const cha
                         struct train_config *c, struct error *err) MUST_CHECK;
 const char *train_key_word(const struct train_key *key, const struct train_config *c);
 /* The value, as an error says it. */
-void train_key_text(const struct train_key *key, const struct train_config *c, char *out, size_t size);
+void train_key_text(const struct train_key *key, const struct train_config *c, char *out,
+                    size_t size);
 /* Every range and relation that the trainer relies on. Names the key; `where` begins the text. */
 bool train_config_check(const struct train_config *c, const char *where, struct error *err)
     MUST_CHECK;

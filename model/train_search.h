@@ -1,8 +1,8 @@
 /* The fastest way to train within a memory budget: what the config leaves open (micro-batch,
  * recompute level, formats of moments, masters and gradients, rows of logits) is tried in every
- * combination, each planned to the byte (trainer_plan) and timed by a model of the step: floating-point
- * operations and bytes moved, over what the device does a second. Nothing is allocated on the
- * device, which need not be there. */
+ * combination, each planned to the byte (trainer_plan) and timed by a model of the step:
+ * floating-point operations and bytes moved, over what the device does a second. Nothing is
+ * allocated on the device, which need not be there. */
 #pragma once
 
 #include "model/device_rates.h"
@@ -29,14 +29,14 @@ struct train_choice {
 };
 
 struct train_search {
-    struct train_choice *choices; /* malloc'd; those that fit first, by time; then those that do not,
-                                     by bytes over the budget */
+    struct train_choice *choices; /* malloc'd; those that fit first, by time; then
+                                     those that do not, by bytes over the budget */
     int32_t n, n_fit;
 };
 
-/* All combinations of what is free; `o` gives the rest. budget 0: everything fits. Among plans within 2 % of
- * one another's time the one with fewer lossy formats goes first, then the smaller. ERR_NO_FIT
- * only when sizes do not fit 63 bits; that nothing fits is n_fit = 0. */
+/* All combinations of what is free; `o` gives the rest. budget 0: everything fits. Among plans
+ * within 2 % of one another's time the one with fewer lossy formats goes first, then the smaller.
+ * ERR_NO_FIT only when sizes do not fit 63 bits; that nothing fits is n_fit = 0. */
 bool train_search(const struct trainer_options *o, const struct device *d,
                   const struct device_rates *rates, unsigned freedom, int64_t budget,
                   struct train_search *out, struct error *err) MUST_CHECK;

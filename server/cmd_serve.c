@@ -68,8 +68,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
 {
     const struct option before[] = {
         {"model", OPTION_LIST, &o->models, 0, 0, "[NAME=]PATH",
-         "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in. Given "
-         "several times, the first is who answers requests that name none."},
+         "A Hugging Face directory or a .gguf file; clients call it NAME, or what PATH ends in. "
+         "Given several times, the first is who answers requests that name none."},
         {"host", OPTION_STRING, &o->http.host, 0, 0, "ADDRESS",
          "Where to listen; unix:PATH for a Unix socket."},
         {"port", OPTION_INT, &o->http.port, 0, 65535, "N", "0: any free one, which is printed."},
@@ -113,8 +113,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"request-timeout", OPTION_INT, &o->request_timeout_s, 0, 1 << 24, "SECONDS",
          "After which a request is abandoned; 0: never."},
         {"idle-timeout", OPTION_INT, &o->http.times.idle_s, 1, 86400, "SECONDS",
-         "After which a connection on which nothing moves is closed; a quiet stream of a job's events "
-         "gets a comment twice as often, or every 15 seconds."},
+         "After which a connection on which nothing moves is closed; a quiet stream of a job's "
+         "events gets a comment twice as often, or every 15 seconds."},
         {"header-timeout", OPTION_INT, &o->http.times.header_s, 1, 86400, "SECONDS",
          "For all headers of a request to arrive."},
         {"body-timeout", OPTION_INT, &o->http.times.body_s, 1, 86400, "SECONDS",
@@ -150,8 +150,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"log-format", OPTION_STRING, &o->log_format, 0, 0, "text|json",
          "A line of text, or an object, for each event."},
         {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
-         "One line a request: its id (X-Request-Id), the key's name, route, status, tokens and times; "
-         "never their text. Probes that find all well stay out."},
+         "One line a request: its id (X-Request-Id), the key's name, route, status, tokens and "
+         "times; never their text. Probes that find all well stay out."},
         {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL, "Print a curl line to try when ready."},
     };
     enum { N_BEFORE = sizeof before / sizeof *before, N_AFTER = sizeof after / sizeof *after };
@@ -464,10 +464,11 @@ static int run(const struct serve_options *o)
     struct auth *auth = NULL;
     struct tls *tls = NULL;
     int code = EXIT_DONE;
-    if (!keys_open(o, &auth, &err) || (o->tls_cert && !tls_open(o->tls_cert, o->tls_key, &tls, &err))
-        || !models_start(o->models.at, o->models.n, &o->model, &o->limits, o->models_dir, &models,
-                         &err)
-        || !serve(o, auth, tls, models, &baseline, &shutdown, &err))
+    if (!keys_open(o, &auth, &err) ||
+        (o->tls_cert && !tls_open(o->tls_cert, o->tls_key, &tls, &err)) ||
+        !models_start(o->models.at, o->models.n, &o->model, &o->limits, o->models_dir, &models,
+                      &err) ||
+        !serve(o, auth, tls, models, &baseline, &shutdown, &err))
         code = command_fail("serve", &err);
     else if (shutdown.device_failed) code = EXIT_DEVICE;
     models_stop(models);
@@ -490,7 +491,8 @@ int cmd_serve(int argc, char **argv)
     if (!options_parse(table, n, argc, argv, 2, NULL, 0, NULL, &help, &err))
         return command_usage("serve", &err);
     if (help) {
-        options_print_help(stdout, "gptd serve --model [NAME=]PATH [--model [NAME=]PATH ...] [OPTIONS]",
+        options_print_help(stdout,
+                           "gptd serve --model [NAME=]PATH [--model [NAME=]PATH ...] [OPTIONS]",
                            "Serves models over HTTP with OpenAI's API. SIGTERM or Ctrl-C ends it "
                            "gracefully.", table, n);
         return EXIT_DONE;

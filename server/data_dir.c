@@ -92,7 +92,8 @@ bool data_new_id(const char *prefix, char *out, size_t size, struct error *err)
         return error_errno(err, "cannot get random bytes");
     memcpy(out, prefix, n);
     for (int i = 0; i < ID_CHARACTERS; i++)
-        out[n++] = alphabet[(i < TIME_CHARACTERS ? ms >> 5 * (TIME_CHARACTERS - 1 - i) : random[i]) & 31];
+        out[n++] = alphabet[31 & (i < TIME_CHARACTERS ? ms >> 5 * (TIME_CHARACTERS - 1 - i)
+                                                      : random[i])];
     out[n] = 0;
     return true;
 }

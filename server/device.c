@@ -32,7 +32,8 @@ bool device_options_check(const struct device_options *o, struct error *err)
                    || (strncmp(o->name, "cuda:", 5) == 0 && o->name[5]
                        && strspn(o->name + 5, "0123456789") == strlen(o->name + 5));
     if (!is_cuda && strcmp(o->name, "cpu") != 0 && strcmp(o->name, "auto") != 0)
-        return error_set(err, ERR_INVALID, "device", "--device %s: must be auto, cpu or cuda:N", o->name);
+        return error_set(err, ERR_INVALID, "device",
+                         "--device %s: must be auto, cpu or cuda:N", o->name);
     if (!cpu_isa_parse(o->cpu_isa, &isa))
         return error_set(err, ERR_INVALID, "cpu-isa",
                          "--cpu-isa %s: must be reference, avx2, avx512, avx512_bf16, amx or best",

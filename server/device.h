@@ -17,7 +17,8 @@ struct device_options {
 };
 
 enum { N_DEVICE_OPTIONS = 4 };
-#define DEVICE_HELP_RUN "Where the model runs; auto: on the first GPU if there is a usable one, else on the CPU."
+#define DEVICE_HELP_RUN \
+    "Where the model runs; auto: on the first GPU if there is a usable one, else on the CPU."
 /* The table's entries for `o` at table[0..N_DEVICE_OPTIONS); `help` is --device's. */
 void device_options_table(struct device_options *o, const char *help, struct option *table);
 /* Do the options make sense, whatever this machine has? ERR_INVALID names the one that does not. */

@@ -114,8 +114,9 @@ bool job_check_room(struct jobs *j, const struct ft_job *job, const char *traini
         return false;
     }
     if (!planned || need.total_bytes <= room) return true;
-    return job_no_room(&need, room, j->options.memory > 0
-                       ? "choose a smaller model, block_size or batch_size, or ask for a server with "
-                         "more --training-memory"
-                       : "choose a smaller model, block_size or batch_size", err);
+    const char *instead = j->options.memory > 0
+                              ? "choose a smaller model, block_size or batch_size, or ask for a "
+                                "server with more --training-memory"
+                              : "choose a smaller model, block_size or batch_size";
+    return job_no_room(&need, room, instead, err);
 }

@@ -92,8 +92,8 @@ bool job_memory_read(const char *dir, struct api_job_memory *out, struct error *
     struct api_job_memory m = {.reported = true};
     buf_init(&text, FILE_LIMIT);
     bool ok = path_join(path, sizeof path, dir, file_name, err) && file_read(path, &text, err);
-    struct cJSON *root = ok ? json_parse(text.data ? text.data : "", text.len, JSON_DEPTH, path, err)
-                            : NULL;
+    const char *json = text.data ? text.data : "";
+    struct cJSON *root = ok ? json_parse(json, text.len, JSON_DEPTH, path, err) : NULL;
     ok = root && read_all(root, path, &m, err);
     cJSON_Delete(root);
     buf_free(&text);

@@ -116,8 +116,8 @@ static int64_t data_bound(const char *path, int64_t vocab_size)
 }
 
 /* The planner was told of no data: these, and the spans of many short documents in a batch. */
-static bool add_data(const struct job_files *files, const struct train_config *c, int64_t vocab_size,
-                     struct memory_plan *m, struct error *err)
+static bool add_data(const struct job_files *files, const struct train_config *c,
+                     int64_t vocab_size, struct memory_plan *m, struct error *err)
 {
     int64_t spans = c->micro_batch_size * c->sequence_length * 2 * (int64_t)sizeof(struct span);
     int64_t data = data_bound(files->training, vocab_size)
@@ -195,10 +195,11 @@ bool job_no_room(const struct job_need *need, int64_t room, const char *when, st
                      + c[MEMORY_OPTIMIZER];
     int64_t activations = c[MEMORY_ACTIVATIONS] + c[MEMORY_LOGITS];
     return error_set(err, ERR_NO_ROOM, "model",
-                     "the job needs %lld bytes at the least (weights and master %lld, gradients %lld, "
-                     "optimizer %lld, activations and logits %lld, data at most %lld, the rest %lld); "
-                     "%lld are there for training, %lld too few: %s",
-                     (long long)need->total_bytes, (long long)(c[MEMORY_WEIGHTS] + c[MEMORY_MASTER]),
+                     "the job needs %lld bytes at the least (weights and master %lld, gradients "
+                     "%lld, optimizer %lld, activations and logits %lld, data at most %lld, the "
+                     "rest %lld); %lld are there for training, %lld too few: %s",
+                     (long long)need->total_bytes,
+                     (long long)(c[MEMORY_WEIGHTS] + c[MEMORY_MASTER]),
                      (long long)c[MEMORY_GRADIENTS], (long long)c[MEMORY_OPTIMIZER],
                      (long long)activations, (long long)c[MEMORY_DATA],
                      (long long)(need->total_bytes - states - activations - c[MEMORY_DATA]),

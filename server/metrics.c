@@ -262,7 +262,9 @@ static void render_driver(struct buf *out, const struct device_memory *driver,
 {
     if (!driver) return;
     const struct { const char *kind; int64_t bytes; } takes[] = {
-        {"total", driver->total_bytes}, {"free", driver->free_bytes}, {"start", driver->start_bytes},
+        {"total", driver->total_bytes},
+        {"free", driver->free_bytes},
+        {"start", driver->start_bytes},
         {"unexplained", api_driver_unexplained_bytes(driver, m)},
     };
     family(out, "gptd_device_memory_bytes", "gauge",

@@ -36,14 +36,14 @@ void model_options_table(struct model_options *o, struct option *table)
 {
     const struct option entries[N_MODEL_OPTIONS - N_DEVICE_OPTIONS] = {
         {"dtype", OPTION_STRING, &o->dtype, 0, 0, "auto|f32|bf16|f16|q8_0|q4_0",
-         "Element type of weights. auto: quantized matrices of a GGUF file stay as they are (on the CPU), all else is "
-         "bf16. q8_0 and q4_0 quantize as they load."},
+         "Element type of weights. auto: quantized matrices of a GGUF file stay as they are (on "
+         "the CPU), all else is bf16. q8_0 and q4_0 quantize as they load."},
         {"kv-dtype", OPTION_STRING, &o->kv_dtype, 0, 0, "auto|f32|bf16|q8_0",
-         "Element type of keys and values; auto: as products compute, which is bf16 beside quantized weights. q8_0, "
-         "on the CPU, takes about half of bf16's memory."},
+         "Element type of keys and values; auto: as products compute, which is bf16 beside "
+         "quantized weights. q8_0, on the CPU, takes about half of bf16's memory."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
-         "The most that the model may take, or a server's models together; what cannot fit is refused. "
-         "0: 80 % of what the GPU, or the machine and the cgroup, leave at start."},
+         "The most that the model may take, or a server's models together; what cannot fit is "
+         "refused. 0: 80 % of what the GPU, or the machine and the cgroup, leave at start."},
         {"max-context", OPTION_INT, &o->max_context, 0, CONFIG_MAX_CONTEXT, "N",
          "Tokens a sequence may hold; 0: as many as the model was trained for."},
         {"max-seqs", OPTION_INT, &o->max_seqs, 1, 4096, "N", "Sequences that run at once."},
@@ -52,8 +52,8 @@ void model_options_table(struct model_options *o, struct option *table)
         {"max-queue", OPTION_INT, &o->max_queue, 1, 1 << 20, "N",
          "Requests that may wait; more get 429."},
         {"kv-cache", OPTION_BYTES, &o->kv_cache, 0, 0, "SIZE",
-         "Memory for keys and values; 0: a quarter of --max-seqs full sequences, as far as the budget "
-         "goes."},
+         "Memory for keys and values; 0: a quarter of --max-seqs full sequences, as far as the "
+         "budget goes."},
         {"prefix-cache", OPTION_FLAG, &o->prefix_cache, 0, 0, NULL,
          "Do not reuse the keys and values of prompts that begin alike."},
     };
@@ -124,8 +124,8 @@ bool model_name(const char *spec, char *id, size_t id_size, const char **path, s
         plain = name[i] > ' ' && name[i] != 0x7F && !strchr("\"\\?#%", name[i]);
     if (!plain || !**path || strncmp(name, "..", len) == 0)
         return error_set(err, ERR_INVALID, "model",
-                         "--model %s: gives no usable name or no path; say --model NAME=PATH, with a "
-                         "NAME of 1 to %zu printable characters", spec, id_size - 1);
+                         "--model %s: gives no usable name or no path; say --model NAME=PATH, with "
+                         "a NAME of 1 to %zu printable characters", spec, id_size - 1);
     memcpy(id, name, len);
     id[len] = 0;
     return true;
@@ -139,8 +139,9 @@ static bool open_engine(const struct model_options *o, const struct checkpoint *
     const struct weight_formats *formats = checkpoint_formats(ck);
     if (strcmp(o->dtype, "auto") == 0) e.formats = formats;
     if (e.formats && !gpt_keeps_formats(m->device))
-        log_warn("model %s: %s does not keep the file's %s weights: they become %s", m->id, m->device->name,
-                 dtype_info(checkpoint_dtype(ck))->name, dtype_info(e.dtype)->name);
+        log_warn("model %s: %s does not keep the file's %s weights: they become %s", m->id,
+                 m->device->name, dtype_info(checkpoint_dtype(ck))->name,
+                 dtype_info(e.dtype)->name);
     return engine_open(m->device, ck, m->tokenizer, &e, &m->engine, err);
 }
 

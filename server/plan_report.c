@@ -68,7 +68,9 @@ static void print_basis(const struct plan_case *c, const struct fit_answer *a, s
                "top\n%-*s", NAME_WIDTH, "", a->training.config.batch_size,
                a->training.config.grad_accum_steps, NAME_WIDTH, "");
     print_estimate(&a->training, c->question.rates.source, out);
-    buf_printf(out, "%-*s%s, keys and values %s, %d full sequence%s of %" PRId64 " tokens, %d tokens a step\n",
+    buf_printf(out,
+               "%-*s%s, keys and values %s, %d full sequence%s of %" PRId64
+               " tokens, %d tokens a step\n",
                NAME_WIDTH, "generation", dtype_info(fit_serving_dtype(&c->question))->name,
                dtype_info(a->generation.kv_dtype)->name, a->serving.max_seqs,
                a->serving.max_seqs == 1 ? "" : "s", a->serving.max_context,

@@ -39,8 +39,9 @@ static bool open_preset(const struct plan_request *r, const struct plan_devices 
     snprintf(file, sizeof file, "%s.json", name);
     if (!path_join(path, sizeof path, configs_dir, file, err)) return false;
     if (!file_exists(path))
-        return error_set(err, ERR_NOT_FOUND, "configs-dir", "there is no %s, where a preset should be: "
-                         "say --configs-dir DIR, or --config FILE for one model", path);
+        return error_set(err, ERR_NOT_FOUND, "configs-dir",
+                         "there is no %s, where a preset should be: say --configs-dir DIR, or "
+                         "--config FILE for one model", path);
     buf_init(&text, CONFIG_LIMIT);
     bool ok = file_read(path, &text, err);
     own.name = name;

@@ -178,7 +178,8 @@ int64_t process_memory_available(const char *root)
     /* Lines of "number:controllers:/path"; v2 is "0::/path". */
     while (f && fgets(line, sizeof line, f)) {
         line[strcspn(line, "\n")] = 0;
-        char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        char *controllers = strchr(line, ':');
+        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
         if (!path) continue;
         *path++ = 0;
         bool v2 = controllers[1] == 0;

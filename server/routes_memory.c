@@ -60,8 +60,9 @@ static void ask_driver(void *ctx, const struct api_context *model)
 }
 
 /* Everything but the history. */
-static void gather(struct http_server *s, const struct engine_stats *stats, struct driver_view *driver,
-                   struct api_job_memory jobs[JOBS_MAX_RUNNING], struct api_memory_view *out)
+static void gather(struct http_server *s, const struct engine_stats *stats,
+                   struct driver_view *driver, struct api_job_memory jobs[JOBS_MAX_RUNNING],
+                   struct api_memory_view *out)
 {
     *driver = (struct driver_view){0};
     api_visit(s->api, ask_driver, driver);

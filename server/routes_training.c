@@ -226,7 +226,8 @@ bool get_job_events(struct request *r, struct buf *out, struct error *err)
     if (!jobs_of(r, &jobs, err) || !read_query(r, &q, err)) return false;
     if (!q.stream) return jobs_events(jobs, r->param, &q.page, out, err);
     if (q.limited)
-        return error_set(err, ERR_INVALID, "limit", "'limit' is for pages: a stream has all events");
+        return error_set(err, ERR_INVALID, "limit",
+                         "'limit' is for pages: a stream has all events");
     if (atomic_load(&r->server->draining))
         return error_set(err, ERR_UNAVAILABLE, NULL, "the server is shutting down");
     return jobs_follow(jobs, r->param, q.page.after, &r->feed, err);

@@ -21,8 +21,8 @@ static void own_options(struct train_options *o)
         {"val-input", OPTION_LIST, &o->val_input, 0, 0, "FILE",
          "Text to evaluate on, instead of a part of the input; each is a set of its own."},
         {"tokenizer", OPTION_STRING, &o->tokenizer, 0, 0, "PATH",
-         "A directory with tokenizer.json, or a .gguf file. Without it one is made from the input: characters where "
-         "the config has no vocab_size, else a byte-level BPE."},
+         "A directory with tokenizer.json, or a .gguf file. Without it one is made from the input: "
+         "characters where the config has no vocab_size, else a byte-level BPE."},
         {"out-dir", OPTION_STRING, &o->out_dir, 0, 0, "DIR", "Where models lie."},
         {"init-from", OPTION_STRING, &o->init_from, 0, 0, "PATH",
          "Begin with this model's weights, tokenizer and shape."},
@@ -34,13 +34,15 @@ static void own_options(struct train_options *o)
          "Train as many steps as see the input N times, instead of --max-iters; 0: --max-iters."},
         {"memory-budget", OPTION_BYTES, &o->memory_budget, 0, 0, "SIZE",
          "The most that training may take. What the config leaves open is chosen to be the fastest "
-         "within it; what cannot fit is refused at start. 0: 80 % of what the GPU, or the machine and the "
-         "cgroup, leave, and the defaults where they fit."},
+         "within it; what cannot fit is refused at start. 0: 80 % of what the GPU, or the machine "
+         "and the cgroup, leave, and the defaults where they fit."},
         {"explain", OPTION_FLAG, &o->explain, 0, 0, NULL,
          "Print the plan chosen for the memory budget and those next to it, with bytes and time."},
     };
     memcpy(o->table, entries, sizeof entries);
-    device_options_table(&o->device, "Where to train; auto: on the first GPU if there is a usable one, else on the CPU.",
+    device_options_table(&o->device,
+                         "Where to train; auto: on the first GPU if there is a usable one, else on "
+                         "the CPU.",
                          o->table + N_TRAIN_OPTIONS - N_DEVICE_OPTIONS);
 }
 
