@@ -7,7 +7,8 @@
 
 #include "cuda/cuda_internal.h"
 
-/* More shapes than a run has: some eight products a layer's kind, by micro-batches of two lengths. */
+/* A micro-batch has some ten kinds of products, each of which has a plan by the micro-batch's rows. Where text flows these
+ * are of one or two lengths; documents that are kept apart make ever new ones. */
 static constexpr int MAX_PLANS = 64;
 
 /* What an algorithm is chosen by. */
@@ -29,8 +30,8 @@ struct blas_plan {
 struct cublas {
     cublas_calls calls;
     cublasLtHandle_t handle;
-    int n_plans;
-    blas_plan plans[MAX_PLANS];
+    uint32_t next; /* plan to give away */
+    blas_plan plans[MAX_PLANS]; /* without a description: none */
 };
 
 struct cublas *cublas_open(char *text, size_t text_bytes)
@@ -57,7 +58,7 @@ static void plan_free(struct cublas *b, blas_plan *p)
 void cublas_close(struct cublas *b)
 {
     if (!b) return;
-    for (int i = 0; i < b->n_plans; i++) plan_free(b, &b->plans[i]);
+    for (blas_plan &p : b->plans) plan_free(b, &p);
     b->calls.destroy(b->handle);
     free(b);
 }
@@ -160,14 +161,17 @@ static bool choose(struct cublas *b, const blas_shape &s, uint64_t workspace, bl
     return ok;
 }
 
-/* NULL: there are more shapes than room for them, and this one is new. */
+/* The shape's plan. A new one takes the place of the oldest: what a plan holds is a function of its shape, so that
+ * the bits of a product never depend on which shapes came before it, and a run that is resumed goes on as one that was
+ * not. Plans are the host's alone: the stream, and what was recorded of it, need them no longer. */
 static blas_plan *plan_for(struct cublas *b, const blas_shape &s, const void *gelu_of,
                            uint64_t workspace)
 {
-    for (int i = 0; i < b->n_plans; i++)
-        if (same(b->plans[i].shape, s)) return &b->plans[i];
-    if (b->n_plans == MAX_PLANS) return NULL;
-    blas_plan *p = &b->plans[b->n_plans++];
+    for (blas_plan &p : b->plans)
+        if (p.desc && same(p.shape, s)) return &p;
+    blas_plan *p = &b->plans[b->next++ % MAX_PLANS];
+    plan_free(b, p);
+    *p = {};
     p->shape = s;
     /* The library looks at the pointer's alignment when it chooses. */
     p->works = describe(b->calls, s, p) && point_to(b->calls, p, gelu_of)
@@ -181,7 +185,7 @@ bool cuda_blas_product(struct cuda_device *c, const struct blas_product *p)
     int64_t workspace = cuda_blas_workspace(c->sm);
     void *scratch = cuda_workspace(c, 0, workspace);
     blas_plan *plan = plan_for(c->blas, shape_of(p), p->gelu_of, (uint64_t)workspace);
-    if (!plan || !plan->works) return false;
+    if (!plan->works) return false;
     if (c->failure != cudaSuccess) return true;
     const cublas_calls &calls = c->blas->calls;
     float one = 1, beta = p->added ? 1 : 0;

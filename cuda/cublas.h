@@ -48,7 +48,8 @@ struct cublas;
  * it is missing (or no memory is). */
 struct cublas *cublas_open(char *text, size_t text_bytes);
 void cublas_close(struct cublas *b);
-/* Puts the product on the stream, with the workspace as scratch. Its algorithm is chosen when a shape is seen first,
- * and kept: a run's products are the same bits every time. False: not done, nothing happened; the library is
+/* Puts the product on the stream, with the workspace as scratch. Its algorithm is chosen when a shape is seen first
+ * (by trainer_warm_up, before the first step) and kept; it depends on the shape alone, so that a run's products are the same
+ * bits every time. False: not done, nothing happened; the library is
  * missing or knows no way. */
 bool cuda_blas_product(struct cuda_device *c, const struct blas_product *p);

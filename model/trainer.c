@@ -39,7 +39,8 @@ static bool start(struct trainer *t, const char *resume_from, struct error *err)
     t->schedule = train_config_schedule(&t->options.config);
     t->saved_step = -1;
     if (resume_from ? !trainer_restore(t, resume_from, err) : !begin_run(t, err)) return false;
-    return train_state_write_config(t->options.dir, &t->gpt.config, &t->options.config, err)
+    return trainer_warm_up(t, err)
+           && train_state_write_config(t->options.dir, &t->gpt.config, &t->options.config, err)
            && open_metrics(t, err);
 }
 

@@ -60,6 +60,11 @@ void trainer_release(struct trainer *t);
  * that is not finite, and a spike, are ERR_INVALID, with nothing updated. */
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
 
+/* Has the device compute the next step's first and last micro-batch and forgets the result. A device that records
+ * (a GPU) then has loaded its kernels and chosen its algorithms before the first step, which could otherwise fail for
+ * want of the driver's memory and would take longer than the others. Does nothing on other devices. */
+bool trainer_warm_up(struct trainer *t, struct error *err) MUST_CHECK;
+
 /* trainer_graphs.c: gpt_train_micro_step, recorded when its shape comes a second time. */
 void trainer_micro_step(struct trainer *t, const struct gpt_micro_batch *m);
 void trainer_free_graphs(struct trainer *t);

@@ -182,6 +182,21 @@ static double flops_per_token(const struct trainer *t)
     return 6.0 * ((double)gpt_config_parameters(c) - lookups) + attention;
 }
 
+bool trainer_warm_up(struct trainer *t, struct error *err)
+{
+    int64_t last = t->n_micro_batches - 1;
+    if (!t->device->ops->graph_begin) return true;
+    for (int64_t i = 0; i <= last; i += last > 0 ? last : 1) {
+        struct gpt_rows *host = &t->host_rows[i % t->n_staged];
+        if (fill_rows(t, t->state.step + 1, i, err) < 0) return false;
+        *host->scalars = (struct gpt_micro_scalars){0}; /* gradients of nothing */
+        struct gpt_micro_batch m = gpt_rows_upload(host, &t->device_rows, t->device);
+        trainer_micro_step(t, &m);
+        if (!t->device->ops->sync(t->device, err)) return false;
+    }
+    return true;
+}
+
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err)
 {
     int64_t step = t->state.step + 1, begin = clock_ns(), rows = 0;

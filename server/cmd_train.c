@@ -76,6 +76,7 @@ static bool open_trainer(struct training *t, struct error *err)
     if (!fit(t, &o, err) || !trainer_open(t->device, &o, from, &trainer, err)) return false;
     struct memory_plan memory = trainer_memory(trainer);
     train_progress_print_plan(&memory);
+    train_progress_print_driver(t->device, &memory);
     train_progress_init(&t->progress, &o.config, t->setup.dir, &memory, t->baseline_bytes);
     log_info("model %s: %s, %lld parameters, %s", t->options.model_name, o.model.arch,
              (long long)gpt_config_parameters(&o.model), dtype_info(o.config.dtype)->name);

@@ -50,6 +50,17 @@ void train_progress_print_plan(const struct memory_plan *m)
              (long long)m->total_bytes, mib(m->total_bytes));
 }
 
+void train_progress_print_driver(const struct device *d, const struct memory_plan *m)
+{
+    struct device_memory driver;
+    if (!d->ops->memory || !d->ops->memory(d, &driver)) return;
+    int64_t in_use = driver.total_bytes - driver.free_bytes;
+    log_info("memory: %s says %.1f MiB of %.1f MiB are in use: %.1f MiB at the start, %.1f MiB of the "
+             "plan, %.1f MiB for kernels and by others since", d->name, mib(in_use),
+             mib(driver.total_bytes), mib(driver.start_bytes), mib(m->device_bytes),
+             mib(in_use - driver.start_bytes - m->device_bytes));
+}
+
 /* "1:02:03" or "4:05". */
 static void format_duration(char *out, size_t size, double seconds)
 {

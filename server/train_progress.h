@@ -27,6 +27,8 @@ void train_progress_init(struct train_progress *p, const struct train_config *c,
                          const struct memory_plan *memory, int64_t baseline_bytes);
 /* Planned bytes by component, before the first step. */
 void train_progress_print_plan(const struct memory_plan *m);
+/* What a GPU's driver says beside it; nothing where there is none. */
+void train_progress_print_driver(const struct device *d, const struct memory_plan *m);
 /* The listener's functions; ctx is the train_progress. */
 void train_progress_stepped(void *ctx, const struct trainer_step *s);
 void train_progress_evaluated(void *ctx, const struct trainer_evaluation *e);

@@ -467,6 +467,24 @@ void test_slopes_of_two_layers_by_library(void **state)
     free(o);
 }
 
+/* However many shapes there were, the next one is the library's too: else the bits of a product would depend on what
+ * came before, and a run that was resumed would go on otherwise than one that was not. */
+void test_more_shapes_than_plans_by_library(void **state)
+{
+    enum { N = 70 };
+    if (!ptxsim_set_cublas) skip();
+    struct side sides[N_SIDES];
+    struct operands *o = operands_new(7);
+    ptxsim_set_cublas(true);
+    sides_open(sides, &plan);
+    for (int rows = 1; rows <= N; rows++)
+        assert_int_equal(library_products(&sides[SIDE_CUDA], o, (struct shape){rows, 16, 16}, DTYPE_BF16, DX), 1);
+    assert_int_equal(library_products(&sides[SIDE_CUDA], o, (struct shape){1, 16, 16}, DTYPE_BF16, DX), 1);
+    sides_close(sides);
+    free(o);
+    ptxsim_set_cublas(false);
+}
+
 /* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels, and so does the
  * slope that the library does not have. */
 void test_products_backward_by_library(void **state)

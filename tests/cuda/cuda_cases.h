@@ -12,6 +12,7 @@ void test_weights_come_back(void **state);
 void test_products_backward(void **state);
 void test_products_backward_by_library(void **state);
 void test_slopes_of_two_layers_by_library(void **state);
+void test_more_shapes_than_plans_by_library(void **state);
 
 /* cases_rows.c */
 void test_norms(void **state);

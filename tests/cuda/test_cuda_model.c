@@ -17,6 +17,7 @@
 
 #pragma weak ptxsim_set_cublas
 #pragma weak ptxsim_cublas_products
+#pragma weak ptxsim_cublas_choices
 #pragma weak ptxsim_calls
 #pragma weak ptxsim_set_host_limit
 #pragma weak ptxsim_code
@@ -227,7 +228,7 @@ struct step_calls {
     int64_t uploads, downloads, waits;
 };
 
-/* A step whose micro-batches' shapes have come twice: each is one copy up, one launch and one copy down, of its losses. The
+/* A step after the warm-up, whose micro-batches are of its shapes: each is one copy up, one launch and one copy down, of its losses. The
  * gradients' norm is a copy more, and behind it is the only wait, unless there are more micro-batches than the
  * host holds. All copies are by way of page-locked memory. */
 static void check_calls(const struct step_calls *want)
@@ -281,6 +282,79 @@ static void test_training_with_cublas_has_near_losses(void **state)
     assert_true(ptxsim_cublas_products() > 0);
 }
 
+/* Where text flows, all micro-batches are of the shapes that the warm-up had: no step waits for a choice. */
+static void test_algorithms_are_chosen_before_the_first_step(void **state)
+{
+    if (!ptxsim_set_cublas) skip();
+    struct train_fixture f;
+    train_fixture_open(&f, 1500);
+    ptxsim_set_cublas(true);
+    struct device *own = f.device, *d = f.device = cuda_or_skip();
+    f.options.config.dtype = DTYPE_F32;
+    f.options.config.batch_size = 5;
+    f.options.config.micro_batch_size = 3; /* the step's last one is shorter */
+    int64_t before = ptxsim_cublas_choices();
+    train_fixture_begin(&f);
+    int64_t chosen = ptxsim_cublas_choices(), products = ptxsim_cublas_products();
+    assert_true(chosen > before);
+    train_fixture_steps(&f, 2);
+    assert_true(ptxsim_cublas_products() > products);
+    assert_int_equal(ptxsim_cublas_choices(), chosen);
+    train_fixture_end(&f);
+    ptxsim_set_cublas(false);
+    f.device = own;
+    train_fixture_close(&f);
+    d->ops->close(d);
+}
+
+/* Data of documents that are kept apart: sequences of 16 rows in one span, in two equal ones, in two others. The last
+ * token of a document has no row. */
+static void use_documents(struct train_fixture *f)
+{
+    static const char *const lines[] = {"the cat sees she.", "a dog lik", "my bird f", "she fo", "the old man "};
+    snprintf(f->text_path, sizeof f->text_path, "%s/documents.jsonl", f->dir);
+    FILE *out = fopen(f->text_path, "w");
+    assert_non_null(out);
+    for (int i = 0; i < 60; i++) fprintf(out, "{\"text\": \"%s\"}\n", lines[i % 5]);
+    assert_int_equal(fclose(out), 0);
+    f->options.config.keep_documents_apart = true;
+    train_fixture_open_data(f);
+}
+
+/* Micro-batches of as many rows, whose spans differ in number and in length: what is launched again is what was
+ * recorded of just such a one. */
+static void test_recorded_steps_of_documents(void **state)
+{
+    enum { DOCUMENT_STEPS = 3 };
+    struct device *d = cuda_or_skip();
+    struct train_fixture f;
+    double losses[3][DOCUMENT_STEPS];
+    train_fixture_open(&f, 1500);
+    use_documents(&f);
+    f.options.config.dtype = DTYPE_F32;
+    f.options.config.batch_size = 3;
+    f.options.config.micro_batch_size = 1;
+    struct device *own = f.device;
+    for (int run = 0; run < 3; run++) { /* on the CPU; recorded; not recorded */
+        static const char *const names[] = {"cpu", "recorded", "again"};
+        if (run > 0) f.device = d;
+        if (run == 2) ((struct device_ops *)d->ops)->graph_begin = NULL;
+        train_fixture_use_run(&f, names[run]);
+        struct ptxsim_calls before = on_interpreter() ? ptxsim_calls() : (struct ptxsim_calls){0};
+        train_fixture_begin(&f);
+        train_fixture_steps(&f, DOCUMENT_STEPS);
+        if (run == 1 && on_interpreter()) /* most micro-batches' shapes have come before */
+            assert_true(ptxsim_calls().graph_launches - before.graph_launches > 2 * DOCUMENT_STEPS);
+        for (int i = 0; i < DOCUMENT_STEPS; i++) losses[run][i] = train_fixture_metric(&f, i, "loss");
+        train_fixture_end(&f);
+    }
+    assert_memory_equal(losses[1], losses[2], sizeof losses[1]);
+    for (int i = 0; i < DOCUMENT_STEPS; i++) assert_near(losses[1][i], losses[0][i], 2e-5, "loss", i, 0);
+    f.device = own;
+    train_fixture_close(&f);
+    d->ops->close(d);
+}
+
 /* ---- loss scaling ---- */
 
 enum { SCALED_STEPS = 7 };
@@ -302,7 +376,7 @@ static void run_scaled(struct train_fixture *f, const char *name, double scale, 
     train_fixture_end(f);
 }
 
-/* f16 begins with a scale at which gradients overflow. The micro-batch is recorded in the second step, so only if
+/* f16 begins with a scale at which gradients overflow. The micro-batch is recorded in the first step, so only if
  * what is launched from then on reads the scale of its own step do gradients become finite when it has been
  * halved often enough. Then they are those of a run with a small scale whose weights never moved: the skipped steps
  * have left them alone. */
@@ -320,7 +394,7 @@ static void test_f16_loss_scale_reaches_recorded_steps(void **state)
     struct ptxsim_calls before = on_interpreter() ? ptxsim_calls() : (struct ptxsim_calls){0};
     run_scaled(&f, "halved", scale, &halved);
     if (on_interpreter())
-        assert_int_equal(ptxsim_calls().graph_launches - before.graph_launches, SCALED_STEPS - 1);
+        assert_int_equal(ptxsim_calls().graph_launches - before.graph_launches, SCALED_STEPS);
     int skipped = 0;
     while (skipped < SCALED_STEPS && !(halved.grad_norm[skipped] > 0)) skipped++;
     print_message("%d steps skipped\n", skipped);
@@ -360,6 +434,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_f32_training_has_the_same_losses),
         cmocka_unit_test(test_bf16_training_has_near_losses),
         cmocka_unit_test(test_training_with_cublas_has_near_losses),
+        cmocka_unit_test(test_algorithms_are_chosen_before_the_first_step),
+        cmocka_unit_test(test_recorded_steps_of_documents),
         cmocka_unit_test(test_f16_loss_scale_reaches_recorded_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -60,6 +60,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_products_backward),
         cmocka_unit_test(test_products_backward_by_library),
         cmocka_unit_test(test_slopes_of_two_layers_by_library),
+        cmocka_unit_test(test_more_shapes_than_plans_by_library),
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_dropout),

@@ -16,7 +16,7 @@ using namespace ptxsim;
 struct cublasLtContext { int unused; };
 
 static bool library_is_there;
-static int64_t n_products;
+static int64_t n_products, n_choices;
 
 void ptxsim_set_cublas(bool there)
 {
@@ -25,6 +25,7 @@ void ptxsim_set_cublas(bool there)
 }
 
 int64_t ptxsim_cublas_products() { return n_products; }
+int64_t ptxsim_cublas_choices() { return n_choices; }
 
 // What the opaque descriptors hold here. All are of plain data, and begin with what they are.
 enum kind : int32_t { LAYOUT = 0x4C61, DESC, PREFERENCE, ALGORITHM };
@@ -155,6 +156,7 @@ static cublasStatus_t heuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublas
                                 cublasLtMatmulHeuristicResult_t results[], int *found)
 {
     const preference &p = of<preference>(handle, PREFERENCE, "a preference");
+    n_choices++;
     algorithm best = {ALGORITHM, of<desc>(d, DESC, "a description"), p.workspace, {},
                       of<layout>(a, LAYOUT, "A"), of<layout>(b, LAYOUT, "B"), of<layout>(out, LAYOUT, "D")};
     memcpy(best.alignment, p.alignment, sizeof best.alignment);

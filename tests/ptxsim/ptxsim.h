@@ -38,8 +38,9 @@ void ptxsim_fail_after(int64_t n_waits);
 /* Is cuBLASLt there for devices that are opened from now on? At first it is not. The stand-in computes on the host
  * and ends the process when arguments do not fit together. */
 void ptxsim_set_cublas(bool there);
-/* Products that it has done. */
+/* Products that it has done; times that it was asked for an algorithm. */
 int64_t ptxsim_cublas_products(void);
+int64_t ptxsim_cublas_choices(void);
 /* These bytes of device memory count as never written. */
 void ptxsim_forget(void *p, size_t bytes);
 
