@@ -1,11 +1,13 @@
-/* How near the CPU's kernels come to what the machine can do: reading memory for one row, multiplying
- * for many, attention at several contexts, and everything else (bench_rows.c). Prints tables; not a test. Build
- * and run:
+/* How near the CPU's kernels come to what the machine can do: reading memory for one row,
+ * multiplying for many, attention at several contexts, and everything else (bench_rows.c). Prints
+ * tables; not a test. Build and run:
  *
  *     make build/bench_kernels
- *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...] [products|quantized|attention|rows]...
+ *     build/bench_kernels [--threads N] [--isa reference|avx2|avx512|...]
+ *                         [products|quantized|attention|rows]...
  *
- * Products and attention take SmolLM2-135M's shapes: C 576, F 1536, H 9, G 3, K 64, V 49152, 30 layers. */
+ * Products and attention take SmolLM2-135M's shapes: C 576, F 1536, H 9, G 3, K 64, V 49152,
+ * 30 layers. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +17,9 @@
 #include "base/clock.h"
 #include "scripts/bench_kernels.h"
 
-enum { C = 576, F = 1536, H = 9, G = 3, K = 64, V = 49152, L = 30, MAX_ROWS = 512, MAX_KEYS = 2048 };
+enum {
+    C = 576, F = 1536, H = 9, G = 3, K = 64, V = 49152, L = 30, MAX_ROWS = 512, MAX_KEYS = 2048,
+};
 
 void *bench_take(struct device *d, int64_t bytes)
 {
@@ -30,7 +34,8 @@ static void fill_bf16(void *p, int64_t n)
 {
     uint16_t *x = p;
     uint32_t s = 1;
-    for (int64_t i = 0; i < n; i++) x[i] = f32_to_bf16((float)((s = s * 1664525 + 1) >> 8) * 0x1p-24f - 0.5f);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = f32_to_bf16((float)((s = s * 1664525 + 1) >> 8) * 0x1p-24f - 0.5f);
 }
 
 static void fill_f32(void *p, int64_t n)
@@ -65,12 +70,14 @@ struct stream {
     uint64_t sums[MAX_THREADS];
 };
 
-/* In the order of the lines and without calls of its own: the processor's prefetching does best by itself. */
+/* In the order of the lines and without calls of its own:
+ * the processor's prefetching does best by itself. */
 static void read_chunks(void *ctx, int64_t begin, int64_t end, int32_t thread)
 {
     struct stream *s = ctx;
     const uint64_t *p = (const uint64_t *)(s->p + begin * CHUNK_BYTES);
-    const uint64_t *stop = (const uint64_t *)(s->p + min_i64(end * CHUNK_BYTES, s->bytes / 256 * 256));
+    const uint64_t *stop = (const uint64_t *)(s->p +
+                                              min_i64(end * CHUNK_BYTES, s->bytes / 256 * 256));
     uint64_t a = 0, b = 0, c = 0, e = 0;
     for (; p < stop; p += 32)
         for (int i = 0; i < 32; i += 4) a += p[i], b += p[i + 1], c += p[i + 2], e += p[i + 3];
@@ -120,8 +127,8 @@ static int64_t time_product(struct device *d, const struct matrix *w, void *x, f
     return bench_ns(cpu_of(d)) - t;
 }
 
-/* All products of a forward pass, in the order of decoding or of a prompt, so that weights come from
- * memory. The machine may be shared: what is summed is each kind of product's best time. */
+/* All products of a forward pass, in the order of decoding or of a prompt, so that weights come
+ * from memory. The machine may be shared: what is summed is each kind of product's best time. */
 static void bench_matmul(struct cpu_device *c, enum dtype dtype)
 {
     struct device *d = &c->base;
@@ -129,7 +136,8 @@ static void bench_matmul(struct cpu_device *c, enum dtype dtype)
     static struct matrix layers[L][N_KINDS];
     double products = 0;
     for (int i = 0; i < L * N_KINDS; i++) {
-        layers[i / N_KINDS][i % N_KINDS] = make_matrix(d, dtype, n_out[i % N_KINDS], n_in[i % N_KINDS]);
+        layers[i / N_KINDS][i % N_KINDS] = make_matrix(d, dtype, n_out[i % N_KINDS],
+                                                       n_in[i % N_KINDS]);
         products += (double)n_out[i % N_KINDS] * n_in[i % N_KINDS];
     }
     struct matrix head = make_matrix(d, dtype, V, C);
@@ -143,14 +151,15 @@ static void bench_matmul(struct cpu_device *c, enum dtype dtype)
         int64_t best_head = INT64_MAX;
         for (int round = 0; round < (r > 32 ? 2 : 8); round++) {
             for (int l = 0; l < L * N_KINDS; l++)
-                best[l % N_KINDS] =
-                    min_i64(best[l % N_KINDS], time_product(d, &layers[l / N_KINDS][l % N_KINDS], x, y, r,
-                                                            l % 2 ? EPILOGUE_ADD : EPILOGUE_NONE));
+                best[l % N_KINDS] = min_i64(best[l % N_KINDS],
+                                            time_product(d, &layers[l / N_KINDS][l % N_KINDS], x, y,
+                                                         r, l % 2 ? EPILOGUE_ADD : EPILOGUE_NONE));
             if (r <= 64)
                 best_head = min_i64(best_head, time_product(d, &head, x, logits, r, EPILOGUE_NONE));
         }
         double sum = (double)L * (double)(best[QKV] + best[OUT] + best[UP] + best[DOWN]);
-        printf("%-4s %4d rows: qkv %8.1f us out %8.1f up %8.1f down %8.1f; layers %7.2f ms %5.1f GB/s %6.1f GFLOP/s",
+        printf("%-4s %4d rows: qkv %8.1f us out %8.1f up %8.1f down %8.1f; layers %7.2f ms %5.1f "
+               "GB/s %6.1f GFLOP/s",
                dtype ? "bf16" : "f32", (int)r, (double)best[0] * 1e-3, (double)best[1] * 1e-3,
                (double)best[2] * 1e-3, (double)best[3] * 1e-3, sum * 1e-6, bytes / sum,
                2 * products * (double)r / sum);
@@ -170,11 +179,13 @@ static void bench_attention(struct cpu_device *c, enum dtype dtype)
     kv.data = bench_take(d, bytes);
     bench_fill(dtype, kv.data, bytes);
     struct attention a = {.n_head = H, .n_kv_head = G, .head_dim = K, .scale = 0.125f};
-    float *qkv = bench_take(d, MAX_ROWS * (H + 2 * G) * K * 4), *out = bench_take(d, MAX_ROWS * H * K * 4);
+    float *qkv = bench_take(d, MAX_ROWS * (H + 2 * G) * K * 4);
+    float *out = bench_take(d, MAX_ROWS * H * K * 4);
     fill_f32(qkv, MAX_ROWS * (H + 2 * G) * K);
     int32_t pages[MAX_KEYS / KV_PAGE_TOKENS];
     for (int32_t i = 0; i < n_pages; i++) pages[i] = (i * 37 + 5) % n_pages;
-    static const struct { int rows, start; } cases[] = {{1, 100}, {1, 500}, {1, 2000}, {512, 0}, {512, 1500}};
+    static const struct { int rows, start; } cases[] = {{1, 100}, {1, 500}, {1, 2000}, {512, 0},
+                                                        {512, 1500}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int r = cases[i].rows, start = cases[i].start;
         struct span span = {0, r, start, 0};
@@ -188,7 +199,8 @@ static void bench_attention(struct cpu_device *c, enum dtype dtype)
         }
         double keys = (double)r * start + 0.5 * r * (r + 1);
         printf("%-4s attention %3d rows after %4d keys: %8.1f us %6.1f GFLOP/s\n",
-               dtype ? "bf16" : "f32", r, start, (double)best * 1e-3, 4 * keys * H * K / (double)best);
+               dtype ? "bf16" : "f32", r, start, (double)best * 1e-3,
+               4 * keys * H * K / (double)best);
     }
 }
 
@@ -223,7 +235,9 @@ int main(int argc, char **argv)
     }
     ok = ok && are_benches(argv);
     if (!ok || !cpu_device_open(&o, &d, &err)) {
-        fprintf(stderr, "%s\nusage: bench_kernels [--threads N] [--isa ISA] [products|quantized|attention|rows]...\n",
+        fprintf(stderr,
+                "%s\nusage: bench_kernels [--threads N] [--isa ISA] "
+                "[products|quantized|attention|rows]...\n",
                 ok ? err.text : "no such option, instruction set or bench");
         return 2;
     }

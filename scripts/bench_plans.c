@@ -1,10 +1,9 @@
-/* How near train_cost comes to real steps: a preset's steps under one plan after another, beside the
- * estimate of each. Times are the process's CPU time on one thread, which holds on a busy machine. Prints a
- * table; not a test. Build (after make) and run:
+/* How near train_cost comes to real steps: a preset's steps under one plan after another, beside
+ * the estimate of each. Times are the process's CPU time on one thread, which holds on a busy
+ * machine. Prints a table; not a test. Build (after make) and run:
  *
  *     cc -std=c17 -D_GNU_SOURCE -O2 -pthread -I. -o build/bench_plans scripts/bench_plans.c \
- *         $(find build -path build/server -prune -o -path build/api -prune -o -path build/tests -prune \
- *           -o -name '[!.]*.o' -print) -lcjson -lpcre2-8 -lunistring -lcrypto -lm
+ *         build/gptd.a -lcjson -lpcre2-8 -lunistring -lcrypto -lm
  *     build/bench_plans configs/small.json bf16 8 [steps]      8: sequences of a batch
  */
 #include <stdio.h>
@@ -162,7 +161,8 @@ int main(int argc, char **argv)
     double real0 = 0, estimate0 = 0;
     printf("%s, %s, batch %s; %.0f GFLOP/s, %.0f GB/s\n", argv[1], argv[2], argv[3],
            rates.flops / 1e9, rates.bytes / 1e9);
-    printf("| plan | MB | seconds | estimate | of the first | estimate |\n|---|---|---|---|---|---|\n");
+    printf("| plan | MB | seconds | estimate | of the first | estimate |\n"
+           "|---|---|---|---|---|---|\n");
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         struct trainer_options o = first;
         change(&o.config, &variants[i]);

@@ -1,12 +1,14 @@
-/* Quantized products, type by type, in turns with a plain read of the same bytes by as many threads: of one thread by its
- * processor time, so that others who use the machine matter little, of several by the clock. A part of bench_kernels. */
+/* Quantized products, type by type, in turns with a plain read of the same bytes by as many
+ * threads: of one thread by its processor time, so that others who use the machine matter little,
+ * of several by the clock. A part of bench_kernels. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/checked.h"
 #include "scripts/bench_kernels.h"
 
-enum { N_OUT = 65536, N_IN = 1536, ROUNDS = 9, MAX_ROWS = 64 }; /* MAX_ROWS: what the workspace has room for */
+/* MAX_ROWS: what the workspace has room for */
+enum { N_OUT = 65536, N_IN = 1536, ROUNDS = 9, MAX_ROWS = 64 };
 
 static int64_t read_ns(struct cpu_device *cpu, const struct matrix *w, int64_t bytes, uint64_t *sum)
 {
@@ -44,13 +46,15 @@ static void bench_type(struct cpu_device *c, enum dtype type, void *x, float *y)
             if (i == 0) read[round] = read_ns(c, &w, bytes, &sum);
             int64_t t = bench_ns(c);
             d->ops->matmul(d, (struct tensor){y, DTYPE_F32, rows[i], part.n_out},
-                           (struct tensor){x, DTYPE_BF16, rows[i], N_IN}, &part, NULL, EPILOGUE_NONE);
+                           (struct tensor){x, DTYPE_BF16, rows[i], N_IN}, &part, NULL,
+                           EPILOGUE_NONE);
             ns[round] = bench_ns(c) - t;
         }
         double time = median(ns), ops = 2.0 * (double)part.n_out * N_IN * (double)rows[i];
         if (i == 0)
             printf(" read %4.1f GB/s (%d); 1 row %4.1f GB/s, %4.2f of the read's time",
-                   (double)bytes / median(read), (int)(sum & 1), (double)bytes / time, time / median(read));
+                   (double)bytes / median(read), (int)(sum & 1), (double)bytes / time,
+                   time / median(read));
         else
             printf("; %d rows %5.1f Gop/s", (int)rows[i], ops / time);
     }

@@ -1,7 +1,8 @@
-/* The operations that do little arithmetic on much memory: of serving, of training, and the optimizer. Each
- * is timed in turn with a plain pass that reads and writes as many bytes on the same threads (memcpy,
- * words turned where they lie, a sum of words, memset), so that a line says what its arithmetic costs beyond moving the bytes. Times are
- * the best of many rounds, since others may use the machine. Part of bench_kernels. */
+/* The operations that do little arithmetic on much memory: of serving, of training, and the
+ * optimizer. Each is timed in turn with a plain pass that reads and writes as many bytes on the
+ * same threads (memcpy, words turned where they lie, a sum of words, memset), so that a line says
+ * what its arithmetic costs beyond moving the bytes. Times are the best of many rounds, since
+ * others may use the machine. Part of bench_kernels. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +15,8 @@ enum {
     R = 512, C = 768, F = 2048, H = 12, G = 4, K = 64, V = 50304,
     LOGIT_ROWS = 16, LOSS_ROWS = 64, WEIGHTS_OUT = 2048, WEIGHTS_IN = 4096,
     POSITIONS = 1024, ROUNDS = 30, PIECE = 1 << 14,
-    BUFFER_BYTES = WEIGHTS_OUT * WEIGHTS_IN * 4, /* of each operand: the largest is a weight in f32 */
+    BUFFER_BYTES = WEIGHTS_OUT * WEIGHTS_IN * 4, /* of each operand: the largest
+                                                    is a weight in f32 */
     PLAIN_BYTES = 4 * BUFFER_BYTES,
 };
 
@@ -39,8 +41,14 @@ static struct tensor view(void *p, enum dtype dtype, int64_t rows, int64_t cols)
     return (struct tensor){p, dtype, rows, cols};
 }
 
-static struct tensor f32(void *p, int64_t rows, int64_t cols) { return view(p, DTYPE_F32, rows, cols); }
-static struct tensor b16(void *p, int64_t rows, int64_t cols) { return view(p, DTYPE_BF16, rows, cols); }
+static struct tensor f32(void *p, int64_t rows, int64_t cols)
+{
+    return view(p, DTYPE_F32, rows, cols);
+}
+static struct tensor b16(void *p, int64_t rows, int64_t cols)
+{
+    return view(p, DTYPE_BF16, rows, cols);
+}
 
 /* ---- the plain pass ---- */
 
@@ -97,8 +105,8 @@ static int64_t time_plain(struct rows_bench *b, int64_t reads, int64_t writes, b
 typedef void (*run_fn)(struct rows_bench *b);
 
 /* in_place: what is written is what was read. */
-static void compare(struct rows_bench *b, const char *name, run_fn run, int64_t reads, int64_t writes,
-                    bool in_place)
+static void compare(struct rows_bench *b, const char *name, run_fn run, int64_t reads,
+                    int64_t writes, bool in_place)
 {
     int64_t best = INT64_MAX, plain = INT64_MAX;
     for (int i = 0; i < ROUNDS; i++) {
@@ -171,7 +179,8 @@ static void run_kv_write_f32(struct rows_bench *b)
     b->d->ops->kv_write(b->d, f32(b->a, R, (H + 2 * G) * K), &b->batch, &b->attention, &kv, 0);
 }
 
-static void sample(struct rows_bench *b, float temperature, int32_t top_k, float top_p, int32_t n_top)
+static void sample(struct rows_bench *b, float temperature, int32_t top_k, float top_p,
+                   int32_t n_top)
 {
     struct sample_request requests[LOGIT_ROWS];
     struct sample_out out[LOGIT_ROWS];
@@ -200,7 +209,8 @@ static void bench_serving(struct rows_bench *b)
     line(b, "RMSNorm to bf16, 512 x 768", run_rmsnorm, x, x / 2);
     line(b, "LayerNorm to bf16", run_layernorm, x, x / 2);
     line(b, "SwiGLU bf16, 512 x 2,048", run_swiglu, R * F * 4, R * F * 2);
-    /* An embedding's row lies across the panels' rows: each pair of values is read with its line. */
+    /* An embedding's row lies across the panels' rows:
+     * each pair of values is read with its line. */
     line(b, "embedding, bf16 50,304 x 768", run_embed, R * C / 2 * 64, x);
     line(b, "gather", run_gather, x, x);
     line_in_place(b, "RoPE and KV write, bf16, 12 + 2 x 4 heads", run_kv_write, qkv, turned + kv);
@@ -217,7 +227,8 @@ static void bench_serving(struct rows_bench *b)
 static void run_dropout(struct rows_bench *b)
 {
     const uint64_t key = 42 << 4;
-    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C), (struct dropout){0.1f, {.base = &key}});
+    b->d->train->dropout(b->d, b16(b->b, R, C), f32(b->a, R, C),
+                         (struct dropout){0.1f, {.base = &key}});
 }
 
 static void run_convert(struct rows_bench *b)
@@ -247,14 +258,15 @@ static void run_gelu_exact_backward(struct rows_bench *b)
 
 static void run_swiglu_backward(struct rows_bench *b)
 {
-    b->d->train->swiglu_backward(b->d, b16(b->b, R, 2 * F), f32(b->e, R, F), b16(b->half, R, 2 * F));
+    b->d->train->swiglu_backward(b->d, b16(b->b, R, 2 * F), f32(b->e, R, F),
+                                 b16(b->half, R, 2 * F));
 }
 
 static void run_norm_backward(struct rows_bench *b)
 {
     struct norm n = norm_of(b, false);
-    b->d->train->norm_backward(b->d, f32(b->b, R, C), b->f, b->g, f32(b->e, R, C), f32(b->a, R, C), &n,
-                               NULL);
+    b->d->train->norm_backward(b->d, f32(b->b, R, C), b->f, b->g, f32(b->e, R, C), f32(b->a, R, C),
+                               &n, NULL);
 }
 
 static void run_rope_backward(struct rows_bench *b)
@@ -266,7 +278,8 @@ static void run_rope_backward(struct rows_bench *b)
 
 static void run_embed_backward(struct rows_bench *b)
 {
-    struct matrix dwte = {.data = b->from, .n_out = V / 2, .n_in = C}; /* the plain pass has that much room */
+    /* the plain pass has that much room */
+    struct matrix dwte = {.data = b->from, .n_out = V / 2, .n_in = C};
     b->d->train->embed_backward(b->d, &dwte, b->b, f32(b->a, R, C), &b->batch);
 }
 
@@ -331,9 +344,12 @@ static void adamw(struct rows_bench *b, enum dtype dtype, enum master_format mas
                   enum moment_format moments)
 {
     struct adamw_tensor t = {
-        .weight = dtype == DTYPE_F32 ? b->a : b->half, .dtype = dtype, .n_out = WEIGHTS_OUT, .n_in = WEIGHTS_IN, .packed = true,
-        .grad = dtype == DTYPE_F32 ? b->b : b->half, .grad_dtype = dtype, .master_format = master, .master = b->e,
-        .m_format = moments, .v_format = moments, .m = b->f, .v = b->g, .weight_decay = 0.1f,
+        .weight = dtype == DTYPE_F32 ? b->a : b->half, .dtype = dtype,
+        .n_out = WEIGHTS_OUT, .n_in = WEIGHTS_IN, .packed = true,
+        .grad = dtype == DTYPE_F32 ? b->b : b->half, .grad_dtype = dtype,
+        .master_format = master, .master = b->e,
+        .m_format = moments, .v_format = moments, .m = b->f, .v = b->g,
+        .weight_decay = 0.1f,
     };
     struct adamw_step s = {1e-4f, 0.9f, 0.99f, 1e-8f, 10, 1};
     b->d->train->adamw(b->d, &t, &(bool){false}, 1, &s);
@@ -341,9 +357,18 @@ static void adamw(struct rows_bench *b, enum dtype dtype, enum master_format mas
 
 static void run_adamw_f32(struct rows_bench *b) { adamw(b, DTYPE_F32, MASTER_NONE, MOMENT_F32); }
 static void run_adamw_master(struct rows_bench *b) { adamw(b, DTYPE_BF16, MASTER_F32, MOMENT_F32); }
-static void run_adamw_rest(struct rows_bench *b) { adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_F32); }
-static void run_adamw_bf16(struct rows_bench *b) { adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_BF16); }
-static void run_adamw_q8(struct rows_bench *b) { adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_Q8); }
+static void run_adamw_rest(struct rows_bench *b)
+{
+    adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_F32);
+}
+static void run_adamw_bf16(struct rows_bench *b)
+{
+    adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_BF16);
+}
+static void run_adamw_q8(struct rows_bench *b)
+{
+    adamw(b, DTYPE_BF16, MASTER_REMAINDER, MOMENT_Q8);
+}
 
 static void bench_adamw(struct rows_bench *b)
 {
@@ -357,12 +382,14 @@ static void bench_adamw(struct rows_bench *b)
     line_in_place(b, "AdamW bf16, remainders, bf16 moments", run_adamw_bf16, 10 * n, 8 * n);
     memset(b->f, 0, BUFFER_BYTES);
     memset(b->g, 0, BUFFER_BYTES);
-    line_in_place(b, "AdamW bf16, remainders, 8-bit moments", run_adamw_q8, 6 * n + 2 * q8, 4 * n + 2 * q8);
+    line_in_place(b, "AdamW bf16, remainders, 8-bit moments", run_adamw_q8, 6 * n + 2 * q8,
+                  4 * n + 2 * q8);
 }
 
 /* ---- all ---- */
 
-/* Logits whose probabilities fall off as words' do: the i-th likeliest has about 1/i of the first's. */
+/* Logits whose probabilities fall off as words' do: the i-th likeliest has about 1/i of the
+ * first's. */
 static void fill_logits(float *x, int64_t n)
 {
     bench_fill(DTYPE_F32, x, n * 4);
@@ -380,8 +407,9 @@ static void make_batch(struct rows_bench *b)
         slots[i] = i;
     }
     for (int i = 0; i < R / KV_PAGE_TOKENS; i++) pages[i] = i;
-    b->batch = (struct batch){.n_rows = R, .n_spans = 1, .max_keys = R, .tokens = tokens, .positions = positions,
-                              .slots = slots, .spans = &span, .pages = pages};
+    b->batch = (struct batch){.n_rows = R, .n_spans = 1, .max_keys = R, .tokens = tokens,
+                              .positions = positions, .slots = slots, .spans = &span,
+                              .pages = pages};
     float *rope = bench_take(b->d, POSITIONS * K * 4);
     for (int p = 0; p < POSITIONS; p++)
         for (int i = 0; i < K / 2; i++) {
@@ -412,7 +440,8 @@ void bench_rows(struct cpu_device *c)
     b.vector = bench_take(d, F * 4);
     bench_fill(DTYPE_F32, b.vector, F * 4);
     int64_t bytes = d->ops->matrix_bytes(d, DTYPE_BF16, V, C);
-    b.wte = (struct matrix){.data = bench_take(d, bytes), .dtype = DTYPE_BF16, .n_out = V, .n_in = C};
+    b.wte = (struct matrix){.data = bench_take(d, bytes), .dtype = DTYPE_BF16, .n_out = V,
+                            .n_in = C};
     bench_fill(DTYPE_BF16, b.wte.data, bytes);
     b.from = bench_take(d, PLAIN_BYTES);
     b.to = bench_take(d, PLAIN_BYTES);

@@ -1,6 +1,6 @@
-/* Loaded into a server in front of libc (LD_PRELOAD): while the file that STALL_ENGINE names is there,
- * the engine's thread does not come back from asking the time, as if its device hung. Black-box tests
- * build it; see http/test_watchdog.py. */
+/* Loaded into a server in front of libc (LD_PRELOAD): while the file that STALL_ENGINE names is
+ * there, the engine's thread does not come back from asking the time, as if its device hung.
+ * Black-box tests build it; see http/test_watchdog.py. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

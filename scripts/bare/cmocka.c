@@ -63,8 +63,8 @@ int bare_run_tests(const struct CMUnitTest *tests, size_t n)
             tests[i].test(&state);
         }
         failed = failed + (outcome == FAILED);
-        printf("%s %d - %s%s (%.2f s)\n", outcome == FAILED ? "not ok" : "ok", number, tests[i].name,
-               outcome == SKIPPED ? " # SKIP" : "", seconds_now() - begin);
+        printf("%s %d - %s%s (%.2f s)\n", outcome == FAILED ? "not ok" : "ok", number,
+               tests[i].name, outcome == SKIPPED ? " # SKIP" : "", seconds_now() - begin);
         fflush(stdout);
     }
     printf("1..%d\n", number);

@@ -28,5 +28,6 @@ void bare_same_bytes(const void *a, const void *b, size_t n, const char *file, i
 #define assert_false(c) ((c) ? bare_fail(__FILE__, __LINE__, "not false: %s", #c) : (void)0)
 #define assert_non_null(p) assert_true((p) != NULL)
 #define assert_null(p) assert_true((p) == NULL)
-#define assert_int_equal(a, b) bare_same_integers((long long)(a), (long long)(b), #a, __FILE__, __LINE__)
+#define assert_int_equal(a, b) \
+    bare_same_integers((long long)(a), (long long)(b), #a, __FILE__, __LINE__)
 #define assert_memory_equal(a, b, n) bare_same_bytes(a, b, n, __FILE__, __LINE__)

@@ -1,5 +1,5 @@
-/* JSON trees: see cjson/cJSON.h. Texts come from base/json.c, which has found them valid, and from golden files;
- * what is wrong all the same gives NULL. */
+/* JSON trees: see cjson/cJSON.h. Texts come from base/json.c, which has found them valid, and from
+ * golden files; what is wrong all the same gives NULL. */
 #include <cjson/cJSON.h>
 
 #include <math.h>

@@ -103,7 +103,8 @@ static void fill(float *x, int64_t n, const char *role, uint32_t *state)
     bool is_scale = strstr(role, "norm") && !strstr(role, "bias");
     /* Uniform with a standard deviation of 0.02. */
     for (int64_t i = 0; i < n; i++)
-        x[i] = ((float)(noise(state) >> 8) * 0x1p-24f - 0.5f) * 0.0692820323f + (is_scale ? 1.0f : 0.0f);
+        x[i] = ((float)(noise(state) >> 8) * 0x1p-24f - 0.5f) * 0.0692820323f +
+               (is_scale ? 1.0f : 0.0f);
 }
 
 void bench_fill_weights(struct gpt *g, struct device *d, float *staging, uint32_t seed)
@@ -169,7 +170,8 @@ int64_t __wrap_dataset_add(const struct dataset *ds, enum dataset_split split, i
     int32_t n = (int32_t)random_sequence_length, *tokens = malloc((size_t)(n + 1) * sizeof *tokens);
     uint32_t state = (uint32_t)index * 2654435761u + 7;
     ASSERT(tokens && random_model);
-    for (int32_t i = 0; i <= n; i++) tokens[i] = bench_random_token(&state, random_model->vocab_size);
+    for (int32_t i = 0; i <= n; i++)
+        tokens[i] = bench_random_token(&state, random_model->vocab_size);
     bool room = gpt_rows_add(rows, o, tokens, tokens + 1, n);
     free(tokens);
     return room ? n : DATASET_NO_ROOM;
@@ -199,7 +201,9 @@ static void open_device(struct bench *b, const char *name)
     bench_must(ok, &err);
     const char *what = b->d->ops->description(b->d);
     /* Dense bf16 products of the SXM parts, by the data sheets. */
-    b->peak = strstr(what, "H100") || strstr(what, "H200") ? 989.4e12 : strstr(what, "A100") ? 312e12 : 0;
+    b->peak = strstr(what, "H100") || strstr(what, "H200") ? 989.4e12
+              : strstr(what, "A100")                       ? 312e12
+                                                           : 0;
 }
 
 static void info(const struct bench *b)
@@ -219,7 +223,8 @@ static int run(struct bench *b, int argc, char **argv)
     if (strcmp(command, "info") == 0) info(b);
     else if (strcmp(command, "rates") == 0) bench_rates(b);
     else if (strcmp(command, "prefill") == 0 && argc == 2) bench_prefill(b, argv[1]);
-    else if (strcmp(command, "train") == 0 && argc >= 2) bench_train(b, argv[1], argc > 2 ? atoi(argv[2]) : 8);
+    else if (strcmp(command, "train") == 0 && argc >= 2)
+        bench_train(b, argv[1], argc > 2 ? atoi(argv[2]) : 8);
     else if (strcmp(command, "parity") == 0 && argc == 2) return bench_parity(b, argv[1]) > 0;
     else if (strcmp(command, "decode") == 0 && argc > 2) {
         int32_t batches[MAX_BATCHES], n = 0;

@@ -1,13 +1,13 @@
-/* What scripts/gpu_check.sh runs to compare a device with the CPU and to measure it: the engine and the trainer as
- * they ship, with random weights. Works on every device, so that `bench_gpu cpu ...` tries all of it
- * where there is no GPU.
+/* What scripts/gpu_check.sh runs to compare a device with the CPU and to measure it: the engine and
+ * the trainer as they ship, with random weights. Works on every device, so that `bench_gpu cpu ...`
+ * tries all of it where there is no GPU.
  *
  * A result is a line on stdout, and the script's table is made of them:
  *     RESULT <tab> section <tab> name <tab> value <tab> unit <tab> note
  *
- * Linked with --wrap=gpt_load, --wrap=checkpoint_config and --wrap=dataset_add: between bench_random_begin and
- * bench_random_end an engine opens a model of any config with random weights, without files, and a
- * trainer learns from random tokens. */
+ * Linked with --wrap=gpt_load, --wrap=checkpoint_config and --wrap=dataset_add: between
+ * bench_random_begin and bench_random_end an engine opens a model of any config with random
+ * weights, without files, and a trainer learns from random tokens. */
 #pragma once
 
 #include "model/device.h"
@@ -48,6 +48,6 @@ void bench_decode(const struct bench *b, const char *preset, const int32_t *batc
 void bench_prefill(const struct bench *b, const char *preset);
 /* bench_train.c */
 void bench_train(const struct bench *b, const char *preset, int32_t n_steps);
-/* bench_parity.c: both devices on small models of both families; writes what torch needs to do the same
- * under `dir`. Returns how many comparisons failed. */
+/* bench_parity.c: both devices on small models of both families; writes what torch needs to do the
+ * same under `dir`. Returns how many comparisons failed. */
 int bench_parity(const struct bench *b, const char *dir);

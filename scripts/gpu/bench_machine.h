@@ -1,4 +1,5 @@
-/* What bench_gpu asks of the machine itself: bench_machine.cu on CUDA, bench_machine_cpu.c without. */
+/* What bench_gpu asks of the machine itself: bench_machine.cu on CUDA,
+ * bench_machine_cpu.c without. */
 #pragma once
 
 #include <stdbool.h>

@@ -1,9 +1,9 @@
-/* A device against the CPU, on small models of both families: logits of a forward pass and gradients of every weight.
- * See bench.h.
+/* A device against the CPU, on small models of both families: logits of a forward pass and
+ * gradients of every weight. See bench.h.
  *
- * What torch needs to do the same is left in DIR/NAME/: config.json, index.txt (a tensor's name, rows and
- * columns a line), and each tensor's f32 values in NAME.f32: weights ("w.qkv.0"), tokens, targets,
- * and this device's logits and gradients ("g.qkv.0"). */
+ * What torch needs to do the same is left in DIR/NAME/: config.json, index.txt (a tensor's name,
+ * rows and columns a line), and each tensor's f32 values in NAME.f32: weights ("w.qkv.0"), tokens,
+ * targets, and this device's logits and gradients ("g.qkv.0"). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,9 +20,10 @@ enum { T = 48, SEQUENCES = 2, ROWS = T * SEQUENCES };
 static const struct { const char *name, *config; } models[] = {
     {"gpt2", "{\"n_layer\":2,\"n_head\":4,\"n_embd\":128,\"block_size\":64,\"vocab_size\":500,"
              "\"bias\":true}"},
-    {"llama", "{\"n_layer\":2,\"n_head\":4,\"n_kv_head\":2,\"n_embd\":192,\"n_ff\":320,\"block_size\":64,"
-              "\"vocab_size\":501,\"bias\":false,\"pos_encoding\":\"rope\",\"norm_type\":\"rmsnorm\","
-              "\"mlp_type\":\"swiglu\",\"qk_norm\":true,\"tie_weights\":false}"},
+    {"llama", "{\"n_layer\":2,\"n_head\":4,\"n_kv_head\":2,\"n_embd\":192,\"n_ff\":320,"
+              "\"block_size\":64,\"vocab_size\":501,\"bias\":false,\"pos_encoding\":\"rope\","
+              "\"norm_type\":\"rmsnorm\",\"mlp_type\":\"swiglu\",\"qk_norm\":true,"
+              "\"tie_weights\":false}"},
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
@@ -36,7 +37,8 @@ static void open_side(struct one_side *s, struct device *d, const char *json, en
     struct trainer draft = {.device = d, .metrics = {.fd = -1}};
     struct train_config *c = &draft.options.config;
     struct error err;
-    bench_must(gpt_config_from_preset(json, strlen(json), "parity", &draft.options.model, &err), &err);
+    bench_must(gpt_config_from_preset(json, strlen(json), "parity", &draft.options.model, &err),
+               &err);
     train_config_init(c);
     c->dtype = dtype;
     c->batch_size = SEQUENCES;
@@ -99,12 +101,14 @@ static double distance(const float *got, const float *want, int64_t n)
 
 /* ---- for torch ---- */
 
-static void dump(const char *dir, FILE *index, const char *name, const float *x, int64_t rows, int64_t cols)
+static void dump(const char *dir, FILE *index, const char *name, const float *x, int64_t rows,
+                 int64_t cols)
 {
     char path[512];
     snprintf(path, sizeof path, "%s/%s.f32", dir, name);
     FILE *f = fopen(path, "wb");
-    if (!f || fwrite(x, sizeof *x, (size_t)(rows * cols), f) != (size_t)(rows * cols) || fclose(f)) {
+    if (!f || fwrite(x, sizeof *x, (size_t)(rows * cols), f) != (size_t)(rows * cols) ||
+        fclose(f)) {
         fprintf(stderr, "bench_gpu: cannot write %s\n", path);
         exit(1);
     }
@@ -118,14 +122,16 @@ static void dump_ids(const char *dir, FILE *index, const char *name, const int32
     dump(dir, index, name, x, SEQUENCES, T);
 }
 
-static void dump_params(const char *dir, FILE *index, const char *kind, struct gpt *g, struct device *d)
+static void dump_params(const char *dir, FILE *index, const char *kind, struct gpt *g,
+                        struct device *d)
 {
     struct gpt_roles roles = gpt_roles(&g->config);
     for (int64_t i = 0; i < gpt_n_params(g); i++) {
         struct gpt_param p = gpt_param_of(g, &roles, i);
         char name[128];
         float *x = read_param(d, &p);
-        snprintf(name, sizeof name, "%s.%s.%lld", kind, weight_role_name(p.role), (long long)p.layer);
+        snprintf(name, sizeof name, "%s.%s.%lld", kind, weight_role_name(p.role),
+                 (long long)p.layer);
         dump(dir, index, name, x, p.n_out, p.n_in);
         free(x);
     }
@@ -157,8 +163,8 @@ static void dump_side(struct one_side *s, const char *root, int model, const flo
 
 /* ---- the comparison ---- */
 
-static int report(const char *model, enum dtype dtype, const char *what, double worst, const char *where,
-                  double tolerance)
+static int report(const char *model, enum dtype dtype, const char *what, double worst,
+                  const char *where, double tolerance)
 {
     char name[128];
     bool ok = worst <= tolerance; /* not for NaN */
@@ -186,8 +192,8 @@ static int compare(const struct bench *b, int model, enum dtype dtype, const cha
         compute(&sides[i], logits[i]);
     }
     double tolerance = dtype == DTYPE_F32 ? 2e-5 : 2e-2;
-    int bad = report(models[model].name, dtype, "logits", distance(logits[1], logits[0], ROWS * V), "",
-                     tolerance);
+    int bad = report(models[model].name, dtype, "logits", distance(logits[1], logits[0], ROWS * V),
+                     "", tolerance);
     double worst = 0;
     char where[96] = "";
     struct gpt_roles roles = gpt_roles(&grads->config);

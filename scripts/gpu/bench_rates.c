@@ -28,7 +28,8 @@ static struct tensor random_tensor(struct device *d, int64_t rows, int64_t cols)
     struct error err;
     uint32_t state = 1;
     for (int i = 0; i < BLOCK; i++)
-        block[i] = f32_to_bf16((float)((state = state * 1664525 + 1013904223) >> 8) * 0x1p-24f - 0.5f);
+        block[i] = f32_to_bf16((float)((state = state * 1664525 + 1013904223) >> 8) * 0x1p-24f -
+                               0.5f);
     for (int64_t i = 0; i < n; i += BLOCK)
         d->ops->upload(d, (uint16_t *)t.data + i, block, (size_t)min_i64(BLOCK, n - i) * 2);
     bench_must(d->ops->sync(d, &err), &err);
@@ -49,7 +50,8 @@ static void fill_matrix(struct device *d, struct matrix *w)
     free(rows);
 }
 
-static void product_open(struct product *p, struct device *d, int64_t rows, int64_t n_out, int64_t n_in)
+static void product_open(struct product *p, struct device *d, int64_t rows, int64_t n_out,
+                         int64_t n_in)
 {
     const struct workspace_shape shape = {
         .dtype = DTYPE_BF16, .max_rows = rows, .max_logit_rows = 1, .n_embd = n_in, .n_ff = n_out,
@@ -61,8 +63,10 @@ static void product_open(struct product *p, struct device *d, int64_t rows, int6
     d->ops->set_workspace(d, p->workspace, p->workspace_bytes);
     p->w_bytes = d->ops->matrix_bytes(d, DTYPE_BF16, n_out, n_in);
     p->dw_bytes = d->ops->matrix_bytes(d, DTYPE_F32, n_out, n_in);
-    p->w = (struct matrix){.data = bench_alloc(d, p->w_bytes), .dtype = DTYPE_BF16, .n_out = n_out, .n_in = n_in};
-    p->dw = (struct matrix){.data = bench_alloc(d, p->dw_bytes), .dtype = DTYPE_F32, .n_out = n_out, .n_in = n_in};
+    p->w = (struct matrix){.data = bench_alloc(d, p->w_bytes), .dtype = DTYPE_BF16, .n_out = n_out,
+                           .n_in = n_in};
+    p->dw = (struct matrix){.data = bench_alloc(d, p->dw_bytes), .dtype = DTYPE_F32, .n_out = n_out,
+                            .n_in = n_in};
     fill_matrix(d, &p->w);
     p->x = random_tensor(d, rows, n_in);
     p->y = random_tensor(d, rows, n_out);
@@ -87,7 +91,10 @@ static void forward(struct product *p)
     p->d->ops->matmul(p->d, p->y, p->x, &p->w, NULL, EPILOGUE_NONE);
 }
 
-static void backward_x(struct product *p) { p->d->train->matmul_backward_x(p->d, p->dx, p->y, &p->w); }
+static void backward_x(struct product *p)
+{
+    p->d->train->matmul_backward_x(p->d, p->dx, p->y, &p->w);
+}
 
 static void backward_w(struct product *p)
 {
@@ -128,7 +135,8 @@ void bench_rates(const struct bench *b)
 {
     static const struct { int64_t rows, n_out, n_in; } shapes[] = {
         {8192, 8192, 8192},                                                    /* the ceiling */
-        {8192, 2304, 768}, {8192, 768, 3072}, {8192, 4608, 1536}, {8192, 50304, 768}, /* of presets */
+        /* of presets */
+        {8192, 2304, 768}, {8192, 768, 3072}, {8192, 4608, 1536}, {8192, 50304, 768},
     };
     struct bench_bandwidth w = bench_bandwidth(b->small);
     bench_report("rates", "copy", w.copy * 1e-9, "GB/s", "bytes read and written");
@@ -143,7 +151,8 @@ void bench_rates(const struct bench *b)
         product_close(&p);
         snprintf(name, sizeof name, "bf16 product %lldx%lldx%lld", (long long)shapes[i].rows,
                  (long long)shapes[i].n_out, (long long)shapes[i].n_in);
-        bench_report("rates", name, y * 1e-12, "TFLOP/s", "backward: dx %.1f, dw %.1f, with dbias %.1f",
+        bench_report("rates", name, y * 1e-12, "TFLOP/s",
+                     "backward: dx %.1f, dw %.1f, with dbias %.1f",
                      dx * 1e-12, dw * 1e-12, dw_bias * 1e-12);
     }
 }

@@ -59,7 +59,8 @@ static void close_engine(struct served *s)
     bench_random_end();
 }
 
-static void start(struct served *s, struct stream *t, int32_t n_prompt, int32_t n_new, uint32_t seed)
+static void start(struct served *s, struct stream *t, int32_t n_prompt, int32_t n_new,
+                  uint32_t seed)
 {
     struct engine_params p = {.n_prompt = n_prompt, .max_tokens = n_new, .n = 1, .ignore_eos = true,
                               .notify = note_tokens, .ctx = t};
@@ -70,7 +71,8 @@ static void start(struct served *s, struct stream *t, int32_t n_prompt, int32_t 
                          .times = calloc((size_t)n_new, sizeof *t->times)};
     if (!t->prompt || !t->times) abort();
     uint32_t state = seed * 2654435761u + 11;
-    for (int32_t i = 0; i < n_prompt; i++) t->prompt[i] = bench_random_token(&state, s->model.vocab_size);
+    for (int32_t i = 0; i < n_prompt; i++)
+        t->prompt[i] = bench_random_token(&state, s->model.vocab_size);
     p.prompt = t->prompt;
     bench_must(engine_request_new(s->engine, &p, &t->request, &err), &err);
 }
@@ -119,8 +121,8 @@ static double step_bytes(const struct engine_stats *s, int32_t n, double context
     return (double)s->memory.planned[MEMORY_WEIGHTS] + n * context * per_token;
 }
 
-static void report_decode(const struct bench *b, const struct served *s, const char *preset, int32_t n,
-                          double rate, double context)
+static void report_decode(const struct bench *b, const struct served *s, const char *preset,
+                          int32_t n, double rate, double context)
 {
     struct engine_stats stats;
     char name[128];
@@ -142,7 +144,8 @@ void bench_decode(const struct bench *b, const char *path, const int32_t *batche
     engine_stats(s.engine, &stats);
     int64_t device = stats.memory.planned_bytes - stats.memory.host_bytes;
     snprintf(name, sizeof name, "%s serving, planned", preset);
-    bench_report("memory", name, (double)device * 1e-6, "MB", "the driver says %.3f MB more is in use",
+    bench_report("memory", name, (double)device * 1e-6, "MB",
+                 "the driver says %.3f MB more is in use",
                  s.driver_bytes * 1e-6);
     int32_t prompt = b->small ? 8 : PROMPT, new_tokens = b->small ? 6 : NEW_TOKENS;
     for (int32_t i = 0; i < n; i++) {

@@ -13,8 +13,8 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static struct trainer *open_trainer(const struct bench *b, const char *path, struct gpt_config *model,
-                                    const char *preset)
+static struct trainer *open_trainer(const struct bench *b, const char *path,
+                                    struct gpt_config *model, const char *preset)
 {
     struct trainer draft = {.device = b->d, .metrics = {.fd = -1}};
     struct train_config *c = &draft.options.config;
@@ -31,7 +31,8 @@ static struct trainer *open_trainer(const struct bench *b, const char *path, str
     bench_must(t != NULL, &err);
     snprintf(name, sizeof name, "%s training, planned", preset);
     bench_report("memory", name, (double)trainer_memory(t).device_bytes * 1e-6, "MB",
-                 "the driver says %.3f MB more is in use", (double)(before - bench_driver_free(b)) * 1e-6);
+                 "the driver says %.3f MB more is in use",
+                 (double)(before - bench_driver_free(b)) * 1e-6);
     t->schedule = train_config_schedule(&t->options.config);
     t->state.loss_scale = loss_scale_begin(t->options.config.loss_scale, t->options.config.dtype);
     bench_fill_weights(&t->gpt, b->d, t->load_staging, 1);
@@ -67,8 +68,9 @@ void bench_train(const struct bench *b, const char *path, int32_t n_steps)
     char share[64] = "";
     if (b->peak > 0) snprintf(share, sizeof share, "MFU %.1f %%, ", 100 * rate / b->peak);
     bench_report("train", preset, (double)(c->batch_size * c->sequence_length) / median, "tok/s",
-                 "B %lld T %lld, %.2f ms a step, %.1f TFLOP/s, %s%.1f %% of our product; loss %.3f to %.3f",
-                 (long long)c->batch_size, (long long)c->sequence_length, 1e3 * median, rate * 1e-12,
-                 share, 100 * rate / ceiling, first, step.loss);
+                 "B %lld T %lld, %.2f ms a step, %.1f TFLOP/s, %s%.1f %% of our product; loss %.3f "
+                 "to %.3f",
+                 (long long)c->batch_size, (long long)c->sequence_length, 1e3 * median,
+                 rate * 1e-12, share, 100 * rate / ceiling, first, step.loss);
     trainer_release(t);
 }

@@ -53,7 +53,8 @@ static void test_every_code(void **state)
         assert_string_equal(json_get(e, "code")->valuestring, shapes[i].name);
         /* What a bug has to say is not the client's; what is wrong with the model is. */
         assert_int_equal(strcmp(json_get(e, "message")->valuestring, "it is \"so\"") == 0,
-                         shapes[i].code == ERR_MODEL || (shapes[i].status != 500 && shapes[i].status != 507));
+                         shapes[i].code == ERR_MODEL ||
+                             (shapes[i].status != 500 && shapes[i].status != 507));
         if (shapes[i].param[0])
             assert_string_equal(json_get(e, "param")->valuestring, shapes[i].param);
         else assert_true(cJSON_IsNull(json_get(e, "param")));

@@ -129,7 +129,8 @@ static int64_t mapped_pages(const uint8_t *at, int64_t n)
     FILE *f = fopen("/proc/self/pagemap", "rb");
     assert_non_null(f);
     assert_int_equal(fseek(f, (long)((uintptr_t)at / 4096 * sizeof entry), SEEK_SET), 0);
-    for (int64_t i = 0; i < n && fread(&entry, sizeof entry, 1, f) == 1; i++) present += entry >> 63;
+    for (int64_t i = 0; i < n && fread(&entry, sizeof entry, 1, f) == 1; i++)
+        present += entry >> 63;
     fclose(f);
     return present;
 }

@@ -267,8 +267,8 @@ static void test_a_file_becomes_arguments(void **state)
     int argc;
     char **argv;
     assert_true(expand("{\"model\": \"a b\", \"port\": 8081, \"temperature\": 0.25, "
-                       "\"hint\": true, \"cache\": false, \"stop\": [\"x\", \"y\"]}", &memory, &argc,
-                       &argv, &err));
+                       "\"hint\": true, \"cache\": false, \"stop\": [\"x\", \"y\"]}",
+                       &memory, &argc, &argv, &err));
     static const char *const expected[] = {
         "gptd", "test", "--model=a b", "--port=8081", "--temperature=0.25", "--hint", "--no-cache",
         "--stop=x", "--stop=y", "the environment", "--port", "1", "--port", "2",

@@ -1,5 +1,5 @@
-/* The emulator: see amx_emulator.h. The sources are the SDM's pages of each instruction: exceptions as there (#UD is
- * SIGILL, #GP SIGSEGV), operations as there, in the same order of additions. */
+/* The emulator: see amx_emulator.h. The sources are the SDM's pages of each instruction: exceptions
+ * as there (#UD is SIGILL, #GP SIGSEGV), operations as there, in the same order of additions. */
 #include "tests/cpu/amx_emulator.h"
 
 #include <immintrin.h>
@@ -53,8 +53,9 @@ struct instruction {
 
 static int64_t general_register(const ucontext_t *u, int i)
 {
-    static const int at[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                               REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    static const int at[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                               REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                               REG_R12, REG_R13, REG_R14, REG_R15};
     return u->uc_mcontext.gregs[at[i]];
 }
 
@@ -65,8 +66,10 @@ static int32_t read_disp32(const uint8_t *p)
     return disp;
 }
 
-/* The memory operand that ModRM at p begins, extended by VEX's X and B; returns its length in bytes. */
-static int decode_memory(struct instruction *in, const ucontext_t *u, const uint8_t *p, int x, int b)
+/* The memory operand that ModRM at p begins, extended by VEX's X and B;
+ * returns its length in bytes. */
+static int decode_memory(struct instruction *in, const ucontext_t *u, const uint8_t *p, int x,
+                         int b)
 {
     int mod = p[0] >> 6, rm = p[0] & 7, n = 1;
     int64_t base = 0;
@@ -128,7 +131,8 @@ static enum fault load_config(const struct instruction *in)
         if (c.reserved[i]) return FAULT_PROTECTION;
     for (int i = 0; i < 16; i++) {
         bool beyond = i >= N_TILES && (c.rows[i] || c.row_bytes[i]);
-        if (beyond || c.rows[i] > MAX_TILE_ROWS || c.row_bytes[i] > ROW_BYTES) return FAULT_PROTECTION;
+        if (beyond || c.rows[i] > MAX_TILE_ROWS || c.row_bytes[i] > ROW_BYTES)
+            return FAULT_PROTECTION;
         if (!c.rows[i] != !c.row_bytes[i]) return FAULT_PROTECTION;
     }
     memset(&tile_state, 0, sizeof tile_state);
@@ -163,8 +167,9 @@ static enum fault store_tile(const struct instruction *in)
     return FAULT_NONE;
 }
 
-/* C [m][n] f32 += A [m][k] pairs of bf16 times B [k][n] pairs: even products and odd ones are two chains of f32 fma from
- * zero, over k upwards; their sum is added to C. Nearest even; denormals count as zeros and become zeros. */
+/* C [m][n] f32 += A [m][k] pairs of bf16 times B [k][n] pairs: even products and odd ones are two
+ * chains of f32 fma from zero, over k upwards; their sum is added to C. Nearest even; denormals
+ * count as zeros and become zeros. */
 __attribute__((target("avx512f"))) static void dot_bf16(int c, int a, int b)
 {
     const struct tile_config *config = &tile_state.config;
@@ -177,7 +182,8 @@ __attribute__((target("avx512f"))) static void dot_bf16(int c, int a, int b)
         for (int k = 0; k < config->row_bytes[a] / 4; k++) {
             uint32_t pair;
             memcpy(&pair, tile_state.tiles[a][m] + 4 * k, sizeof pair);
-            __m512i words = _mm512_load_si512(tile_state.tiles[b][k]), left = _mm512_set1_epi32((int)pair);
+            __m512i words = _mm512_load_si512(tile_state.tiles[b][k]);
+            __m512i left = _mm512_set1_epi32((int)pair);
             even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(left, 16)),
                                    _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)), even);
             odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(left, high)),
@@ -210,10 +216,12 @@ static void dot_int8(int c, int a, int b)
 static enum fault multiply(const struct instruction *in)
 {
     int c = in->reg, a = in->rm, b = in->vvvv;
-    if (!is_tile(a) || !is_tile(b) || !is_tile(c) || a == b || a == c || b == c) return FAULT_UNDEFINED;
+    if (!is_tile(a) || !is_tile(b) || !is_tile(c) || a == b || a == c || b == c)
+        return FAULT_UNDEFINED;
     const struct tile_config *t = &tile_state.config;
     if (t->row_bytes[a] % 4 || t->row_bytes[b] % 4 || t->row_bytes[c] % 4) return FAULT_UNDEFINED;
-    if (t->rows[c] != t->rows[a] || t->row_bytes[c] != t->row_bytes[b] || t->rows[b] != t->row_bytes[a] / 4)
+    if (t->rows[c] != t->rows[a] || t->row_bytes[c] != t->row_bytes[b] ||
+        t->rows[b] != t->row_bytes[a] / 4)
         return FAULT_UNDEFINED;
     (in->opcode == 0x5C ? dot_bf16 : dot_int8)(c, a, b);
     tile_state.config.start_row = 0;
@@ -242,7 +250,8 @@ static enum fault execute(const struct instruction *in)
     if (in->vvvv != 0) return FAULT_UNDEFINED;
     if (in->opcode == 0x4B) {
         if (!in->is_memory || in->prefix == NP) return FAULT_UNDEFINED;
-        return in->prefix == PF3 ? store_tile(in) : load_tile(in); /* F2 TILELOADD, 66 TILELOADDT1 */
+        /* F2 TILELOADD, 66 TILELOADDT1 */
+        return in->prefix == PF3 ? store_tile(in) : load_tile(in);
     }
     if (!in->is_memory) return clear(in);
     if (in->reg != 0 || (in->prefix != NP && in->prefix != P66)) return FAULT_UNDEFINED;
@@ -268,10 +277,12 @@ static void illegal_instruction(int signal, siginfo_t *info, void *context)
     }
     if (fault == FAULT_NONE) return;
     if (fault == FAULT_PROTECTION) raise(SIGSEGV);
-    sigaction(SIGILL, &previous, NULL); /* the instruction runs again, into whoever was there before */
+    /* the instruction runs again, into whoever was there before */
+    sigaction(SIGILL, &previous, NULL);
 }
 
-/* cpu_isa_best() asks, so that every opening of a device comes by: cmocka takes SIGILL anew for each test. */
+/* cpu_isa_best() asks, so that every opening of a device comes by:
+ * cmocka takes SIGILL anew for each test. */
 bool cpu_amx_emulated(void)
 {
     struct sigaction now, ours = {.sa_sigaction = illegal_instruction, .sa_flags = SA_SIGINFO};

@@ -43,7 +43,10 @@ uint32_t cpu_rng_next(struct cpu_rng *r)
     return (uint32_t)(r->state >> 32);
 }
 
-int32_t cpu_rng_below(struct cpu_rng *r, int32_t n) { return (int32_t)((uint64_t)cpu_rng_next(r) * (uint64_t)n >> 32); }
+int32_t cpu_rng_below(struct cpu_rng *r, int32_t n)
+{
+    return (int32_t)((uint64_t)cpu_rng_next(r) * (uint64_t)n >> 32);
+}
 
 float cpu_rng_float(struct cpu_rng *r) { return (float)(int32_t)cpu_rng_next(r) * 0x1p-31f; }
 
@@ -81,7 +84,8 @@ float rounded(enum dtype dtype, float x)
     return dtype == DTYPE_F32 ? x : bf16_to_f32(f32_to_bf16(x));
 }
 
-void assert_near(double got, double want, double tolerance, const char *what, int64_t row, int64_t col)
+void assert_near(double got, double want, double tolerance, const char *what, int64_t row,
+                 int64_t col)
 {
     double allowed = tolerance * fmax(1, fabs(want));
     if (!(fabs(got - want) <= allowed))
@@ -89,24 +93,31 @@ void assert_near(double got, double want, double tolerance, const char *what, in
                  (long long)col, got, want, allowed);
 }
 
-void sample_rows(struct device *d, struct tensor logits, const struct sample_row *rows, struct sample_out *out)
+void sample_rows(struct device *d, struct tensor logits, const struct sample_row *rows,
+                 struct sample_out *out)
 {
     int64_t n = logits.rows, most = 0;
     for (int64_t i = 0; i < n; i++) most += sample_max_words(logits.cols, rows[i].n_history);
-    size_t request_bytes = (size_t)n * sizeof(struct sample_request), out_bytes = (size_t)n * sizeof *out;
-    int32_t *entry_of = calloc((size_t)logits.cols, sizeof *entry_of), *words = malloc((size_t)most * sizeof *words);
+    size_t request_bytes = (size_t)n * sizeof(struct sample_request);
+    size_t out_bytes = (size_t)n * sizeof *out;
+    int32_t *entry_of = calloc((size_t)logits.cols, sizeof *entry_of);
+    int32_t *words = malloc((size_t)most * sizeof *words);
     struct sample_request *requests = malloc(request_bytes);
     int32_t n_words = 0;
     for (int64_t i = 0; i < n; i++)
-        n_words += sample_request_write(&rows[i], logits.cols, entry_of, words, n_words, &requests[i]);
+        n_words += sample_request_write(&rows[i], logits.cols, entry_of, words, n_words,
+                                        &requests[i]);
     for (int64_t i = 0; i < logits.cols; i++) assert_int_equal(entry_of[i], 0);
-    size_t word_bytes = (size_t)n_words * sizeof *words, bytes = request_bytes + out_bytes + word_bytes;
+    size_t word_bytes = (size_t)n_words * sizeof *words;
+    size_t bytes = request_bytes + out_bytes + word_bytes;
     struct error err;
-    uint8_t *at = d->ops->alloc(d, bytes, &err), *outs = at + request_bytes, *lists = outs + out_bytes;
+    uint8_t *at = d->ops->alloc(d, bytes, &err), *outs = at + request_bytes;
+    uint8_t *lists = outs + out_bytes;
     assert_non_null(at);
     d->ops->upload(d, at, requests, request_bytes);
     if (word_bytes > 0) d->ops->upload(d, lists, words, word_bytes);
-    d->ops->sample(d, logits, (struct sample_request *)at, (int32_t *)lists, (struct sample_out *)outs);
+    d->ops->sample(d, logits, (struct sample_request *)at, (int32_t *)lists,
+                   (struct sample_out *)outs);
     d->ops->download(d, out, outs, out_bytes);
     if (!d->ops->sync(d, &err)) fail_msg("%s", err.text);
     d->ops->free(d, at, bytes);

@@ -1,5 +1,6 @@
-/* The emulator of AMX, instruction by instruction, beside plain computations. On a processor that has AMX this tests the
- * processor, which must agree; what the definition leaves to the emulator alone is asked only of it. */
+/* The emulator of AMX, instruction by instruction, beside plain computations. On a processor
+ * that has AMX this tests the processor, which must agree; what the definition leaves to the
+ * emulator alone is asked only of it. */
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -30,7 +31,10 @@ static void need_amx(void)
     if (!available()) skip();
 }
 
-static void load_config(const struct config *c) { __asm__ volatile("ldtilecfg %0" : : "m"(*c) : "memory"); }
+static void load_config(const struct config *c)
+{
+    __asm__ volatile("ldtilecfg %0" : : "m"(*c) : "memory");
+}
 static void release(void) { __asm__ volatile("tilerelease" : : : "memory"); }
 
 /* Tile 0 is m x n words, tile 1 m x k, tile 2 k x n. */
@@ -90,10 +94,13 @@ static void loads_and_stores_keep_to_the_configuration(void **state)
                 memset(to, 0x5A, sizeof to);
                 load_config(&c);
                 if (bytes % 8)
-                    __asm__ volatile("tileloadd (%0,%1,1), %%tmm3" : : "r"(from), "r"(stride) : "memory");
+                    __asm__ volatile("tileloadd (%0,%1,1), %%tmm3"
+                                     : : "r"(from), "r"(stride) : "memory");
                 else
-                    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm3" : : "r"(from), "r"(stride) : "memory");
-                __asm__ volatile("tilestored %%tmm3, (%0,%1,1)" : : "r"(to), "r"(stride) : "memory");
+                    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm3"
+                                     : : "r"(from), "r"(stride) : "memory");
+                __asm__ volatile("tilestored %%tmm3, (%0,%1,1)"
+                                 : : "r"(to), "r"(stride) : "memory");
                 for (int i = 0; i < ROOM; i++) {
                     bool inside = i / stride < rows && i % stride < bytes;
                     assert_int_equal(to[i], inside ? from[i] : 0x5A);
@@ -103,7 +110,8 @@ static void loads_and_stores_keep_to_the_configuration(void **state)
     struct config full = shapes(16, 16, 16);
     int64_t stride = 64;
     load_config(&full);
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm0\n\ttilezero %%tmm0" : : "r"(from), "r"(stride) : "memory");
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm0\n\ttilezero %%tmm0"
+                     : : "r"(from), "r"(stride) : "memory");
     __asm__ volatile("tilestored %%tmm0, (%0,%1,1)" : : "r"(whole), "r"(stride) : "memory");
     for (int i = 0; i < 1024; i++) assert_int_equal(whole[i], 0);
     release();
@@ -118,12 +126,12 @@ static void addresses_are_understood(void **state)
     uint64_t got[2];
     fill_bytes(from, ROOM);
     load_config(&c); /* static: from rip, or a register */
-#define CHECK(row0, row1, text, ...)                                                                     \
-    do {                                                                                                 \
-        __asm__ volatile("tileloadd " text ", %%tmm0\n\ttilestored %%tmm0, (%[to],%[eight],1)"           \
-                         : : [to] "r"(got), [eight] "r"((int64_t)8), __VA_ARGS__ : "memory");            \
-        assert_memory_equal(&got[0], from + (row0), 8);                                                  \
-        assert_memory_equal(&got[1], from + (row1), 8);                                                  \
+#define CHECK(row0, row1, text, ...)                                                             \
+    do {                                                                                         \
+        __asm__ volatile("tileloadd " text ", %%tmm0\n\ttilestored %%tmm0, (%[to],%[eight],1)"   \
+                         : : [to] "r"(got), [eight] "r"((int64_t)8), __VA_ARGS__ : "memory");    \
+        assert_memory_equal(&got[0], from + (row0), 8);                                          \
+        assert_memory_equal(&got[1], from + (row1), 8);                                          \
     } while (0)
     CHECK(0, 16, "(%[b],%[i],1)", [b] "r"(from), [i] "r"((int64_t)16));
     CHECK(0, 32, "(%[b],%[i],2)", [b] "r"(from), [i] "r"((int64_t)16));
@@ -137,7 +145,8 @@ static void addresses_are_understood(void **state)
     CHECK(0, 24, "(%[b],%[i],1)", [b] "r"(r13), [i] "r"(r14));
     CHECK(640, 664, "640(%[b],%[i],1)", [b] "r"(r13), [i] "r"(r14));
     register int64_t r12i __asm__("r12") = 40;
-    CHECK(3, 43, "3(%[b],%[i],1)", [b] "r"(r13), [i] "r"(r12i)); /* r12 can be an index, rsp cannot */
+    /* r12 can be an index, rsp cannot */
+    CHECK(3, 43, "3(%[b],%[i],1)", [b] "r"(r13), [i] "r"(r12i));
 #undef CHECK
     struct config back[4] = {{0}};
     int64_t sixteen = 16;
@@ -194,7 +203,8 @@ static void check_product(int m, int n, int k, enum values v, struct cpu_rng *rn
     for (int i = 0; i < 16 * 32; i++) a[i] = value(rng, v), b[i] = value(rng, v);
     for (int i = 0; i < 16 * 16; i++) before[i] = c[i] = bf16_to_f32(value(rng, v));
     run_product(m, n, k, a, b, c);
-    /* Small integers are exact in any order; else order and denormals show, which is for the emulator alone. */
+    /* Small integers are exact in any order; else order and denormals show,
+     * which is for the emulator alone. */
     if (v != SMALL_INTEGERS && amx_emulator_count() == 0) return;
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 16; j++) {
@@ -278,9 +288,13 @@ static void do_act(enum act act, const struct config *c)
     load_config(c);
     switch (act) {
     case LOAD_CONFIG: break;
-    case LOAD_TILE_3: __asm__ volatile("tileloadd (%0,%1,1), %%tmm3" : : "r"(room), "r"(stride) : "memory"); break;
+    case LOAD_TILE_3:
+        __asm__ volatile("tileloadd (%0,%1,1), %%tmm3" : : "r"(room), "r"(stride) : "memory");
+        break;
     case ZERO_TILE_3: __asm__ volatile("tilezero %%tmm3" : : : "memory"); break;
-    case STORE_TILE_3: __asm__ volatile("tilestored %%tmm3, (%0,%1,1)" : : "r"(room), "r"(stride) : "memory"); break;
+    case STORE_TILE_3:
+        __asm__ volatile("tilestored %%tmm3, (%0,%1,1)" : : "r"(room), "r"(stride) : "memory");
+        break;
     case MULTIPLY: __asm__ volatile("tdpbf16ps %%tmm2, %%tmm1, %%tmm0" : : : "memory"); break;
     case MULTIPLY_SAME: /* tdpbf16ps %tmm2, %tmm2, %tmm0, which assemblers refuse */
         __asm__ volatile(".byte 0xC4, 0xE2, 0x6A, 0x5C, 0xC2" : : : "memory");

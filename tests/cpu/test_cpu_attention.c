@@ -1,6 +1,6 @@
 /* Keys, values and attention at every instruction set: against softmax in double; and the same bits
- * however a sequence is cut into steps, whoever runs beside it, with any number of threads, and whatever lies in
- * slots that were not written. */
+ * however a sequence is cut into steps, whoever runs beside it, with any number of threads, and
+ * whatever lies in slots that were not written. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,7 +19,8 @@ enum { P = KV_PAGE_TOKENS, MAX_PAGES = 64 };
 struct heads { int32_t h, g, k; };
 
 static const struct heads head_shapes[] = {
-    {4, 4, 8}, {6, 2, 16}, {3, 1, 32}, {5, 5, 48}, {9, 3, 64}, {4, 1, 80}, {8, 2, 96}, {2, 2, 128}, {40, 2, 16},
+    {4, 4, 8}, {6, 2, 16}, {3, 1, 32}, {5, 5, 48}, {9, 3, 64}, {4, 1, 80}, {8, 2, 96}, {2, 2, 128},
+    {40, 2, 16},
 };
 enum { N_HEADS = sizeof head_shapes / sizeof *head_shapes };
 
@@ -75,7 +76,8 @@ struct sequence {
     float *out;               /* [n, H K] */
 };
 
-static struct sequence sequence_new(struct cpu_rng *rng, struct heads s, int32_t n, int32_t first_page)
+static struct sequence sequence_new(struct cpu_rng *rng, struct heads s, int32_t n,
+                                    int32_t first_page)
 {
     int64_t cols = (s.h + 2 * s.g) * s.k;
     struct sequence q = {.n = n, .qkv = malloc((size_t)(n * cols) * 4),
@@ -104,7 +106,8 @@ static void step(struct rig *g, struct sequence *seqs, const int32_t *counts, in
     struct span spans[8];
     int32_t pages[8 * MAX_PAGES];
     for (int32_t i = 0; i < n_seqs; i++) rows += counts[i];
-    struct tensor qkv = tensor_blank(DTYPE_F32, rows, cols), out = tensor_blank(out_dtype, rows, out_cols);
+    struct tensor qkv = tensor_blank(DTYPE_F32, rows, cols);
+    struct tensor out = tensor_blank(out_dtype, rows, out_cols);
     rows = 0;
     for (int32_t i = 0; i < n_seqs; i++) {
         struct sequence *q = &seqs[i];
@@ -134,8 +137,8 @@ static void step(struct rig *g, struct sequence *seqs, const int32_t *counts, in
 }
 
 /* Norm (if any) and rotation (if any) of one head, in double. */
-static void turned_head(const struct attention *a, const float *x, const float *weight, int32_t position,
-                        double *out)
+static void turned_head(const struct attention *a, const float *x, const float *weight,
+                        int32_t position, double *out)
 {
     int32_t n = a->head_dim, half = n / 2;
     double squares = 0;
@@ -164,7 +167,8 @@ static void round_row(enum dtype dtype, double *x, int32_t n, int32_t block)
 }
 
 /* Compares one row and head of q->out with the definition. */
-static void check_head(const struct rig *g, const struct sequence *q, int32_t row, int32_t head, double tolerance)
+static void check_head(const struct rig *g, const struct sequence *q, int32_t row, int32_t head,
+                       double tolerance)
 {
     const struct attention *a = &g->a;
     int32_t n = a->head_dim, kv_head = head / (a->n_head / a->n_kv_head);
@@ -194,12 +198,13 @@ static void check_head(const struct rig *g, const struct sequence *q, int32_t ro
                     g->f.d->ops->description(g->f.d), row, head * n + i);
 }
 
-/* bf16: probabilities are rounded to 8 bits, so sums of values below 1 may be 2^-9 off, and as much again where
- * the output is bf16. q8_0: queries and probabilities are rounded to 15 bits, and scores of some size are a few
- * 2^-15 off. */
+/* bf16: probabilities are rounded to 8 bits, so sums of values below 1 may be 2^-9 off, and as much
+ * again where the output is bf16. q8_0: queries and probabilities are rounded to 15 bits, and
+ * scores of some size are a few 2^-15 off. */
 static double tolerance_of(enum dtype kv, enum dtype out)
 {
-    return (kv == DTYPE_F32 ? 3e-6 : kv == DTYPE_BF16 ? 2.5e-3 : 2e-4) + (out == DTYPE_F32 ? 0 : 2.5e-3);
+    double of_cache = kv == DTYPE_F32 ? 3e-6 : kv == DTYPE_BF16 ? 2.5e-3 : 2e-4;
+    return of_cache + (out == DTYPE_F32 ? 0 : 2.5e-3);
 }
 
 static void attention_is_right(void **state)
@@ -252,9 +257,10 @@ static void rotation_and_head_norms_are_right(void **state)
     free(rope);
 }
 
-/* The sequence alone, all at once, one thread, a clean cache; then cut at random, beside others, on other pages of
- * a cache full of NaN. */
-static void check_company(enum cpu_isa isa, enum dtype dtype, enum dtype out, struct heads s, int32_t n)
+/* The sequence alone, all at once, one thread, a clean cache; then cut at random, beside others, on
+ * other pages of a cache full of NaN. */
+static void check_company(enum cpu_isa isa, enum dtype dtype, enum dtype out, struct heads s,
+                          int32_t n)
 {
     struct cpu_rng rng = {17};
     struct rig alone, busy;
@@ -293,8 +299,8 @@ static void cuts_and_company_change_no_bit(void **state)
         for (int s = 0; s < N_HEADS; s++)
             for (int i = 0; i < N_CACHES; i++)
                 if (is_worth_it((enum cpu_isa)isa, caches[i]))
-                    check_company((enum cpu_isa)isa, caches[i], beside(caches[i], s), head_shapes[s],
-                                  s % 3 ? 150 : 310);
+                    check_company((enum cpu_isa)isa, caches[i], beside(caches[i], s),
+                                  head_shapes[s], s % 3 ? 150 : 310);
 }
 
 /* Every token by itself: the split over key blocks at each length, against the whole. */
@@ -309,7 +315,8 @@ static void decoding_equals_the_prompt(void **state)
             int32_t n = 400, one = 1;
             rig_open(&a, (enum cpu_isa)isa, 2, dtype, s, 0);
             rig_open(&b, (enum cpu_isa)isa, threads, dtype, s, 0x7F);
-            struct sequence whole = sequence_new(&rng, s, n, 1), single = sequence_new(&rng, s, n, 7);
+            struct sequence whole = sequence_new(&rng, s, n, 1);
+            struct sequence single = sequence_new(&rng, s, n, 7);
             memcpy(single.qkv, whole.qkv, (size_t)(n * (s.h + 2 * s.g) * s.k) * 4);
             step(&a, &whole, &n, 1, DTYPE_F32);
             for (int32_t i = 0; i < n; i++) step(&b, &single, &one, 1, DTYPE_F32);

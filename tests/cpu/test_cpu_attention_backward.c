@@ -1,6 +1,6 @@
-/* Attention's backward pass at every instruction set, in f32 and bf16, against its definition in double; with dropout, the
- * ways of computing it against each other; and the same bits with any number of threads and whoever else
- * is in the batch. Workspaces begin as NaN. */
+/* Attention's backward pass at every instruction set, in f32 and bf16, against its definition in
+ * double; with dropout, the ways of computing it against each other; and the same bits with any
+ * number of threads and whoever else is in the batch. Workspaces begin as NaN. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,7 +19,8 @@ enum { MAX_T = 550, N_SPANS = 3 };
 struct shape { int32_t h, g, k, lengths[N_SPANS]; };
 
 static const struct shape shapes[] = {
-    {4, 4, 8, {1, 7, 8}}, {6, 2, 16, {9, 31, 33}}, {3, 1, 48, {97, 32, 1}}, {9, 3, 64, {100, 5, 130}},
+    {4, 4, 8, {1, 7, 8}}, {6, 2, 16, {9, 31, 33}}, {3, 1, 48, {97, 32, 1}},
+    {9, 3, 64, {100, 5, 130}},
     {2, 1, 80, {64, 96, 15}}, {1, 1, 128, {210, 3, 47}}, {2, 1, 16, {MAX_T, 17, 2}},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
@@ -126,7 +127,8 @@ static float *backward(const struct problem *x, enum cpu_isa isa, int32_t n_thre
                                     .head_dim = x->s.k, .vocab_size = 1, .block_size = MAX_T};
     const uint64_t base = 77 << 4;
     struct attention a = {.n_head = x->s.h, .n_kv_head = x->s.g, .head_dim = x->s.k,
-                          .scale = 1 / sqrtf((float)x->s.k), .dropout = dropout, .dropout_key = {.base = &base}};
+                          .scale = 1 / sqrtf((float)x->s.k), .dropout = dropout,
+                          .dropout_key = {.base = &base}};
     struct batch b = {.n_rows = (int32_t)x->rows, .n_spans = n_spans, .spans = x->spans + first};
     struct tensor dqkv = tensor_blank(DTYPE_F32, x->rows, x->cols);
     struct device *d;

@@ -1,5 +1,5 @@
-/* Products at every instruction set: against sums in double, and bit for bit against themselves in other
- * company (more rows, more threads, another order). */
+/* Products at every instruction set: against sums in double, and bit for bit against themselves in
+ * other company (more rows, more threads, another order). */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,7 +18,8 @@
 struct shape { int64_t n_out, n_in; };
 
 static const struct shape shapes[] = {
-    {1, 1}, {15, 2}, {16, 3}, {17, 7}, {31, 16}, {32, 15}, {33, 17}, {64, 64}, {65, 33}, {100, 129}, {257, 48},
+    {1, 1}, {15, 2}, {16, 3}, {17, 7}, {31, 16}, {32, 15}, {33, 17}, {64, 64}, {65, 33}, {100, 129},
+    {257, 48},
 };
 static const int64_t row_counts[] = {1, 2, 3, 4, 5, 7, 11, 12, 13, 16, 25, 40};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, N_COUNTS = sizeof row_counts / sizeof *row_counts,
@@ -26,9 +27,9 @@ enum { N_SHAPES = sizeof shapes / sizeof *shapes, N_COUNTS = sizeof row_counts /
 
 static struct workspace_shape plan_for(int64_t rows, int64_t n_in)
 {
-    return (struct workspace_shape){.max_rows = rows, .max_logit_rows = 1, .n_embd = n_in, .n_ff = 1,
-                                    .n_head = 1, .n_kv_head = 1, .head_dim = 1, .vocab_size = 1,
-                                    .block_size = 1};
+    return (struct workspace_shape){.max_rows = rows, .max_logit_rows = 1, .n_embd = n_in,
+                                    .n_ff = 1, .n_head = 1, .n_kv_head = 1, .head_dim = 1,
+                                    .vocab_size = 1, .block_size = 1};
 }
 
 /* Random values that both types hold exactly. */
@@ -61,7 +62,8 @@ static double activation(double y, enum epilogue e)
 
 /* Sums of n_in products below 1: f32 rounding adds at most n_in * 2^-24 of their size. */
 static void check_product(struct device *d, enum dtype dtype, struct shape s, int64_t rows,
-                          enum dtype out_dtype, enum epilogue e, bool with_bias, struct cpu_rng *rng)
+                          enum dtype out_dtype, enum epilogue e, bool with_bias,
+                          struct cpu_rng *rng)
 {
     float *wv = random_values(rng, s.n_out * s.n_in, dtype);
     float *xv = random_values(rng, rows * s.n_in, dtype), *bias = random_values(rng, s.n_out, 0);
@@ -138,31 +140,40 @@ static void quantize_row(const float *x, int64_t n, double *out)
         int64_t end = min_i64(k0 + 32, n);
         for (int64_t k = k0; k < end; k++) largest = fmaxf(largest, fabsf(x[k]));
         for (int64_t k = k0; k < end; k++)
-            out[k] = largest > 0 ? nearbyintf(x[k] * (127.0f / largest)) * (double)(largest / 127.0f) : 0;
+            out[k] = largest > 0
+                         ? nearbyintf(x[k] * (127.0f / largest)) * (double)(largest / 127.0f)
+                         : 0;
     }
 }
 
 static void check_quantized(struct device *d, enum dtype dtype, struct shape s, int64_t rows,
                             struct cpu_rng *rng)
 {
-    float *wv = random_values(rng, s.n_out * s.n_in, 0), *read = malloc((size_t)(s.n_out * s.n_in) * 4);
-    float *xv = random_values(rng, rows * s.n_in, DTYPE_BF16), *bias = random_values(rng, s.n_out, 0);
+    float *wv = random_values(rng, s.n_out * s.n_in, 0);
+    float *read = malloc((size_t)(s.n_out * s.n_in) * 4);
+    float *xv = random_values(rng, rows * s.n_in, DTYPE_BF16);
+    float *bias = random_values(rng, s.n_out, 0);
     double *xq = malloc((size_t)(rows * s.n_in) * sizeof *xq);
     struct matrix w = packed(d, dtype, s, wv);
     d->train->matrix_read(d, &w, 0, s.n_out, read);
-    /* What is stored is the nearest code away from what was meant, or half a step of the block's extreme. */
+    /* What is stored is the nearest code away from what was meant,
+     * or half a step of the block's extreme. */
     for (int64_t i = 0; i < s.n_out * s.n_in; i++)
-        assert_near(read[i], wv[i], dtype == DTYPE_Q8_0 ? 0.0045 : 0.13, "stored", i / s.n_in, i % s.n_in);
-    struct tensor x = tensor_from(DTYPE_BF16, rows, s.n_in, xv), out = tensor_blank(DTYPE_F32, rows, s.n_out);
+        assert_near(read[i], wv[i], dtype == DTYPE_Q8_0 ? 0.0045 : 0.13, "stored", i / s.n_in,
+                    i % s.n_in);
+    struct tensor x = tensor_from(DTYPE_BF16, rows, s.n_in, xv);
+    struct tensor out = tensor_blank(DTYPE_F32, rows, s.n_out);
     d->ops->matmul(d, out, x, &w, bias, EPILOGUE_NONE);
     for (int64_t r = 0; r < rows; r++) quantize_row(xv + r * s.n_in, s.n_in, xq + r * s.n_in);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t n = 0; n < s.n_out; n++) {
             double y = bias[n];
             for (int64_t k = 0; k < s.n_in; k++) y += xq[r * s.n_in + k] * read[n * s.n_in + k];
-            assert_near(tensor_at(out, r, n), y, 2e-6 + 1e-7 * (double)s.n_in, d->ops->description(d), r, n);
+            assert_near(tensor_at(out, r, n), y, 2e-6 + 1e-7 * (double)s.n_in,
+                        d->ops->description(d), r, n);
         }
-    free(wv), free(read), free(xv), free(bias), free(xq), free(w.data), free(x.data), free(out.data);
+    free(wv), free(read), free(xv), free(bias), free(xq), free(w.data), free(x.data);
+    free(out.data);
 }
 
 static void quantized_products_are_right(void **state)
@@ -202,19 +213,22 @@ static void quantizing_again_changes_nothing(void **state)
     cpu_fixture_close(&f);
 }
 
-/* Block sums are exact and what follows is one chain: no instruction set differs in a bit, whatever the size of a
- * row's values. */
+/* Block sums are exact and what follows is one chain: no instruction set differs in a bit,
+ * whatever the size of a row's values. */
 static void quantized_bits_know_no_instruction_set(void **state)
 {
     enum { N_OUT = 70, N_IN = 300, ROWS = 13 };
     struct cpu_rng rng = {19};
-    float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, DTYPE_BF16);
-    static const float scales[ROWS] = {0, -1, 1e-38f, 1e-40f, 3e-37f, 1e30f, 1e-20f, 1, 1, 1, 1, 1, 1};
+    float *wv = random_values(&rng, N_OUT * N_IN, 0);
+    float *xv = random_values(&rng, ROWS * N_IN, DTYPE_BF16);
+    static const float scales[ROWS] = {0, -1, 1e-38f, 1e-40f, 3e-37f, 1e30f, 1e-20f, 1, 1, 1, 1, 1,
+                                       1};
     for (int64_t i = 0; i < ROWS * N_IN; i++) xv[i] *= scales[i / N_IN];
     struct tensor x = tensor_from(DTYPE_BF16, ROWS, N_IN, xv);
     struct workspace_shape plan = plan_for(ROWS, N_IN);
     for (int q = 0; q < N_QUANTIZED; q++) {
-        struct tensor want = tensor_blank(DTYPE_F32, ROWS, N_OUT), out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+        struct tensor want = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+        struct tensor out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
         for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
             struct cpu_fixture f;
             cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
@@ -229,7 +243,8 @@ static void quantized_bits_know_no_instruction_set(void **state)
     free(wv), free(xv), free(x.data);
 }
 
-/* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they were. */
+/* Numbers that no code stands for: nothing breaks, and the other rows and outputs are as they
+ * were. */
 static void quantized_poison_does_not_spread(void **state)
 {
     enum { ROWS = 20, N_OUT = 40, N_IN = 64 };
@@ -239,8 +254,10 @@ static void quantized_poison_does_not_spread(void **state)
             struct cpu_fixture f;
             struct workspace_shape plan = plan_for(ROWS, N_IN);
             cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
-            float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, 0);
-            struct tensor clean = tensor_blank(DTYPE_F32, ROWS, N_OUT), out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+            float *wv = random_values(&rng, N_OUT * N_IN, 0);
+            float *xv = random_values(&rng, ROWS * N_IN, 0);
+            struct tensor clean = tensor_blank(DTYPE_F32, ROWS, N_OUT);
+            struct tensor out = tensor_blank(DTYPE_F32, ROWS, N_OUT);
             struct matrix w = packed(f.d, quantized[q], (struct shape){N_OUT, N_IN}, wv);
             struct tensor x = tensor_from(DTYPE_BF16, ROWS, N_IN, xv);
             f.d->ops->matmul(f.d, clean, x, &w, NULL, EPILOGUE_NONE);
@@ -252,8 +269,10 @@ static void quantized_poison_does_not_spread(void **state)
             f.d->ops->matmul(f.d, out, x, &bad, NULL, EPILOGUE_NONE);
             for (int64_t r = 0; r < ROWS; r++)
                 for (int64_t n = 0; n < N_OUT; n++)
-                    if (r != 2 && n != 33) assert_true(tensor_at(out, r, n) == tensor_at(clean, r, n));
-            free(wv), free(xv), free(w.data), free(bad.data), free(x.data), free(out.data), free(clean.data);
+                    if (r != 2 && n != 33)
+                        assert_true(tensor_at(out, r, n) == tensor_at(clean, r, n));
+            free(wv), free(xv), free(w.data), free(bad.data), free(x.data), free(out.data);
+            free(clean.data);
             cpu_fixture_close(&f);
         }
 }
@@ -268,10 +287,12 @@ static void check_bits(enum cpu_isa isa, enum dtype dtype, struct shape s, int64
     cpu_fixture_open(&many, isa, 3, &plan);
     bool plain = dtype == DTYPE_F32 || dtype == DTYPE_BF16;
     enum dtype act = plain ? dtype : DTYPE_BF16;
-    float *wv = random_values(&rng, s.n_out * s.n_in, act), *xv = random_values(&rng, rows * s.n_in, act);
+    float *wv = random_values(&rng, s.n_out * s.n_in, act);
+    float *xv = random_values(&rng, rows * s.n_in, act);
     struct matrix w = packed(one.d, dtype, s, wv);
     struct tensor x = tensor_from(act, rows, s.n_in, xv);
-    struct tensor whole = tensor_blank(DTYPE_F32, rows, s.n_out), part = tensor_blank(DTYPE_F32, rows, s.n_out);
+    struct tensor whole = tensor_blank(DTYPE_F32, rows, s.n_out);
+    struct tensor part = tensor_blank(DTYPE_F32, rows, s.n_out);
     many.d->ops->matmul(many.d, whole, x, &w, NULL, EPILOGUE_NONE);
     int64_t step = isa == CPU_ISA_AMX ? 5 : 1; /* emulated, rows take time; 16 is among them */
     for (int64_t size = 1; size <= rows; size = size < 20 ? size + step : size * 2 + 1) {
@@ -300,13 +321,15 @@ static void rows_do_not_know_their_neighbours(void **state)
         }
 }
 
-/* A product with the norm before it and SwiGLU after it has the bits of the three by themselves, whoever packs the
- * rows: each thread for itself (few), or all together. */
-static void check_fused(struct device *d, enum dtype dtype, int64_t rows, struct shape s, bool swiglu)
+/* A product with the norm before it and SwiGLU after it has the bits of the three by themselves,
+ * whoever packs the rows: each thread for itself (few), or all together. */
+static void check_fused(struct device *d, enum dtype dtype, int64_t rows, struct shape s,
+                        bool swiglu)
 {
     struct cpu_rng rng = {(uint64_t)(rows + s.n_out)};
     enum dtype act = dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
-    float *wv = random_values(&rng, s.n_out * s.n_in, 0), *xv = random_values(&rng, rows * s.n_in, 0);
+    float *wv = random_values(&rng, s.n_out * s.n_in, 0);
+    float *xv = random_values(&rng, rows * s.n_in, 0);
     float *weight = random_values(&rng, s.n_in, 0), *bias = random_values(&rng, s.n_out, 0);
     struct norm norm = {weight, NULL, 1e-5f, true};
     struct matrix w = packed(d, dtype, s, wv);
@@ -323,15 +346,16 @@ static void check_fused(struct device *d, enum dtype dtype, int64_t rows, struct
     if (swiglu) m.gate_up = between;
     d->ops->norm_matmul(d, out, &m);
     assert_memory_equal(out.data, want.data, (size_t)(rows * n) * element_bytes(act));
-    free(wv), free(xv), free(weight), free(bias), free(w.data), free(x.data), free(h.data), free(between.data);
+    free(wv), free(xv), free(weight), free(bias), free(w.data), free(x.data), free(h.data);
+    free(between.data);
     free(want.data), free(out.data);
 }
 
 static void fused_products_have_the_bits_of_their_parts(void **state)
 {
     static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0};
-    /* Packed by each thread; shared out by rows, of quantized matrices and of all; at 512 inputs and 5 threads the last are
-     * packed once. */
+    /* Packed by each thread; shared out by rows, of quantized matrices and of all; at 512 inputs
+     * and 5 threads the last are packed once. */
     static const int64_t rows[] = {1, 3, 16, 24, 150};
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++)
         for (int i = 0; i < 15; i++) {
@@ -342,7 +366,8 @@ static void fused_products_have_the_bits_of_their_parts(void **state)
             cpu_fixture_open(&f, (enum cpu_isa)isa, threads, &plan);
             for (int t = 0; t < 4; t++) {
                 check_fused(f.d, types[t], rows[i / 3], (struct shape){192, 512}, true);
-                check_fused(f.d, types[t], rows[i / 3], (struct shape){100, 35}, true); /* halves of 50 */
+                /* halves of 50 */
+                check_fused(f.d, types[t], rows[i / 3], (struct shape){100, 35}, true);
                 check_fused(f.d, types[t], rows[i / 3], (struct shape){70, 129}, false);
             }
             cpu_fixture_close(&f);
@@ -389,7 +414,8 @@ static void poison_does_not_spread(void **state)
             struct cpu_fixture f;
             struct workspace_shape plan = plan_for(ROWS, N_IN);
             cpu_fixture_open(&f, (enum cpu_isa)isa, 2, &plan);
-            float *wv = random_values(&rng, N_OUT * N_IN, 0), *xv = random_values(&rng, ROWS * N_IN, 0);
+            float *wv = random_values(&rng, N_OUT * N_IN, 0);
+            float *xv = random_values(&rng, ROWS * N_IN, 0);
             wv[33 * N_IN + 2] = NAN;
             xv[2 * N_IN + 5] = INFINITY;
             struct matrix w = packed(f.d, (enum dtype)dtype, (struct shape){N_OUT, N_IN}, wv);

@@ -1,5 +1,5 @@
-/* The gradients of products: dx = dy W, and dw += dy^T x into f32 and into bf16, whose rounding is stochastic,
- * fixed by the element and its key alone, and right on average. */
+/* The gradients of products: dx = dy W, and dw += dy^T x into f32 and into bf16, whose rounding is
+ * stochastic, fixed by the element and its key alone, and right on average. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -88,8 +88,8 @@ static void check_products(enum cpu_isa isa, enum dtype dtype, const struct shap
     float *w = numbers(&rng, dtype, O * I), *got = malloc((size_t)(O * I) * 4);
     struct tensor tdy = tensor_from(dtype, R, O, dy), tx = tensor_from(dtype, R, I, x);
     struct tensor dx = tensor_blank(DTYPE_F32, R, I);
-    struct matrix m = {.data = device_bytes(f.d->ops->matrix_bytes(f.d, dtype, O, I)), .dtype = dtype,
-                       .n_out = O, .n_in = I};
+    struct matrix m = {.data = device_bytes(f.d->ops->matrix_bytes(f.d, dtype, O, I)),
+                       .dtype = dtype, .n_out = O, .n_in = I};
     int64_t bytes = f.d->ops->matrix_bytes(f.d, DTYPE_F32, O, I);
     struct matrix dw = {.data = device_bytes(bytes), .n_out = O, .n_in = I};
     memset(m.data, 0, (size_t)f.d->ops->matrix_bytes(f.d, dtype, O, I));
@@ -115,8 +115,8 @@ static void check_products(enum cpu_isa isa, enum dtype dtype, const struct shap
     cpu_fixture_close(&f);
 }
 
-/* One row, tiles that are not full, panels that are not, odd numbers of each, and more outputs or rows than
- * are summed at once. */
+/* One row, tiles that are not full, panels that are not, odd numbers of each, and more
+ * outputs or rows than are summed at once. */
 static void products_are_right(void **state)
 {
     static const struct shape shapes[] = {{1, 1, 1},   {2, 33, 3},    {13, 31, 65}, {25, 64, 203},
@@ -202,8 +202,8 @@ static void tiles_and_instructions_change_no_bit(void **state)
         }
 }
 
-/* The bits added below a value are Philox's: with 1 in the accumulator, what is added rounds up exactly
- * when noise carries. */
+/* The bits added below a value are Philox's: with 1 in the accumulator, what is added
+ * rounds up exactly when noise carries. */
 static void noise_is_philox(void **state)
 {
     const uint64_t key = 0x0123456789ABCDEF;

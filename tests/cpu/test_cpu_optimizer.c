@@ -58,7 +58,9 @@ static struct state state_new(struct device *d, const struct formats *f)
     struct cpu_rng rng = {7};
     struct state s = {.weight_bytes = bytes_of(d, f, f->dtype)};
     s.n = bytes_of(d, f, DTYPE_F32) / 4;
-    s.master_bytes = f->master == MASTER_F32 ? 4 * s.n : f->master == MASTER_REMAINDER ? 2 * s.n : 0;
+    s.master_bytes = f->master == MASTER_F32         ? 4 * s.n
+                     : f->master == MASTER_REMAINDER ? 2 * s.n
+                                                     : 0;
     s.moment_bytes = d->train->moment_bytes(d, f->moments, s.n);
     s.t = (struct adamw_tensor){
         .weight = filled(f->dtype, s.weight_bytes, &rng, 1),
@@ -108,12 +110,14 @@ static float weight_at(const struct state *s, int64_t i)
 
 static void assert_close(const struct state *got, const struct state *want)
 {
-    double tolerance = want->t.dtype != DTYPE_F32 && want->t.master_format == MASTER_NONE ? 1e-2 : 1e-5;
+    bool rounded = want->t.dtype != DTYPE_F32 && want->t.master_format == MASTER_NONE;
+    double tolerance = rounded ? 1e-2 : 1e-5;
     for (int64_t i = 0; i < want->n; i++)
         assert_near(weight_at(got, i), weight_at(want, i), tolerance, "weight", i, 0);
 }
 
-/* Constants that are powers of two and moments that begin at zero: the reference's sums are exact, as the vectors'. */
+/* Constants that are powers of two and moments that begin at zero:
+ * the reference's sums are exact, as the vectors'. */
 static const struct adamw_step first = {.lr = 0x1p-9f, .beta1 = 0.5f, .beta2 = 0.5f, .eps = 0,
                                         .step = 1, .grad_scale = 0.5f};
 /* As in training. */
@@ -126,8 +130,9 @@ static void step_once(struct device *d, const struct state *s, const struct adam
     d->train->adamw(d, &s->t, &skip, 1, step);
 }
 
-/* One exact step has the reference's bits on every instruction set and number of threads; after another one, which reads
- * what the first stored, vectors have each other's bits and are near the reference. */
+/* One exact step has the reference's bits on every instruction set and number of threads; after
+ * another one, which reads what the first stored, vectors have each other's bits and are near the
+ * reference. */
 static void check(const struct formats *f)
 {
     struct cpu_fixture plain;
@@ -177,7 +182,8 @@ static void test_matrices(void **state)
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (enum moment_format m = MOMENT_F32; m <= MOMENT_Q8; m++)
             for (int half = 0; half < 2; half++)
-                for (enum master_format master = MASTER_NONE; master <= MASTER_REMAINDER; master++) {
+                for (enum master_format master = MASTER_NONE; master <= MASTER_REMAINDER;
+                     master++) {
                     struct formats f = {shapes[i][0], shapes[i][1], true, DTYPE_BF16,
                                         half ? DTYPE_BF16 : DTYPE_F32, master, m};
                     check(&f);
@@ -186,10 +192,12 @@ static void test_matrices(void **state)
                 }
 }
 
-/* Of gradients of every type, near f64's sum on every instruction set; the same bits on any number of threads. */
+/* Of gradients of every type, near f64's sum on every instruction set;
+ * the same bits on any number of threads. */
 static void check_squares(int64_t n_out, int64_t n_in, enum dtype dtype)
 {
-    struct formats f = {n_out, n_in, dtype == DTYPE_BF16, DTYPE_F32, dtype, MASTER_NONE, MOMENT_F32};
+    struct formats f = {n_out, n_in, dtype == DTYPE_BF16, DTYPE_F32, dtype, MASTER_NONE,
+                        MOMENT_F32};
     for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++) {
         double sums[2], want = 0;
         for (int32_t i = 0; i < 2; i++) {

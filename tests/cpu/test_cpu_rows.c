@@ -21,13 +21,15 @@ static void open_at(struct cpu_fixture *f, int isa, int32_t threads)
     cpu_fixture_open(f, (enum cpu_isa)isa, threads, &plan);
 }
 
-/* bf16 outputs are f32 results rounded once: half of 2^-8, and a rounding that f32's error may tip. */
+/* bf16 outputs are f32 results rounded once: half of 2^-8,
+ * and a rounding that f32's error may tip. */
 static double tolerance_of(enum dtype out) { return out == DTYPE_F32 ? 3e-6 : 4e-3; }
 
 static void check_norm(struct cpu_fixture *f, int64_t n, bool rms, bool bias, enum dtype out_dtype)
 {
     struct cpu_rng rng = {(uint64_t)n};
-    float *xv = malloc((size_t)(ROWS * n) * 4), *weight = malloc((size_t)n * 4), *shift = malloc((size_t)n * 4);
+    float *xv = malloc((size_t)(ROWS * n) * 4), *weight = malloc((size_t)n * 4);
+    float *shift = malloc((size_t)n * 4);
     cpu_rng_fill(&rng, xv, ROWS * n), cpu_rng_fill(&rng, weight, n), cpu_rng_fill(&rng, shift, n);
     for (int64_t i = 0; i < ROWS * n; i++) xv[i] = xv[i] * 3 + 1;
     struct norm norm = {weight, bias ? shift : NULL, 1e-5f, rms};
@@ -64,7 +66,8 @@ static void norms_are_right(void **state)
     }
 }
 
-/* A large offset: the variance comes from differences to the mean, not from a difference of squares. */
+/* A large offset: the variance comes from differences to the mean,
+ * not from a difference of squares. */
 static void layernorm_survives_an_offset(void **state)
 {
     enum { N = 576 };
@@ -74,8 +77,8 @@ static void layernorm_survives_an_offset(void **state)
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
         struct cpu_fixture f;
         open_at(&f, isa, 1);
-        f.d->ops->norm(f.d, (struct tensor){out, DTYPE_F32, 1, N}, (struct tensor){x, DTYPE_F32, 1, N},
-                       &norm);
+        f.d->ops->norm(f.d, (struct tensor){out, DTYPE_F32, 1, N},
+                       (struct tensor){x, DTYPE_F32, 1, N}, &norm);
         for (int i = 0; i < N; i++) assert_near(out[i], i % 2 ? 1 : -1, 2e-3, "offset", 0, i);
         cpu_fixture_close(&f);
     }
@@ -118,7 +121,8 @@ static void gather_copies_rows(void **state)
     struct tensor x = tensor_blank(DTYPE_F32, ROWS, 33), out = tensor_blank(DTYPE_F32, 5, 33);
     cpu_rng_fill(&rng, x.data, ROWS * 33);
     f.d->ops->gather(f.d, out, x, rows);
-    for (int i = 0; i < 5; i++) assert_memory_equal(tensor_row(out, i), tensor_row(x, rows[i]), 33 * 4);
+    for (int i = 0; i < 5; i++)
+        assert_memory_equal(tensor_row(out, i), tensor_row(x, rows[i]), 33 * 4);
     free(x.data), free(out.data);
     cpu_fixture_close(&f);
 }
@@ -127,7 +131,8 @@ static void gather_copies_rows(void **state)
 static void rounding_to_bf16_is_exact(void **state)
 {
     static const uint32_t bits[] = {0, 0x80000000, 0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001,
-                                    0x3F807FFF, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0x7FFFFFFF,
+                                    0x3F807FFF, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001,
+                                    0x7FFFFFFF,
                                     0xFFFFFFFF, 1, 0x00007FFF, 0x00008001, 0x3FFFFFFF};
     enum { N = sizeof bits / sizeof *bits };
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) {
@@ -166,8 +171,10 @@ static void dropout_factors_are_the_references(void **state)
             assert_memory_equal(got, want, (size_t)n * 4);
             assert_true(got[n] == -1);
             philox4x32(d.counter, d.key, words);
-            for (int64_t i = 0; i < n && i < 4; i++)
-                assert_true(got[i] == (words[i] >= (uint32_t)(0.3f * 4294967296.0) ? 1 / (1 - 0.3f) : 0));
+            for (int64_t i = 0; i < n && i < 4; i++) {
+                bool kept = words[i] >= (uint32_t)(0.3f * 4294967296.0);
+                assert_true(got[i] == (kept ? 1 / (1 - 0.3f) : 0));
+            }
         }
     }
 }

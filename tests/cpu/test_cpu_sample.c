@@ -1,5 +1,5 @@
-/* Sampling at every instruction set against the contract (model/sampler.h) written down in the plainest way:
- * sort everything, sum in double. */
+/* Sampling at every instruction set against the contract (model/sampler.h) written down in the
+ * plainest way: sort everything, sum in double. */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -68,8 +68,8 @@ static void plain_adjust(double *y, const struct sample_row *row, int64_t vocab)
     }
 }
 
-/* What the contract leaves, in order of ids, with probabilities. `margin` is how near top_p's sum came to its
- * target: a hair decides there, and float may decide otherwise. */
+/* What the contract leaves, in order of ids, with probabilities. `margin` is how near top_p's sum
+ * came to its target: a hair decides there, and float may decide otherwise. */
 static int64_t plain_kept(const float *logits, int64_t vocab, const struct sample_row *row,
                           struct entry *kept, double *margin)
 {
@@ -84,7 +84,8 @@ static int64_t plain_kept(const float *logits, int64_t vocab, const struct sampl
     qsort(kept, (size_t)n, sizeof *kept, best_first);
     if (p->top_k > 0 && n > p->top_k) n = p->top_k;
     double max = kept[0].value;
-    for (int64_t i = 0; i < n; i++) sum += kept[i].value = exp((kept[i].value - max) / p->temperature);
+    for (int64_t i = 0; i < n; i++)
+        sum += kept[i].value = exp((kept[i].value - max) / p->temperature);
     int64_t last = n;
     for (last = 0; last < n && kept[last].value >= p->min_p; last++) {}
     *margin = 1;
@@ -98,7 +99,8 @@ static int64_t plain_kept(const float *logits, int64_t vocab, const struct sampl
 }
 
 /* Checks the drawn id. Returns false where float and double may rightly differ. */
-static bool check_draw(struct cpu_fixture *f, const float *logits, int64_t vocab, const struct sample_row *row)
+static bool check_draw(struct cpu_fixture *f, const float *logits, int64_t vocab,
+                       const struct sample_row *row)
 {
     struct entry *kept = malloc((size_t)vocab * sizeof *kept);
     double margin, sum = 0, reached = 0, nearest = 1;
@@ -123,7 +125,8 @@ static struct sample_params random_params(struct cpu_rng *rng, int64_t vocab)
 {
     static const float temperatures[] = {1, 0.7f, 1.5f, 0.1f, 3};
     static const float top_ps[] = {1, 0.95f, 0.5f, 0.01f, 0.999f}, min_ps[] = {0, 0, 0.05f, 0.5f};
-    const int32_t top_ks[] = {0, 0, 1, 2, 50, 1024, 1025, (int32_t)vocab - 1, (int32_t)vocab, (int32_t)vocab + 5};
+    const int32_t top_ks[] = {0, 0, 1, 2, 50, 1024, 1025, (int32_t)vocab - 1, (int32_t)vocab,
+                              (int32_t)vocab + 5};
     return (struct sample_params){.temperature = temperatures[cpu_rng_below(rng, 5)],
                                   .top_k = top_ks[cpu_rng_below(rng, 10)],
                                   .top_p = top_ps[cpu_rng_below(rng, 5)],
@@ -158,9 +161,10 @@ static void draws_follow_the_contract(void **state)
                 struct token_bias bias[] = {{(int32_t)vocab / 2, 3}, {0, -100}};
                 p.bias = bias;
                 p.n_bias = vocab > 2 && !as_is ? cpu_rng_below(&rng, 3) : 0;
-                struct sample_row row = {.params = &p, .history = history, .n_prompt = 12, .n_history = 20,
-                                         .choice = i % 3, .forced = -1, .ban_stops = i % 5 == 0 && vocab > 2,
-                                         .stop_ids = stops, .n_stop_ids = 2};
+                struct sample_row row = {.params = &p, .history = history, .n_prompt = 12,
+                                         .n_history = 20, .choice = i % 3, .forced = -1,
+                                         .ban_stops = i % 5 == 0 && vocab > 2, .stop_ids = stops,
+                                         .n_stop_ids = 2};
                 checked += check_draw(&f, logits, vocab, &row);
             }
             free(logits);
@@ -170,7 +174,8 @@ static void draws_follow_the_contract(void **state)
     }
 }
 
-/* 40,000 positions draw from a few dozen ids: Pearson's statistic within five deviations of its mean. */
+/* 40,000 positions draw from a few dozen ids: Pearson's statistic within five deviations of its
+ * mean. */
 static void draws_have_their_frequencies(void **state)
 {
     enum { VOCAB = 40, DRAWS = 40000 };
@@ -227,7 +232,8 @@ static void reports_are_of_the_raw_logits(void **state)
             struct sample_params p = plain_params();
             p.bias = &bias, p.n_bias = 1, p.temperature = 0.5f;
             for (int64_t place = 0; place < vocab; place = place * 3 + 1) {
-                struct sample_row row = {.params = &p, .forced = sorted[place].id, .n_top = SAMPLE_MAX_TOP};
+                struct sample_row row = {.params = &p, .forced = sorted[place].id,
+                                         .n_top = SAMPLE_MAX_TOP};
                 struct sample_out out = sample_row_at(&f, logits, vocab, &row);
                 assert_int_equal(out.id, sorted[place].id);
                 assert_int_equal(out.rank, place + 1);
@@ -267,7 +273,8 @@ static void greedy_takes_the_lower_of_equals(void **state)
     }
 }
 
-/* The same logits are drawn from again right after a penalized row: penalties leave nothing behind. */
+/* The same logits are drawn from again right after a penalized row:
+ * penalties leave nothing behind. */
 static void penalties_do_not_stick(void **state)
 {
     struct cpu_fixture f;
@@ -278,7 +285,8 @@ static void penalties_do_not_stick(void **state)
     struct sample_params p = plain_params();
     p.temperature = 0, p.presence_penalty = 2;
     int32_t history[] = {7, 7};
-    struct sample_row row = {.params = &p, .history = history, .n_prompt = 1, .n_history = 2, .forced = -1};
+    struct sample_row row = {.params = &p, .history = history, .n_prompt = 1, .n_history = 2,
+                             .forced = -1};
     for (int i = 0; i < 3; i++) {
         assert_int_equal(sample_row_at(&f, logits, 50, &row).id, 9);
         row.n_prompt = 2; /* all of it is prompt: presence does not count */
@@ -299,9 +307,15 @@ static void strange_logits_are_survived(void **state)
             open_at(&f, isa, 1, VOCAB);
             float logits[VOCAB];
             for (int i = 0; i < VOCAB; i++)
-                logits[i] = kind == 0 ? NAN : kind == 1 ? -INFINITY : kind == 2 ? INFINITY
-                          : kind == 3 ? (i == 66 ? -3e38f : NAN) : kind == 4 ? (i % 2 ? 3e38f : -3e38f)
-                          : kind == 5 ? -NAN : i == 66 ? INFINITY : i % 3 ? NAN : 1;
+                logits[i] = kind == 0   ? NAN
+                            : kind == 1 ? -INFINITY
+                            : kind == 2 ? INFINITY
+                            : kind == 3 ? (i == 66 ? -3e38f : NAN)
+                            : kind == 4 ? (i % 2 ? 3e38f : -3e38f)
+                            : kind == 5 ? -NAN
+                            : i == 66   ? INFINITY
+                            : i % 3     ? NAN
+                                        : 1;
             for (int setting = 0; setting < 6; setting++) {
                 struct sample_params p = plain_params();
                 int32_t history[] = {3, 66};
@@ -310,8 +324,8 @@ static void strange_logits_are_survived(void **state)
                 if (setting == 3) p.top_p = 0.5f;
                 if (setting == 4) p.min_p = 1;
                 if (setting == 5) p.temperature = 1e-38f, p.repetition_penalty = 2;
-                struct sample_row row = {.params = &p, .history = history, .n_prompt = 1, .n_history = 2,
-                                         .forced = -1, .n_top = 3};
+                struct sample_row row = {.params = &p, .history = history, .n_prompt = 1,
+                                         .n_history = 2, .forced = -1, .n_top = 3};
                 struct sample_out out = sample_row_at(&f, logits, VOCAB, &row);
                 if (kind != 3 && kind != 4) {
                     static const struct sample_out nothing = {.id = SAMPLE_NO_TOKEN};
@@ -352,7 +366,8 @@ static void rows_do_not_know_their_neighbours(void **state)
             for (int i = 0; i < 10; i++) history[r][i] = cpu_rng_below(&rng, VOCAB);
             p[r] = random_params(&rng, VOCAB);
             rows[r] = (struct sample_row){.params = &p[r], .history = history[r], .n_prompt = 5,
-                                          .n_history = 10, .forced = r % 9 ? -1 : r, .n_top = r % 4};
+                                          .n_history = 10, .forced = r % 9 ? -1 : r,
+                                          .n_top = r % 4};
         }
         sample_rows(many.d, (struct tensor){logits, DTYPE_F32, ROWS, VOCAB}, rows, out);
         for (int r = 0; r < ROWS; r++) {

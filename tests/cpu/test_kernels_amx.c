@@ -1,5 +1,5 @@
-/* The kernels of cpu/amx.h beside their definitions: products to the last bit of the chain that amx.h promises,
- * squares word by word. Memory holds exactly what a call may read. */
+/* The kernels of cpu/amx.h beside their definitions: products to the last bit of the chain that
+ * amx.h promises, squares word by word. Memory holds exactly what a call may read. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -93,9 +93,17 @@ static struct amx_product product_of(struct problem *p, bool far)
 {
     int64_t row = steps_of(p) * 64;
     return (struct amx_product){
-        .a = (const uint8_t *)p->a, .a_row = row, .a_step = 64, .a_block = 32 * row, .rows = p->rows,
-        .b = (const uint8_t *)p->b, .b_panel = p->pairs * PANEL * 4, .pairs = p->pairs,
-        .b_is_far = far, .write = take, .ctx = p,
+        .a = (const uint8_t *)p->a,
+        .a_row = row,
+        .a_step = 64,
+        .a_block = 32 * row,
+        .rows = p->rows,
+        .b = (const uint8_t *)p->b,
+        .b_panel = p->pairs * PANEL * 4,
+        .pairs = p->pairs,
+        .b_is_far = far,
+        .write = take,
+        .ctx = p,
     };
 }
 
@@ -104,7 +112,8 @@ static void check_outputs(const struct problem *p)
     assert_int_equal(p->next_panel, p->n_panels);
     for (int64_t i = 0; i < p->n_rows * p->n_panels * PANEL; i++) {
         /* A processor has an order of its own within a step. */
-        if (amx_emulator_count() == 0) assert_near(p->got[i], p->want[i], 1e-5, "product", i / PANEL, i % PANEL);
+        if (amx_emulator_count() == 0)
+            assert_near(p->got[i], p->want[i], 1e-5, "product", i / PANEL, i % PANEL);
         else assert_memory_equal(&p->got[i], &p->want[i], 4);
     }
 }
@@ -113,8 +122,9 @@ static void products_are_the_promised_chain(void **state)
 {
     need_amx();
     static const struct { int64_t rows, pairs, n_panels; } shapes[] = {
-        {1, 1, 1},   {1, 16, 2},  {2, 17, 3},  {15, 31, 2},  {16, 48, 2},  {17, 16, 2},   {31, 33, 1},
-        {32, 16, 1}, {33, 15, 3}, {64, 40, 2}, {100, 16, 2}, {127, 50, 2}, {128, 288, 2}, {150, 300, 3},
+        {1, 1, 1}, {1, 16, 2}, {2, 17, 3}, {15, 31, 2}, {16, 48, 2}, {17, 16, 2}, {31, 33, 1},
+        {32, 16, 1}, {33, 15, 3}, {64, 40, 2}, {100, 16, 2}, {127, 50, 2}, {128, 288, 2},
+        {150, 300, 3},
         {200, 530, 1}, {512, 5, 2}, {3, 700, 2},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)

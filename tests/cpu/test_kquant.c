@@ -1,5 +1,5 @@
-/* Matrices that stay as a file has quantized them: every type at every instruction set against sums in double over
- * what model/dtype.c reads, and bit for bit against each other. */
+/* Matrices that stay as a file has quantized them: every type at every instruction set against sums
+ * in double over what model/dtype.c reads, and bit for bit against each other. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +33,8 @@ static void open_device(struct cpu_fixture *f, int isa, int32_t n_threads)
     cpu_fixture_open(f, (enum cpu_isa)isa, n_threads, &plan);
 }
 
-/* Blocks of any bits whatever, but for their f16 scales (at most two a block), which are sane: about 2^-6. */
+/* Blocks of any bits whatever, but for their f16 scales (at most two a block),
+ * which are sane: about 2^-6. */
 static uint8_t *random_blocks(struct cpu_rng *rng, enum dtype type, int64_t n, bool sane)
 {
     const struct dtype_info *info = dtype_info(type);
@@ -59,7 +60,8 @@ static void write_rows(struct device *d, struct matrix *w, const uint8_t *blocks
                                     blocks + first * dtype_bytes(w->dtype, w->n_in));
 }
 
-static struct matrix packed(struct device *d, enum dtype type, struct shape s, const uint8_t *blocks)
+static struct matrix packed(struct device *d, enum dtype type, struct shape s,
+                            const uint8_t *blocks)
 {
     struct matrix w = {.dtype = type, .n_out = s.n_out, .n_in = s.n_in};
     w.data = device_bytes(device_matrix_bytes(d, &w));
@@ -194,9 +196,10 @@ static void bits_are_the_same_everywhere(void **state)
                 memset(p.out.data, 0xA5, bytes);
                 for (int64_t r = 0; r < MAX_ROWS; r += size) {
                     int64_t n = min_i64(size, MAX_ROWS - r);
-                    f.d->ops->matmul(f.d, (struct tensor){tensor_row(p.out, r), DTYPE_F32, n, s.n_out},
-                                     (struct tensor){tensor_row(p.x, r), DTYPE_BF16, n, s.n_in}, &p.w,
-                                     p.bias, EPILOGUE_NONE);
+                    f.d->ops->matmul(f.d,
+                                     (struct tensor){tensor_row(p.out, r), DTYPE_F32, n, s.n_out},
+                                     (struct tensor){tensor_row(p.x, r), DTYPE_BF16, n, s.n_in},
+                                     &p.w, p.bias, EPILOGUE_NONE);
                 }
                 assert_memory_equal(p.out.data, first.data, bytes);
             }
@@ -231,7 +234,8 @@ static void check_parts(const struct matrix_part parts[MATRIX_PARTS], enum cpu_i
         write_rows(f.d, &part, blocks);
         f.d->ops->matmul(f.d, alone, in, &part, bias + row0, EPILOGUE_GELU_TANH);
         for (int64_t r = 0; r < ROWS; r++)
-            memcpy((uint16_t *)tensor_row(want, r) + row0, tensor_row(alone, r), (size_t)part.n_out * 2);
+            memcpy((uint16_t *)tensor_row(want, r) + row0, tensor_row(alone, r),
+                   (size_t)part.n_out * 2);
         free(blocks), free(alone.data);
     }
     f.d->ops->matmul(f.d, out, in, &w, bias, EPILOGUE_GELU_TANH);
@@ -250,7 +254,8 @@ static void parts_are_matrices_of_their_own(void **state)
     for (int isa = 0; isa <= (int)cpu_isa_best(); isa++) check_parts(plain, (enum cpu_isa)isa);
 }
 
-/* Any bytes whatever, NaN and infinite scales among them: nothing breaks, and a bad output stays alone. */
+/* Any bytes whatever, NaN and infinite scales among them: nothing breaks,
+ * and a bad output stays alone. */
 static void broken_blocks_hurt_their_outputs_alone(void **state)
 {
     enum { N_OUT = 70, ROWS = 3 };

@@ -67,7 +67,8 @@ static void add_one(void *ctx, int64_t begin, int64_t end, int32_t thread)
     for (int64_t i = begin; i < end; i++) c->values[i]++;
 }
 
-/* What one loop wrote is there for the next, whichever thread wrote it; many short loops end well. */
+/* What one loop wrote is there for the next, whichever thread wrote it;
+ * many short loops end well. */
 static void loops_see_the_one_before(void **state)
 {
     struct pool *p = open_pool(4);

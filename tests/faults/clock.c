@@ -1,6 +1,6 @@
 /* A wall clock that jumps: a library for LD_PRELOAD in which each look at the real time is hours
- * off the one before, forwards or back. The monotonic clock is left alone, and so is the kernel: who
- * computes a deadline from the real time waits for hours, or not at all. */
+ * off the one before, forwards or back. The monotonic clock is left alone, and so is the kernel:
+ * who computes a deadline from the real time waits for hours, or not at all. */
 #include <stdatomic.h>
 #include <sys/syscall.h>
 #include <sys/time.h>

@@ -1,6 +1,7 @@
-/* Makes the system refuse: a library for LD_PRELOAD whose calls stand before the C library's, count, and
- * fail where the control page says. The page is a file (struct control) that the test maps too (its
- * path is GPTD_FAULT_CONTROL), so that one running server can be failed at one call after another.
+/* Makes the system refuse: a library for LD_PRELOAD whose calls stand before the C
+ * library's, count, and fail where the control page says. The page is a file (struct
+ * control) that the test maps too (its path is GPTD_FAULT_CONTROL), so that one running
+ * server can be failed at one call after another.
  *
  * What counts, by kind:
  *   memory   malloc and its kind, and anonymous mmap, by gptd or any library that it calls
@@ -44,7 +45,8 @@ struct control {
     _Atomic int64_t n_blocks;    /* of the allocator, alive, whatever `kinds` says */
     _Atomic int64_t record;      /* write each call's stack below */
     char role[32];               /* "": any */
-    char trace[CONTROL_BYTES - 8 * 8 - 32]; /* who made the first call that failed: MODULE+OFFSET lines */
+    char trace[CONTROL_BYTES - 8 * 8 - 32]; /* who made the first call that
+                                               failed: MODULE+OFFSET lines */
     uint64_t stacks[N_STACKS];   /* of the calls in their order: equal where the way to them was */
 };
 _Static_assert(offsetof(struct control, stacks) == CONTROL_BYTES, "faults.py knows it");

@@ -1,6 +1,6 @@
 /* libFuzzer: any bytes as a GGUF file. What opens must be readable through every accessor; what
- * then opens as a checkpoint must give all its weights, and its quantized ones must come back from the
- * CPU's packed layout as the file has them. */
+ * then opens as a checkpoint must give all its weights, and its quantized ones must come back from
+ * the CPU's packed layout as the file has them. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -65,10 +65,10 @@ static bool same_numbers(const float *a, const float *b, int64_t n)
     return true;
 }
 
-/* Rows [row0, row0 + run.n_rows) of a weight: packed and read back they are what reading them gives. Every buffer
- * has exactly the size that its contract says. */
-static void pack_run(const struct checkpoint *ck, enum weight_role role, int64_t layer, int64_t row0,
-                     struct weight_rows run, int64_t n_in)
+/* Rows [row0, row0 + run.n_rows) of a weight: packed and read back they are what reading them
+ * gives. Every buffer has exactly the size that its contract says. */
+static void pack_run(const struct checkpoint *ck, enum weight_role role, int64_t layer,
+                     int64_t row0, struct weight_rows run, int64_t n_in)
 {
     struct device *d = packer();
     int64_t n = run.n_rows * n_in;

@@ -1,7 +1,7 @@
-/* Replaces the allocator of the program that includes it (in one file of it): each call that takes or gives
- * back memory - malloc and its kind, mmap and munmap, by our code or a library's - comes by
- * note_allocation(), which that file defines before. What glibc's malloc maps for itself does not.
- * The sanitizers replace malloc, too: under them COUNTS is 0. */
+/* Replaces the allocator of the program that includes it (in one file of it): each call that takes
+ * or gives back memory - malloc and its kind, mmap and munmap, by our code or a library's - comes
+ * by note_allocation(), which that file defines before. What glibc's malloc maps for itself does
+ * not. The sanitizers replace malloc, too: under them COUNTS is 0. */
 #pragma once
 
 #include <stddef.h>

@@ -95,8 +95,8 @@ void fixture_fail(struct engine_fixture *f)
 
 /* ---- Opening ---- */
 
-/* A tokenizer for any golden model: token i is i + 1 written in the digits a, b, c (there is no zero,
- * so that no two are equal). With so few letters stop strings are hit often. */
+/* A tokenizer for any golden model: token i is i + 1 written in the digits a, b, c (there is no
+ * zero, so that no two are equal). With so few letters stop strings are hit often. */
 static struct tokenizer *letters_tokenizer(int32_t vocab_size)
 {
     struct buf json;

@@ -27,6 +27,7 @@ void runner_open_kept(struct model_runner *r, const char *path, const struct cpu
                       int64_t max_rows);
 void runner_close(struct model_runner *r);
 
-/* Runs n <= max_rows tokens at positions start.. and copies the logits of all rows to `logits` [n, V] (may be NULL). */
+/* Runs n <= max_rows tokens at positions start.. and copies the logits of all rows to `logits` [n,
+ * V] (may be NULL). */
 void runner_forward(struct model_runner *r, const int32_t *tokens, int32_t n, int32_t start,
                     float *logits, const struct gpt_observer *observer);

@@ -1,5 +1,5 @@
-/* Quantized matrices of a GGUF file as they are: which types the rows have, the blocks in the order that the model
- * wants, and a whole model of many types against the same file widened to f32. */
+/* Quantized matrices of a GGUF file as they are: which types the rows have, the blocks in the order
+ * that the model wants, and a whole model of many types against the same file widened to f32. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,9 +30,13 @@ static const struct {
     {"blk.1.ffn_up.weight", WIDE, DTYPE_Q4_0},       {"blk.1.ffn_down.weight", WIDE, DTYPE_Q4_K},
 };
 
-/* Numbers of GGML's for the types, the offset of their f16 scales in a block, and a size of them that makes weights of
- * about 0.05. */
-static const struct { uint32_t number; int32_t scale, minimum; float size, minimum_size; } ggml[N_DTYPES] = {
+/* Numbers of GGML's for the types, the offset of their f16 scales in a block, and a size of them
+ * that makes weights of about 0.05. */
+static const struct {
+    uint32_t number;
+    int32_t scale, minimum;
+    float size, minimum_size;
+} ggml[N_DTYPES] = {
     [DTYPE_Q8_0] = {8, 0, -1, 1.f / 1500, 0},  [DTYPE_Q4_0] = {2, 0, -1, 1.f / 100, 0},
     [DTYPE_Q4_1] = {3, 0, 2, 1.f / 100, .1f},  [DTYPE_Q5_0] = {6, 0, -1, 1.f / 200, 0},
     [DTYPE_Q5_1] = {7, 0, 2, 1.f / 200, .1f},  [DTYPE_Q4_K] = {12, 0, 2, 1.f / 3000, 1.f / 1000},
@@ -56,7 +60,8 @@ static void add_blocks(struct fake_model *m, const char *name, int64_t rows, enu
             block[j] = (uint8_t)(int)(fake_value(name, i * 256 + j) * 128);
         put_f16(block + ggml[type].scale, ggml[type].size * fake_value(name, ~i));
         if (ggml[type].minimum >= 0)
-            put_f16(block + ggml[type].minimum, ggml[type].minimum_size * fake_value(name, ~i - 1000000));
+            put_f16(block + ggml[type].minimum,
+                    ggml[type].minimum_size * fake_value(name, ~i - 1000000));
         buf_append(&m->data, block, (size_t)info->block_bytes);
     }
     m->n_tensors++;
@@ -65,8 +70,11 @@ static void add_blocks(struct fake_model *m, const char *name, int64_t rows, enu
 static const char *save_model(void)
 {
     static const struct { const char *key; uint32_t value; } keys[] = {
-        {"llama.block_count", 2}, {"llama.embedding_length", WIDE}, {"llama.feed_forward_length", WIDE},
-        {"llama.attention.head_count", HEADS}, {"llama.attention.head_count_kv", 1},
+        {"llama.block_count", 2},
+        {"llama.embedding_length", WIDE},
+        {"llama.feed_forward_length", WIDE},
+        {"llama.attention.head_count", HEADS},
+        {"llama.attention.head_count_kv", 1},
         {"llama.context_length", 16},
     };
     static const char *const norms[] = {"output_norm.weight", "blk.0.attn_norm.weight",
@@ -80,7 +88,8 @@ static const char *save_model(void)
     m.n_keys = 8;
     for (size_t i = 0; i < 5; i++) fake_model_add(&m, norms[i], WIDE, 0);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
-        if (matrices[i].type == DTYPE_F32) fake_model_add(&m, matrices[i].name, matrices[i].n_out, WIDE);
+        if (matrices[i].type == DTYPE_F32)
+            fake_model_add(&m, matrices[i].name, matrices[i].n_out, WIDE);
         else add_blocks(&m, matrices[i].name, matrices[i].n_out, matrices[i].type);
     }
     return save_gguf(&m);
@@ -90,7 +99,9 @@ static void check_runs(const struct checkpoint *ck, enum weight_role role, int64
                        const struct weight_rows *want, int32_t n)
 {
     struct weight_rows rows[CHECKPOINT_MAX_PARTS];
-    assert_int_equal(weight_formats_rows(checkpoint_formats(ck), checkpoint_config(ck), role, layer, rows), n);
+    int32_t got = weight_formats_rows(checkpoint_formats(ck), checkpoint_config(ck), role, layer,
+                                      rows);
+    assert_int_equal(got, n);
     for (int32_t i = 0; i < n; i++) {
         assert_int_equal(rows[i].dtype, want[i].dtype);
         assert_int_equal(rows[i].n_rows, want[i].n_rows);
@@ -102,13 +113,15 @@ static void test_rows_come_in_runs_of_one_type(void **state)
     struct checkpoint *ck = open_good(save_model());
     check_runs(ck, WEIGHT_QKV, 0, (struct weight_rows[]){{DTYPE_Q4_K, 320}, {DTYPE_Q6_K, 64}}, 2);
     check_runs(ck, WEIGHT_QKV, 1, (struct weight_rows[]){{DTYPE_Q8_0, 384}}, 1);
-    check_runs(ck, WEIGHT_MLP_UP, 0, (struct weight_rows[]){{DTYPE_Q5_K, 256}, {DTYPE_Q4_1, 256}}, 2);
+    check_runs(ck, WEIGHT_MLP_UP, 0, (struct weight_rows[]){{DTYPE_Q5_K, 256}, {DTYPE_Q4_1, 256}},
+               2);
     check_runs(ck, WEIGHT_MLP_UP, 1, (struct weight_rows[]){{DTYPE_Q4_0, 512}}, 1);
     check_runs(ck, WEIGHT_ATTN_OUT, 1, NULL, 0);
     check_runs(ck, WEIGHT_ATTN_NORM, 0, NULL, 0);
     check_runs(ck, WEIGHT_TOKEN_EMBEDDING, 0, (struct weight_rows[]){{DTYPE_Q6_K, WORDS}}, 1);
     check_runs(ck, WEIGHT_LM_HEAD, 0, NULL, 0);
-    assert_int_equal(weight_formats_main(checkpoint_formats(ck), checkpoint_config(ck)), DTYPE_Q4_K);
+    assert_int_equal(weight_formats_main(checkpoint_formats(ck), checkpoint_config(ck)),
+                     DTYPE_Q4_K);
     checkpoint_close(ck);
 }
 
@@ -143,7 +156,8 @@ static void test_blocks_are_the_rows(void **state)
     checkpoint_close(ck);
 }
 
-/* Weights are the same; rows of activations are rounded to bf16 and to 8 bits: half a percent each way. */
+/* Weights are the same; rows of activations are rounded to bf16 and to 8 bits:
+ * half a percent each way. */
 static void test_a_model_of_many_types(void **state)
 {
     static const int32_t tokens[ROWS] = {3, 49, 0, 17, 17};

@@ -40,8 +40,8 @@ static void test_magnitudes(void **state)
     }
 }
 
-/* Reading what no cache holds is no faster than what is read and written in a cache, with room for what a busy machine
- * does to either. */
+/* Reading what no cache holds is no faster than what is read and written in a cache, with room for
+ * what a busy machine does to either. */
 static void test_reading_memory(void **state)
 {
     struct device_rates r;
@@ -70,15 +70,15 @@ static void test_it_measures_this_device(void **state)
 static const struct device_ops *real;
 static int n_slow; /* products that wait, as on a machine that others use */
 
-static void slow_matmul(struct device *d, struct tensor out, struct tensor x, const struct matrix *w, const float *bias,
-                        enum epilogue epilogue)
+static void slow_matmul(struct device *d, struct tensor out, struct tensor x,
+                        const struct matrix *w, const float *bias, enum epilogue epilogue)
 {
     if (n_slow-- > 0) nanosleep(&(struct timespec){.tv_nsec = 60000000}, NULL);
     real->matmul(d, out, x, w, bias, epilogue);
 }
 
-/* A machine that is busy just then has no less of a peak: two rounds that take all the time that was meant for the
- * measurement do not decide it. */
+/* A machine that is busy just then has no less of a peak: two rounds that take all the time that
+ * was meant for the measurement do not decide it. */
 static void test_a_busy_moment_does_not_count(void **state)
 {
     struct device_rates r;

@@ -129,7 +129,8 @@ static void test_plan_without_opening(void **state)
     struct error err;
     fixture_open(&f, MODEL, NULL);
     struct engine_options o = fixture_options();
-    assert_true(engine_plan(engine_config(f.engine), &o, f.device, see_piece, &listed, &need, &err));
+    assert_true(
+        engine_plan(engine_config(f.engine), &o, f.device, see_piece, &listed, &need, &err));
     struct engine_memory m = stats_of(&f).memory;
     assert_memory_equal(need.memory.component, m.allocated, sizeof m.allocated);
     assert_int_equal(need.memory.total_bytes, m.allocated_bytes);
@@ -660,7 +661,8 @@ static void test_device_failure(void **state)
 }
 
 /* A greedy job of tokens from 64 up, but for the one at `at`. */
-static void begin_with(struct job *j, struct engine_fixture *f, int32_t at, int32_t id, int32_t n, bool scored)
+static void begin_with(struct job *j, struct engine_fixture *f, int32_t at, int32_t id, int32_t n,
+                       bool scored)
 {
     job_init_plain(j, 20, 10);
     for (int32_t i = 0; i < 20; i++) j->prompt[i] = i == at ? id : 64 + i * 3;
@@ -681,8 +683,8 @@ static void end_without_numbers(struct job *j, struct engine_fixture *f, bool fi
     end(j, f, FINISH_ERROR, 0);
 }
 
-/* A token whose embedding is not a number ends the requests that have it, and changes no bit of those beside them, nor
- * of those that get its pages. */
+/* A token whose embedding is not a number ends the requests that have it, and changes no bit of
+ * those beside them, nor of those that get its pages. */
 static void test_logits_that_are_not_finite(void **state)
 {
     (void)state;

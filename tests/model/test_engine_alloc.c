@@ -1,5 +1,5 @@
-/* After engine_open the engine allocates nothing: no thread but the owner's calls the allocator, maps
- * memory or asks the device for any while every kind of request runs. */
+/* After engine_open the engine allocates nothing: no thread but the owner's calls the allocator,
+ * maps memory or asks the device for any while every kind of request runs. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>

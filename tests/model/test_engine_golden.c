@@ -1,5 +1,5 @@
-/* The engine against other implementations: on every golden model the greedy text is the same, and the
- * scores of its prompts are within rounding. */
+/* The engine against other implementations: on every golden model the greedy text is the same, and
+ * the scores of its prompts are within rounding. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
-/* Many owners at once: threads that submit, read, cancel and free at random moments. Every reply that
- * finished equals the same request run alone, every one that was cut short is a beginning of it, and
- * nothing is held at the end. */
+/* Many owners at once: threads that submit, read, cancel and free at random moments. Every reply
+ * that finished equals the same request run alone, every one that was cut short is a beginning of
+ * it, and nothing is held at the end. */
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -96,7 +96,8 @@ static bool agrees(const struct job *j, const struct reply *want)
         if (n > want->n[k]) return false;
         for (int32_t i = 0; i < n; i++) {
             const struct engine_token *a = &c->tokens[i], *b = &want->tokens[k][i];
-            if (a->id != b->id || a->logprob != b->logprob || a->is_stop != b->is_stop) return false;
+            if (a->id != b->id || a->logprob != b->logprob || a->is_stop != b->is_stop)
+                return false;
         }
     }
     return true;
@@ -197,7 +198,8 @@ static void *watch(void *arg)
     do {
         struct engine_stats s;
         engine_stats(c->engine, &s);
-        if (s.n_steps < steps || s.kv.active < 0 || s.kv.active > s.kv.total) c->fault = "odd numbers";
+        if (s.n_steps < steps || s.kv.active < 0 || s.kv.active > s.kv.total)
+            c->fault = "odd numbers";
         if (s.kv.free + s.kv.cached + s.kv.active != s.kv.total) c->fault = "pages are missing";
         steps = s.n_steps;
         sched_yield();

@@ -1,7 +1,8 @@
 /* Parity: the forward pass against Hugging Face transformers' logits (tests/golden, made by
  * scripts/make_goldens.py), against every intermediate tensor of a trained minGPT model
- * (nano_sort), and against llama2.c's greedy text (stories260K). On every instruction set. The last two
- * need data of others, which tests/golden/README.md says how to get; without it they are skipped. */
+ * (nano_sort), and against llama2.c's greedy text (stories260K). On every instruction set. The last
+ * two need data of others, which tests/golden/README.md says how to get; without it they are
+ * skipped. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -174,7 +175,8 @@ static void compare(struct partials *p, const char *name, const float *got, int6
     const float *want = (const float *)find_partial(p, name)->data;
     for (int64_t i = 0; i < rows; i++) {
         float worst = max_difference(got + i * stride, want + (first_row + i) * cols, cols);
-        if (!(worst <= 1e-5f)) fail_msg("%s row %lld differs by %g", name, (long long)i, (double)worst);
+        if (!(worst <= 1e-5f))
+            fail_msg("%s row %lld differs by %g", name, (long long)i, (double)worst);
     }
     p->n_checked++;
 }
@@ -188,7 +190,8 @@ static void compare_heads(struct partials *p, const char *name, struct tensor qk
                 (p->sequence * H + h) * qkv.rows);
 }
 
-/* Scores and weights never exist as matrices here: from q and k as computed, they must still be theirs. */
+/* Scores and weights never exist as matrices here: from q and k as computed,
+ * they must still be theirs. */
 static void compare_attention(struct partials *p, struct tensor qkv)
 {
     float scores[NANO_T * NANO_T], weights[NANO_T * NANO_T];
@@ -215,7 +218,8 @@ static void compare_attention(struct partials *p, struct tensor qkv)
 static void compare_added(struct partials *p, const char *name, struct tensor x)
 {
     float added[NANO_T * NANO_C];
-    for (int64_t i = 0; i < NANO_T * NANO_C; i++) added[i] = ((const float *)x.data)[i] - p->before[i];
+    for (int64_t i = 0; i < NANO_T * NANO_C; i++)
+        added[i] = ((const float *)x.data)[i] - p->before[i];
     compare(p, name, added, NANO_T, NANO_C, NANO_C, p->sequence * NANO_T);
 }
 
@@ -294,8 +298,8 @@ static void check_nano_sort(enum cpu_isa isa)
         struct gpt_observer observer = {.see = see_nano_sort, .ctx = &p};
         runner_forward(&r, tokens, 11, 0, logits, &observer);
     }
-    /* A sequence: 13 tensors, 3 x 3 heads of q, k, v, 33 rows of scores and of weights, 3 derived, 11 rows of
-     * probabilities. */
+    /* A sequence: 13 tensors, 3 x 3 heads of q, k, v, 33 rows of scores and of weights, 3
+     * derived, 11 rows of probabilities. */
     assert_int_equal(p.n_checked, 3 * (13 + 9 + 66 + 3 + 11));
     safetensors_close(p.file);
     runner_close(&r);
@@ -337,7 +341,8 @@ static void check_stories(enum cpu_isa isa)
         buf_append(&text, bytes, n);
     }
     /* llama2.c ends its print with a newline. */
-    while (expected.len && expected.data[expected.len - 1] == '\n') expected.data[--expected.len] = 0;
+    while (expected.len && expected.data[expected.len - 1] == '\n')
+        expected.data[--expected.len] = 0;
     assert_true(expected.len > 400);
     assert_true(text.len >= expected.len);
     assert_memory_equal(text.data, expected.data, expected.len);
@@ -387,7 +392,8 @@ static void test_chunking_never_changes_a_bit(void **state)
 {
     for (int isa = 0; isa < N_ISAS; isa++) {
         if (!isa_available(all_isas[isa])) continue;
-        if (all_isas[isa] != CPU_ISA_AMX) check_chunks(DTYPE_F32, all_isas[isa], 1); /* it has bf16 alone */
+        /* it has bf16 alone */
+        if (all_isas[isa] != CPU_ISA_AMX) check_chunks(DTYPE_F32, all_isas[isa], 1);
         check_chunks(DTYPE_BF16, all_isas[isa], 2);
     }
 }

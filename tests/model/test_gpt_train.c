@@ -1,6 +1,7 @@
-/* The backward pass: gradients against float64 autograd (tests/golden/NAME/grads, made and checked against
- * finite differences by scripts/make_grad_goldens.py), recompute levels equal to the bit, documents in one
- * micro-batch that do not see each other, and log-probabilities that are serving's to the bit. */
+/* The backward pass: gradients against float64 autograd (tests/golden/NAME/grads, made and
+ * checked against finite differences by scripts/make_grad_goldens.py), recompute levels
+ * equal to the bit, documents in one micro-batch that do not see each other, and
+ * log-probabilities that are serving's to the bit. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -201,7 +202,8 @@ static void read_tokens(const char *name, int32_t *tokens, int32_t *n)
     cJSON_Delete(json);
 }
 
-/* The biases that a family always stores are there in the golden; those it lacks have no gradient to check. */
+/* The biases that a family always stores are there in the golden;
+ * those it lacks have no gradient to check. */
 static void check_gradients(const char *name, const struct settings *s, double tolerance)
 {
     char dir[128], grads[160];
@@ -249,9 +251,9 @@ static void test_f32_gradients_equal_float64_autograd(void **state)
     }
 }
 
-/* These models are sensitive on purpose: rounding their weights to bf16 and nothing else moves the gradients by
- * up to 1.9e-2. The bounds are what PyTorch's autocast comes to on them (1.5e-2, 1.05e-2, 2.8e-2, 2.0e-2;
- * qwen3 is new to it), rounded up. */
+/* These models are sensitive on purpose: rounding their weights to bf16 and nothing else moves the
+ * gradients by up to 1.9e-2. The bounds are what PyTorch's autocast comes to on them (1.5e-2,
+ * 1.05e-2, 2.8e-2, 2.0e-2; qwen3 is new to it), rounded up. */
 static void test_bf16_gradients_are_near(void **state)
 {
     static const double bounds[N_GOLDEN] = {1.2e-2, 1.2e-2, 2.8e-2, 2e-2, 2e-2};
@@ -341,8 +343,8 @@ static void check_bf16_backward(const char *name, enum cpu_isa isa)
     fixture_close_all(&full);
 }
 
-/* The backward pass's own roundings, of the operands of its products: with the same weights and from the
- * same forward pass, bf16 and f32 agree. */
+/* The backward pass's own roundings, of the operands of its products: with the same weights and
+ * from the same forward pass, bf16 and f32 agree. */
 static void test_bf16_backward_is_near_f32(void **state)
 {
     for (int isa = 0; isa < N_ISAS; isa++)
@@ -412,8 +414,8 @@ static void test_threads_change_no_bit(void **state)
     compare_settings("tests/golden/llama", &a, &b);
 }
 
-/* bf16 gradients differ from f32 ones in the blocks' matrices alone, by their rounding; and they take half
- * the bytes. */
+/* bf16 gradients differ from f32 ones in the blocks' matrices alone, by their rounding;
+ * and they take half the bytes. */
 static void test_bf16_accumulators_round_the_same_sums(void **state)
 {
     static const int32_t lengths[] = {17, 1, 30};
@@ -443,8 +445,8 @@ static void test_bf16_accumulators_round_the_same_sums(void **state)
     fixture_close_all(&small);
 }
 
-/* Adding gradients of two documents in one micro-batch equals one after the other, up to rounding; and a document's
- * losses do not depend on its neighbours at all. */
+/* Adding gradients of two documents in one micro-batch equals one after the other, up to rounding;
+ * and a document's losses do not depend on its neighbours at all. */
 static void test_documents_do_not_see_each_other(void **state)
 {
     static const int32_t lengths[] = {20, 23};
@@ -478,7 +480,8 @@ static void check_one_model(const char *path, enum dtype dtype, enum cpu_isa isa
     struct settings s = {dtype, isa, 2, plain};
     struct fixture f;
     struct model_runner r;
-    int32_t tokens[MAX_ROWS + 1], length = isa == CPU_ISA_AMX ? 20 : 50; /* emulated, rows take time */
+    /* emulated, rows take time */
+    int32_t tokens[MAX_ROWS + 1], length = isa == CPU_ISA_AMX ? 20 : 50;
     fixture_open_at(&f, path, &s);
     runner_open(&r, path, dtype, &(struct cpu_options){.n_threads = 1, .isa = isa}, MAX_ROWS);
     some_tokens(tokens, f.gpt.config.vocab_size);
@@ -527,7 +530,8 @@ static void test_loss_options_are_differentiated(void **state)
     run_spans(&f, tokens, &length, 1, 1);
     /* Along the final norm's weight, by central differences. */
     int64_t C = f.gpt.config.n_embd;
-    float *weight = (float *)f.gpt.final_norm.weight, *grad = (float *)f.train.grads.final_norm.weight;
+    float *weight = (float *)f.gpt.final_norm.weight;
+    float *grad = (float *)f.train.grads.final_norm.weight;
     double slope = 0, want = 0, loss[2];
     for (int64_t i = 0; i < C; i++) want += grad[i] * (i % 3 - 1.0);
     const float step = 1e-2f;

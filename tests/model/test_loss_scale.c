@@ -1,4 +1,5 @@
-/* The loss's scale: grows after many finite steps, halves at one that is not, ends where it can go no lower. */
+/* The loss's scale: grows after many finite steps, halves at one that is not,
+ * ends where it can go no lower. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

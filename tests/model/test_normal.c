@@ -1,5 +1,5 @@
-/* Normal deviates by their numbers: Box and Muller's formula as the C library computes it, and the same bits on every
- * instruction set, from any number of threads, in any pieces. */
+/* Normal deviates by their numbers: Box and Muller's formula as the C library computes it, and the
+ * same bits on every instruction set, from any number of threads, in any pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -52,7 +52,8 @@ static void test_formula(void **state)
 static void test_extremes(void **state)
 {
     assert_true(fabs(normal_log(1 / 4294967297.0) / log(1 / 4294967297.0) - 1) < 4e-16);
-    assert_true(fabs(normal_log(4294967296.0 / 4294967297.0) / log(4294967296.0 / 4294967297.0) - 1) < 4e-16);
+    const double below_one = 4294967296.0 / 4294967297.0;
+    assert_true(fabs(normal_log(below_one) / log(below_one) - 1) < 4e-16);
     assert_true(normal_log(1) == 0);
     for (uint64_t w = 0; w < 0x100000000u; w += 0x20000000u)
         for (int step = -1; step <= 1; step++) {
@@ -79,8 +80,9 @@ static void test_bits_for_ever(void **state)
 
 static void check_device(enum cpu_isa isa, int32_t n_threads, const float *want)
 {
-    struct workspace_shape shape = {.max_rows = 1, .max_logit_rows = 1, .n_embd = 32, .n_ff = 32, .n_head = 1,
-                                    .n_kv_head = 1, .head_dim = 16, .vocab_size = 32, .block_size = 16};
+    struct workspace_shape shape = {.max_rows = 1, .max_logit_rows = 1, .n_embd = 32, .n_ff = 32,
+                                    .n_head = 1, .n_kv_head = 1, .head_dim = 16, .vocab_size = 32,
+                                    .block_size = 16};
     struct cpu_fixture f;
     float *x = malloc(N * sizeof *x);
     cpu_fixture_open(&f, isa, n_threads, &shape);
@@ -97,7 +99,8 @@ static void test_devices(void **state)
     float *want = malloc(N * sizeof *want);
     normal_fill(want, N, key, beginnings[1], 0.02f);
     for (enum cpu_isa isa = 0; isa <= cpu_isa_best(); isa++)
-        for (int32_t n_threads = 1; n_threads <= 3; n_threads += 2) check_device(isa, n_threads, want);
+        for (int32_t n_threads = 1; n_threads <= 3; n_threads += 2)
+            check_device(isa, n_threads, want);
     free(want);
 }
 

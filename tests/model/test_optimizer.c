@@ -263,7 +263,8 @@ static void test_masters_agree(void **state)
     fixture_close(&f[1]);
 }
 
-/* bf16 gradients give the weights that f32 gradients of the very same values give, and their norm. */
+/* bf16 gradients give the weights that f32 gradients of the very same values give,
+ * and their norm. */
 static void test_bf16_gradients(void **state)
 {
     static float w[2][MAX_ELEMENTS], rows[MAX_ELEMENTS];

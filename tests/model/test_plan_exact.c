@@ -191,7 +191,8 @@ static void check_served(const struct gpt_config *c, struct device *d)
     }
 }
 
-/* As a file might have it: queries and keys in one type, values in another, every other layer in a third. */
+/* As a file might have it: queries and keys in one type, values in another,
+ * every other layer in a third. */
 static void check_kept(const struct gpt_config *c, struct device *d)
 {
     struct weight_formats *formats = calloc((size_t)(1 + c->n_layer), sizeof *formats);

@@ -129,23 +129,24 @@ static void test_params_bias(void **state)
     expect(p, "logit_bias");
 }
 
-/* Each id has one change, in the order in which they turn up; what is out of the vocabulary is no stop. */
+/* Each id has one change, in the order in which they turn up;
+ * what is out of the vocabulary is no stop. */
 static void test_requests_have_one_change_an_id(void **state)
 {
     enum { VOCAB = 20, AT = 5 };
     const int32_t history[] = {4, 9, 4, 9, 9, 2}, stops[] = {7, 9, -1, VOCAB, 7};
     const struct token_bias bias[] = {{2, 1.5f}, {11, -3}};
-    const struct logit_change want[] = {{4, 1, 0, 0}, {9, 2, -INFINITY, 0}, {2, 1, 1.5f, 0}, {11, -1, -3, 0},
-                                        {7, -1, -INFINITY, 0}};
+    const struct logit_change want[] = {{4, 1, 0, 0}, {9, 2, -INFINITY, 0}, {2, 1, 1.5f, 0},
+                                        {11, -1, -3, 0}, {7, -1, -INFINITY, 0}};
     struct sample_params p;
     sample_params_init(&p);
     p.presence_penalty = 1;
     p.bias = bias;
     p.n_bias = 2;
     p.seed = 12;
-    struct sample_row row = {.params = &p, .history = history, .n_prompt = 2, .n_history = 6, .choice = 3,
-                             .forced = -1, .n_top = SAMPLE_MAX_TOP, .ban_stops = true, .stop_ids = stops,
-                             .n_stop_ids = 5};
+    struct sample_row row = {.params = &p, .history = history, .n_prompt = 2, .n_history = 6,
+                             .choice = 3, .forced = -1, .n_top = SAMPLE_MAX_TOP, .ban_stops = true,
+                             .stop_ids = stops, .n_stop_ids = 5};
     struct sample_request q;
     int32_t words[AT + 100], entry_of[VOCAB] = {0}, zeros[VOCAB] = {0};
     assert_true(sample_max_words(VOCAB, 6) <= 100);

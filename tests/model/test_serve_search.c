@@ -143,7 +143,8 @@ static void test_a_quantized_cache_on_the_cpu_alone(void **state)
     if (!cpu_device_open(&cpu, &d, &err)) fail_msg("%s", err.text);
     int64_t bf16 = planned(&c, &o, d), pages = c.n_layer * ceil_div(c.block_size, KV_PAGE_TOKENS);
     o.kv_dtype = DTYPE_Q8_0;
-    int64_t saved = d->ops->kv_page_bytes(d, DTYPE_BF16, 4, 64) - d->ops->kv_page_bytes(d, DTYPE_Q8_0, 4, 64);
+    int64_t saved = d->ops->kv_page_bytes(d, DTYPE_BF16, 4, 64) -
+                    d->ops->kv_page_bytes(d, DTYPE_Q8_0, 4, 64);
     assert_int_equal(planned(&c, &o, d), bf16 - pages * saved);
     d->ops->close(d);
     assert_false(serve_plan_full(&c, &o, cuda_sizes(86), NULL, NULL, &need, &err));

@@ -44,7 +44,8 @@ static void test_against_the_model(void **state)
 static void test_a_run_shorter_than_its_warm_up(void **state)
 {
     static const struct { double warmup; int64_t steps; bool good; } runs[] = {
-        {100, 101, true}, {100, 100, false}, {100, 5, false}, {0.5, 5, true}, {0, 2, true}, {1, 1, true}, {7, 1, true},
+        {100, 101, true}, {100, 100, false}, {100, 5, false}, {0.5, 5, true}, {0, 2, true},
+        {1, 1, true}, {7, 1, true},
     };
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
         struct train_config c;
@@ -86,9 +87,9 @@ static void test_keys_are_read(void **state)
     struct train_config c = read_good(
         "{\"batch_size\":3,\"grad_accum_steps\":5,\"max_iters\":70,\"learning_rate\":0.5,"
         "\"min_lr\":0.25,\"warmup_iters\":0.1,\"lr_schedule\":\"wsd\",\"decay_iters\":7,"
-        "\"dtype\":\"bf16\",\"gradients\":\"bf16\",\"recompute\":\"block\",\"moments\":\"q8\",\"master\":\"f32\","
-        "\"freeze_embeddings\":true,\"seed\":9007199254740992,\"dropout\":0.25,"
-        "\"sequence_length\":31}");
+        "\"dtype\":\"bf16\",\"gradients\":\"bf16\",\"recompute\":\"block\",\"moments\":\"q8\","
+        "\"master\":\"f32\",\"freeze_embeddings\":true,\"seed\":9007199254740992,"
+        "\"dropout\":0.25,\"sequence_length\":31}");
     assert_true(c.batch_size == 3 && c.grad_accum_steps == 5 && c.max_iters == 70);
     assert_true(c.learning_rate == 0.5 && c.min_lr == 0.25 && c.warmup_iters == 0.1);
     assert_true(c.lr_schedule == LR_WSD && c.decay_iters == 7 && c.dtype == DTYPE_BF16);

@@ -540,11 +540,13 @@ static void test_starting_where_one_cannot(void **state)
     struct error err;
     http_fixture_options(&o);
     o.port = http_port(fixture.server);
-    assert_false(http_start(&o, &fixture.api, fixture.metrics, &(struct process_baseline){0}, &s, &err));
+    assert_false(
+        http_start(&o, &fixture.api, fixture.metrics, &(struct process_baseline){0}, &s, &err));
     assert_non_null(strstr(err.text, "in use"));
     http_fixture_options(&o);
     o.host = "no.such.host.invalid";
-    assert_false(http_start(&o, &fixture.api, fixture.metrics, &(struct process_baseline){0}, &s, &err));
+    assert_false(
+        http_start(&o, &fixture.api, fixture.metrics, &(struct process_baseline){0}, &s, &err));
     assert_string_equal(err.param, "host");
     /* The running server's metrics are as they were. */
     char *reply = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n" CLOSE "\r\n", 200);

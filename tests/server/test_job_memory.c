@@ -35,7 +35,8 @@ static void write_example(void)
     struct error err;
     struct memory_plan plan = {.component = {[MEMORY_WEIGHTS] = 3, [MEMORY_HOST] = 4},
                                .total_bytes = 7};
-    struct api_job_memory m = {.rss_bytes = 20, .peak_rss_bytes = (int64_t)1 << 50, .baseline_bytes = 5};
+    struct api_job_memory m = {.rss_bytes = 20, .peak_rss_bytes = (int64_t)1 << 50,
+                               .baseline_bytes = 5};
     job_memory_set_plan(&m, &plan);
     assert_true(job_memory_write(dir, &m, &err));
 }

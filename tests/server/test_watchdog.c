@@ -72,7 +72,8 @@ static void test_a_stalled_engine(void **state)
     http_fixture_options(&o);
     o.stall_timeout_s = 1;
     http_fixture_open(&f, &o);
-    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 1, .on_stall = count, .ctx = &stalls};
+    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 1, .on_stall = count,
+                                     .ctx = &stalls};
     assert_true(watchdog_start(&watch, &w, &err));
     usleep(300000);
     assert_int_equal(health(&f), 200);
@@ -80,7 +81,8 @@ static void test_a_stalled_engine(void **state)
 
     http_fixture_hold(&f, true);
     int fd = http_connect(&f);
-    http_post(fd, "/v1/completions", "Connection: close\r\n", "{\"prompt\": \"A\", \"max_tokens\": 3}");
+    http_post(fd, "/v1/completions", "Connection: close\r\n",
+              "{\"prompt\": \"A\", \"max_tokens\": 3}");
     double took = wait_health(&f, 503);
     assert_true(took > 0.5 && took < 1 + 5);
     while (atomic_load(&stalls) == 0) usleep(10000);
@@ -112,14 +114,15 @@ static void test_a_failed_device(void **state)
     int manager = open_manager();
     http_fixture_options(&o);
     http_fixture_open(&f, &o);
-    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 300, .on_device_failure = count,
-                                     .ctx = &failures};
+    struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 300,
+                                     .on_device_failure = count, .ctx = &failures};
     assert_true(watchdog_start(&watch, &w, &err));
     assert_int_equal(health(&f), 200);
     http_fixture_fail(&f);
     for (int i = 0; i < 2; i++) { /* what ran then, and what comes after */
         int fd = http_connect(&f);
-        http_post(fd, "/v1/completions", "Connection: close\r\n", "{\"prompt\": \"A\", \"max_tokens\": 3}");
+        http_post(fd, "/v1/completions", "Connection: close\r\n",
+                  "{\"prompt\": \"A\", \"max_tokens\": 3}");
         char *reply = http_read_all(fd, NULL);
         assert_int_equal(http_status(reply), 503);
         assert_non_null(strstr(reply, "on fire"));
