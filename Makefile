@@ -114,6 +114,18 @@ $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -m
 $(BUILD)/cpu/%_avx512vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
 $(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mamx-tile -mamx-bf16 -mamx-int8 -mavx512bf16 -mfma -mf16c
+# The web page's files as C, for page.c: {"NAME", "\"DIGEST\"", (const unsigned char[]){BYTES}, SIZE}.
+PAGE := $(sort $(wildcard server/page/*))
+$(BUILD)/server/page.o: CFLAGS += -I$(BUILD)
+$(BUILD)/server/page.o: $(BUILD)/server/page_files.inc
+$(BUILD)/server/page_files.inc: server/page/. $(PAGE)
+	@mkdir -p $(@D)
+	@for f in $(PAGE); do \
+	    printf '{"%s", "\\"%.16s\\"", (const unsigned char[]){\n' "$${f##*/}" "$$(sha256sum <$$f)"; \
+	    od -An -v -tu1 $$f | sed 's/[0-9][0-9]*/&,/g'; \
+	    printf '}, %d},\n' "$$(wc -c <$$f)"; \
+	done >$@.new && mv $@.new $@
+
 # Nobody asks errno about a square root: without it loops with one become vectors.
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 # Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in every step. What

@@ -324,6 +324,10 @@ static const struct operation {
      ERRORS_READY},
     {"/metrics", "get", "metrics", "Prometheus metrics", 0, NULL, NULL, "text/plain", 0},
     {"/openapi.json", "get", "openapi", "This description", 0, NULL, NULL, "application/json", 0},
+    {"/", "get", "page", "The web page: playground, memory, training", 0, NULL, NULL, "text/html",
+     0},
+    {"/page/{id}", "get", "pageFile", "What the web page loads: scripts, a style sheet, an icon", 0,
+     NULL, NULL, "text/javascript", ERRORS_ID},
 };
 
 static void render_body(const struct api_context *c, enum route route, struct buf *out)

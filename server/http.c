@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "server/header_guard.h"
+#include "server/page.h"
 #include "server/request.h"
 #include "server/routes_memory.h"
 #include "server/tls.h"
@@ -347,6 +348,19 @@ static enum MHD_Result answer_slowly(struct request *r)
     return MHD_NO;
 }
 
+static enum MHD_Result answer_page(struct request *r)
+{
+    struct error err;
+    const struct page_file *file = page_find(r->param);
+    if (!file) {
+        error_set(&err, ERR_NOT_FOUND, NULL, "the web page has no such file; it begins at /");
+        return respond_error(r, 404, &err);
+    }
+    bool known = page_is_known(file, request_header(r, "If-None-Match"));
+    r->n_reply = known ? 0 : file->size;
+    return respond(r, known ? 304 : 200, page_response(file));
+}
+
 static enum MHD_Result answer(struct request *r)
 {
     if (r->preflight)
@@ -354,6 +368,7 @@ static enum MHD_Result answer(struct request *r)
     if (r->exchange) return answer_exchange(r); /* resumed */
     if (!r->refusal && route_is_slow(r->route)) return answer_slowly(r);
     if (r->refusal) return respond_error(r, r->refusal, &r->refusal_error);
+    if (route_is_page(r->route)) return answer_page(r);
     enum completion_kind kind;
     if (route_is_completion(r->route, &kind)) return answer_completion(r, kind);
     struct buf out;

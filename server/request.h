@@ -18,7 +18,7 @@
 #include "server/request_log.h"
 #include "server/upload.h"
 
-enum { N_ROUTES = 27 };
+enum { N_ROUTES = 29 };
 
 struct http_server {
     struct http_options options;
@@ -95,6 +95,8 @@ enum api_access route_access(int32_t route);
 bool route_is_completion(int32_t route, enum completion_kind *kind);
 enum route_body { BODY_NONE, BODY_JSON, BODY_UPLOAD };
 enum route_body route_body(int32_t route);
+/* Is the answer a file of the web page (page.h), named by r->param? */
+bool route_is_page(int32_t route);
 /* Does its answer take its time? Then it is called on a thread of its own. */
 bool route_is_slow(int32_t route);
 /* Is it what monitors ask for, again and again? */

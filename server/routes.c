@@ -58,11 +58,12 @@ struct route {
     enum api_access access;
     /* "{id}" at the end takes the rest of the path; before the end, all up to the next slash. */
     const char *method, *path;
-    bool (*answer)(struct request *r, struct buf *out, struct error *err); /* NULL: a completion */
+    /* NULL: a completion, or a file of the web page */
+    bool (*answer)(struct request *r, struct buf *out, struct error *err);
     enum completion_kind kind;
     const char *content_type; /* NULL: application/json */
     enum route_body body;
-    bool slow;
+    bool slow, page;
 };
 
 #define OPEN API_ACCESS_OPEN
@@ -71,6 +72,7 @@ struct route {
 #define JSON_BODY .body = BODY_JSON
 #define QUICK .slow = false
 #define SLOW .slow = true
+#define PAGE .page = true
 
 static const struct route routes[N_ROUTES] = {
     {USER, "POST", "/v1/completions", NULL, COMPLETION_TEXT, JSON_BODY},
@@ -88,6 +90,8 @@ static const struct route routes[N_ROUTES] = {
     {USER, "GET", "/metrics", get_metrics,
      .content_type = "text/plain; version=0.0.4; charset=utf-8"},
     {OPEN, "GET", "/openapi.json", get_openapi, QUICK},
+    {OPEN, "GET", "/", PAGE},
+    {OPEN, "GET", "/page/{id}", PAGE},
     {ADMIN, "POST", "/v1/files", post_file, .body = BODY_UPLOAD, SLOW},
     {ADMIN, "GET", "/v1/files", get_files, SLOW},
     {ADMIN, "GET", "/v1/files/{id}/content", get_file_content, SLOW,
@@ -177,7 +181,7 @@ bool route_find(const char *method, const char *path, struct request *r, int *st
 
 bool route_is_completion(int32_t route, enum completion_kind *kind)
 {
-    if (route >= N_ROUTES || routes[route].answer) return false;
+    if (route >= N_ROUTES || routes[route].answer || routes[route].page) return false;
     *kind = routes[route].kind;
     return true;
 }
@@ -193,6 +197,8 @@ bool route_is_probe(int32_t route)
     return strcmp(path, "/health") == 0 || strcmp(path, "/ready") == 0
            || strcmp(path, "/metrics") == 0;
 }
+
+bool route_is_page(int32_t route) { return route < N_ROUTES && routes[route].page; }
 
 bool route_is_slow(int32_t route) { return route < N_ROUTES && routes[route].slow; }
 

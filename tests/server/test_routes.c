@@ -37,6 +37,8 @@ static void test_who_may(void **state)
 {
     static const struct { const char *method, *path; enum api_access access; } cases[] = {
         {"GET", "/health", API_ACCESS_OPEN}, {"HEAD", "/ready", API_ACCESS_OPEN},
+        {"GET", "/", API_ACCESS_OPEN}, {"HEAD", "/page/page.js", API_ACCESS_OPEN},
+        {"GET", "/page", API_ACCESS_USER}, {"GET", "/page/", API_ACCESS_USER},
         {"POST", "/v1/completions", API_ACCESS_USER}, {"GET", "/v1/completions", API_ACCESS_USER},
         {"GET", "/metrics", API_ACCESS_USER}, {"GET", "/v1/models/load", API_ACCESS_USER},
         {"POST", "/v1/models/load", API_ACCESS_ADMIN}, {"PUT", "/v1/models/load", API_ACCESS_ADMIN},
