@@ -278,14 +278,14 @@ def print_table(result):
               f"{row['first_token_p50_ms']:14.2f}")
     if "cpu" in result:
         cpu = result["cpu"]
-        print(f"\n  {cpu['clients']} clients: {cpu['outside_device_percent']:.1f} % of the cores outside "
-              f"of the device ({cpu['outside_device_us_per_token']:.1f} us a token), "
+        print(f"\n  {cpu['clients']} clients: {cpu['outside_device_percent']:.1f} % of the cores "
+              f"outside of the device ({cpu['outside_device_us_per_token']:.1f} us a token), "
               f"{cpu['device_percent']:.1f} % in it; this client took "
               f"{cpu['client_us_per_token']:.1f} us a token")
 
 
 def report(result, table, json_path):
-    """Prints the table, or the figures themselves where json_path is -; else they go to that file too."""
+    """Prints the table (json_path -: the figures) and writes the figures to json_path, if any."""
     text = json.dumps(result, indent=2) + "\n"
     if json_path == "-":
         sys.stdout.write(text)
@@ -338,8 +338,8 @@ def main():
             stop(process)
         process, url, _ = start(arguments, arguments.model, "--max-seqs", "64")
         try:
-            result["cpu"] = bench_cpu(Target(url, entry["max_model_len"], entry["vocab_size"], True),
-                                      process.pid, arguments.runs)
+            target = Target(url, entry["max_model_len"], entry["vocab_size"], True)
+            result["cpu"] = bench_cpu(target, process.pid, arguments.runs)
         finally:
             stop(process)
     report(result, print_table, arguments.json)

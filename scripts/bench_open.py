@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures gptd under requests that come when they come: an open loop, beside bench.py's closed one.
+"""Measures gptd under requests that come when they come: an open loop beside bench.py's closed one.
 
     bench_open.py --model models/shakespeare --rates 5 20 80 [--json out.json] [-- options of serve]
     bench_open.py --url http://127.0.0.1:8081 --rates 1 2 4

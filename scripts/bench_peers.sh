@@ -1,6 +1,6 @@
 #!/bin/bash
-# gptd beside others on the same machine, in one go, taking turns, so that all meet the same weather.
-# Builds nothing:
+# gptd beside others on the same machine, in one go, taking turns, so that all meet the same
+# weather. Builds nothing:
 #
 #     scripts/bench_peers.sh LLAMA_BENCH LLAMA_SERVER MODEL.gguf [GPTD_MODEL] [ROUNDS]
 #     scripts/bench_peers.sh train LLMC_TRAIN_GPT2 [PYTHON_WITH_TORCH] [ROUNDS]

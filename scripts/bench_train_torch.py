@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""GPT-2 124M in torch, as one writes it without tricks: a peer of scripts/bench_train.py, which runs
-it. Prints what each step took, until it is ended."""
+"""GPT-2 124M in torch, as one writes it without tricks: a peer of scripts/bench_train.py, which
+runs it. Prints what each step took, until it is ended."""
 
 import argparse
 import time

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks that includes follow the arrows: server -> api -> model -> model/device.h <- cpu, cuda, and base
-# under all. Prints each include that does not; one TAP line at the end.
+# Checks that includes follow the arrows: server -> api -> model -> model/device.h <- cpu, cuda, and
+# base under all. Prints each include that does not; one TAP line at the end.
 set -eu
 
 # allowed FOLDER PATTERN: FOLDER's files may include what PATTERN (of grep -E) matches.

@@ -1,18 +1,19 @@
 #!/bin/bash
-# What number formats do to a loss curve: trains one small model (nanoGPT's CPU settings: 4 layers of
-# width 128, block 64, batch 12) in every format and with several seeds, then draws the curves and
-# prints a table.
+# What number formats do to a loss curve: trains one small model (nanoGPT's CPU settings: 4
+# layers of width 128, block 64, batch 12) in every format and with several seeds, then
+# draws the curves and prints a table.
 #
 #     scripts/compare_formats.sh TEXT NAME OUT.svg [RUNS_DIR]
 #
-# SEEDS ("1 2 3"), STEPS (600), THREADS (1) and GPTD (build/gptd) come from the environment. Runs lie
-# in RUNS_DIR/NAME-MODE-SEED (default build/runs); those that have ended are not done again, so that a
-# comparison broken off goes on. Five minutes a seed on one core of a Zen 4.
+# SEEDS ("1 2 3"), STEPS (600), THREADS (1) and GPTD (build/gptd) come from the environment. Runs
+# lie in RUNS_DIR/NAME-MODE-SEED (default build/runs); those that have ended are not done again, so
+# that a comparison broken off goes on. Five minutes a seed on one core of a Zen 4.
 set -eu
 [ $# -ge 3 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 here=$(dirname "$0")
 text=$1 name=$2 out=$3 runs=${4:-$here/../build/runs}
 seeds=${SEEDS:-1 2 3} steps=${STEPS:-600} gptd=${GPTD:-$here/../build/gptd}
+least="--dtype bf16 --moments q8 --gradients bf16 --micro-batch-size 1 --recompute block"
 # A mode, what it is called, its options.
 modes=(
     "f32|f32|--dtype f32"
@@ -21,7 +22,7 @@ modes=(
     "bf16-mom|bf16, bf16 moments|--dtype bf16 --moments bf16"
     "bf16-q8|bf16, 8-bit moments|--dtype bf16 --moments q8"
     "bf16-grad|bf16, bf16 gradients|--dtype bf16 --gradients bf16"
-    "bf16-least|all savings together|--dtype bf16 --moments q8 --gradients bf16 --micro-batch-size 1 --recompute block"
+    "bf16-least|all savings together|$least"
 )
 mkdir -p "$runs"
 cat >"$runs/nano.json" <<EOF_CONFIG

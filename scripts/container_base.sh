@@ -1,6 +1,6 @@
 #!/bin/sh
-# container_base.sh OUT.tar [SUITE]: a root file system like Debian's slim image, made from the mirror
-# that this machine's apt uses. For building the containers where no registry can be reached.
+# container_base.sh OUT.tar [SUITE]: a root file system like Debian's slim image, made from the
+# mirror that this machine's apt uses. For building the containers where no registry can be reached.
 set -eu
 
 out=$1

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Replays each fuzz target's corpus, then fuzzes it for SECONDS (first argument, default 15). A
 # target is tests/fuzz/fuzz_NAME.c, its corpus tests/fuzz/corpus/NAME/. What is found grows in
-# build/fuzzer/corpus/, what crashes is kept in build/fuzzer/crashes/. JOBS targets (default 2) run at a time.
-# Prints TAP lines.
+# build/fuzzer/corpus/, what crashes is kept in build/fuzzer/crashes/. JOBS targets (default
+# 2) run at a time. Prints TAP lines.
 set -u
 cd "$(dirname "$0")/.."
 seconds=${1:-15}
@@ -31,7 +31,8 @@ fuzz() {
     mkdir -p "$grown"
     if [ -d "$seeds" ]; then
         check "fuzz $name corpus" "$1" "${limits[@]}" -runs=0 "$seeds"
-        check "fuzz $name ${seconds}s" "$1" "${limits[@]}" -max_total_time="$seconds" "$grown" "$seeds"
+        check "fuzz $name ${seconds}s" "$1" "${limits[@]}" -max_total_time="$seconds" \
+              "$grown" "$seeds"
     else
         echo "not ok - fuzz $name: no corpus in $seeds"
     fi

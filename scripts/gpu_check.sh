@@ -6,9 +6,10 @@
 # Needs nvcc and a C compiler, no library and no network: scripts/bare stands for those that gptd
 # has. Where python3 has torch, its numbers and its speed stand beside gptd's. Results appear as
 # they are known, and lie in DIR (build/gpu_check/out) as results.txt and results.json after every
-# section, with every log in log.txt and what profilers said in profile.txt. A section that fails, or
-# that takes longer than it may, is reported with its last lines; the others go on. Tests that fail are
-# run again one by one, kernels waited for, and under compute-sanitizer. Exit status: 1 if any failed.
+# section, with every log in log.txt and what profilers said in profile.txt. A section that
+# fails, or that takes longer than it may, is reported with its last lines; the others go
+# on. Tests that fail are run again one by one, kernels waited for, and under
+# compute-sanitizer. Exit status: 1 if any failed.
 #
 #   build tests parity sanitizer rates decode prefill train profile torch
 #
@@ -67,8 +68,8 @@ fail() { # NAME WHY LOG
 
 wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
-# step NAME SECONDS COMMAND...: runs it within its time and what is left of all; its RESULT lines are
-# results. Leaves its status in `status` and its output in $work/step.log.
+# step NAME SECONDS COMMAND...: runs it within its time and what is left of all; its RESULT lines
+# are results. Leaves its status in `status` and its output in $work/step.log.
 step() {
     local name=$1 limit=$(($2 * slower)) left=$((budget - SECONDS)) to=$out/results.tsv
     [ "$profiling" = 0 ] || to=/dev/null # under a profiler nothing is as fast as it is
@@ -197,9 +198,9 @@ count_tests() { # NAME
         "$(grep -c '^not ok' "$work/step.log") failed, $(grep -c SKIP "$work/step.log") skipped"
 }
 
-# What has failed, was at work at the end, or was never reached because of it, in $work/step.log: each once more in a
-# process of its own, with kernels waited for, so that a GPU fault is told apart and named; then with every access
-# watched.
+# What has failed, was at work at the end, or was never reached because of it, in $work/step.log:
+# each once more in a process of its own, with kernels waited for, so that a GPU fault is told apart
+# and named; then with every access watched.
 run_again() { # PROGRAM
     [ -x "$work/$1" ] || return # it was not built, as was said
     local program=$1 names name end=$((SECONDS + 100 * slower)) sanitizer=$(command -v compute-sanitizer)

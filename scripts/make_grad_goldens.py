@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/*/grads/: the gradients of a loss, for the backward pass to be checked against.
+"""Makes tests/golden/*/grads/: the gradients of a loss, which the backward pass is checked against.
 
-For some of the golden models (make_goldens.py), the loss is the mean of -log p over the longest golden
-prompt, every token but the first predicted from those before. Gradients are autograd's, in float64,
-and each tensor's is checked here against central differences of the float64 loss along three random
-directions. They are stored as float32 in the layout of the model's own weights (a config.json and
-a model.safetensors), so that whatever reads the weights reads the gradients.
+For some of the golden models (make_goldens.py), the loss is the mean of -log p over the longest
+golden prompt, every token but the first predicted from those before. Gradients are autograd's, in
+float64, and each tensor's is checked here against central differences of the float64 loss along
+three random directions. They are stored as float32 in the layout of the model's own weights (a
+config.json and a model.safetensors), so that whatever reads the weights reads the gradients.
 
 Needs what make_goldens.py needs.
 """

@@ -3,8 +3,9 @@
 #
 #   layers    includes follow the arrows
 #   release   all C tests; the black-box tests against build/gptd, with the official clients
-#   ptxsim    where nvcc is: the CUDA device on an interpreter of its PTX, against the CPU's; the same objects linked for
-#             GPUs, on a machine without one. The other trees are built without CUDA
+#   ptxsim    where nvcc is: the CUDA device on an interpreter of its PTX, against the CPU's; the
+#             same objects linked for GPUs, on a machine without one. The other trees are built
+#             without CUDA
 #   address   all C tests under ASan and UBSan; the concurrency tests against that server
 #   thread    the C tests where threads meet, under TSan; the concurrency tests again
 #   fuzzer    clang's build: corpora replayed, then a short run of each target
@@ -70,8 +71,8 @@ run_unit() {
     echo "$? $((SECONDS - begin))" >"$1.status"
 }
 
-# unit TREE PREFIX PROGRAM...: cmocka programs, as many at a time as there are jobs, from the root of
-# the tree.
+# unit TREE PREFIX PROGRAM...: cmocka programs, as many at a time as there are jobs,
+# from the root of the tree.
 unit() {
     local tree=$1 prefix=$2 program name log status seconds
     shift 2
@@ -92,8 +93,8 @@ unit() {
 # count_in LINE WORD: the number before the word in pytest's last line, or 0.
 count_in() { echo "$1" | grep -oE "[0-9]+ ($2)\b" | grep -oE '[0-9]+' || echo 0; }
 
-# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY, as many files
-# at a time as there are jobs. What failed is said first, then why.
+# black_box TREE BINARY ARGUMENT...: pytest against servers that it starts from BINARY, as many
+# files at a time as there are jobs. What failed is said first, then why.
 black_box() {
     local tree=$1 binary=$2 log="$logs/pytest-$1.log" status line
     shift 2

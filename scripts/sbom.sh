@@ -1,7 +1,7 @@
 #!/bin/sh
 # What gptd is made of, by Debian's packages:
 #
-#     sbom.sh PROGRAM VERSION [NAME=VERSION ...]   SPDX 2.3 JSON: the program, the packages of all the
+#     sbom.sh PROGRAM VERSION [NAME=VERSION ...]   SPDX 2.3 JSON: the program, the packages of all
 #                                                  libraries that it loads, and what else is named
 #     sbom.sh --packages PROGRAM                   those packages' names alone
 set -eu

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Installs what gptd needs from Debian's packages: setup.sh for building, setup.sh --test for the
-# tests too, setup.sh --container for those that build and run containers as well. Says what it does;
-# does nothing (and needs no network) when all is there.
+# tests too, setup.sh --container for those that build and run containers as well. Says what it
+# does; does nothing (and needs no network) when all is there.
 set -eu
 
-build="gcc make libc6-dev libmicrohttpd-dev libgnutls28-dev libcjson-dev libpcre2-dev libunistring-dev libssl-dev
-       curl ca-certificates"
+build="gcc make libc6-dev libmicrohttpd-dev libgnutls28-dev libcjson-dev libpcre2-dev
+       libunistring-dev libssl-dev curl ca-certificates"
 test="libcmocka-dev openssl python3 python3-venv clang"
 container="buildah podman runc mmdebstrap"
 

@@ -42,8 +42,8 @@ MIB = 1 << 20
 GROWTH_LIMIT = 6 * MIB
 JOB_BYTES = 16 << 10
 TEXT = (gptd.ROOT / "README.md").read_text().encode("ascii", "ignore").decode()
-OPTIONS = ("--max-seqs", 8, "--max-queue", 8, "--kv-cache", "8MiB", "--header-timeout", 5, "--send-timeout", 5,
-           "--idle-timeout", 4, "--max-upload", "1MB", "--train-threads", 1)
+OPTIONS = ("--max-seqs", 8, "--max-queue", 8, "--kv-cache", "8MiB", "--header-timeout", 5,
+           "--send-timeout", 5, "--idle-timeout", 4, "--max-upload", "1MB", "--train-threads", 1)
 JOBS = "/v1/fine_tuning/jobs"
 TINY = {"batch_size": 2, "sequence_length": 32, "max_iters": 20, "save_interval": 5,
         "eval_interval": 10, "eval_iters": 1, "dropout": 0}
@@ -93,7 +93,7 @@ class Client:
         return reply
 
     def prompt(self, room):
-        """Some text that begins anywhere, of at most so many tokens: each is a character or more."""
+        """Some text that begins anywhere, of at most so many tokens: each is at least a byte."""
         begin = self.dice.randrange(len(TEXT) - room)
         return TEXT[begin:begin + self.dice.randint(1, room)]
 

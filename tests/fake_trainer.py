@@ -91,8 +91,8 @@ def main():
         (folder / "memory.json").write_text(plan["memory"])
     if "config" in plan:
         (folder / "train_config.json").write_text(json.dumps({
-            "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 8, "vocab_size": 32, "max_iters": steps,
-            "warmup_iters": int(plan["config"])}))
+            "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 8, "vocab_size": 32,
+            "max_iters": steps, "warmup_iters": int(plan["config"])}))
     with open(folder / "metrics.jsonl", "a") as metrics:
         for step in range(begin + 1, steps + 1):
             if step == int(at) and begin == 0:

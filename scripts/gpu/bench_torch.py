@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 500, "block_size": 64, "batch_size": 2}
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 500, "block_size": 64,
+         "batch_size": 2}
 
 
 def report(section, name, value, unit, note=""):
@@ -91,8 +92,8 @@ class Reference:
             gate, up = up.chunk(2, -1)
             return self.linear(F.silu(gate) * up, "mlp_down", l)
         # tanh's form, which older torch's gelu lacks in double
-        return self.linear(0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up ** 3))),
-                           "mlp_down", l)
+        z = math.sqrt(2 / math.pi) * (up + 0.044715 * up ** 3)
+        return self.linear(0.5 * up * (1 + torch.tanh(z)), "mlp_down", l)
 
     def logits(self, tokens):
         x = self.get("token_embedding")[tokens]
@@ -102,7 +103,9 @@ class Reference:
             x = x + self.attention(self.norm(x, "attn_norm", l), l)
             x = x + self.mlp(self.norm(x, "mlp_norm", l), l)
         head = self.get("lm_head")
-        return F.linear(self.norm(x, "final_norm"), self.get("token_embedding") if head is None else head)
+        if head is None:
+            head = self.get("token_embedding")
+        return F.linear(self.norm(x, "final_norm"), head)
 
 
 def distance(got, want):
@@ -126,8 +129,8 @@ def parity(root):
         for what, (where, value) in rows.items():
             ok = value <= 1e-4
             bad += not ok
-            report("parity", f"{folder.name} f32 {what} against torch float64", value, "ok" if ok else "FAILED",
-                   f"relative distance{where}, allowed 0.0001")
+            report("parity", f"{folder.name} f32 {what} against torch float64", value,
+                   "ok" if ok else "FAILED", f"relative distance{where}, allowed 0.0001")
     return bad
 
 
@@ -153,7 +156,8 @@ def fastest(device, work, seconds=0.3):
 def rates(device, small):
     n = 256 if small else 8192
     a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
-    report("torch", f"bf16 product {n}x{n}x{n}", 2 * n ** 3 / fastest(device, lambda: a @ b) * 1e-12, "TFLOP/s")
+    rate = 2 * n ** 3 / fastest(device, lambda: a @ b)
+    report("torch", f"bf16 product {n}x{n}x{n}", rate * 1e-12, "TFLOP/s")
     x = torch.randint(1 << 30, (1 << 12 if small else 1 << 29,), dtype=torch.int32, device=device)
     y = torch.empty_like(x)
     report("torch", "copy", 8 * x.numel() / fastest(device, lambda: y.copy_(x)) * 1e-9, "GB/s")
@@ -240,8 +244,8 @@ def train(device, path, small, compiled, steps):
         times.append(time.perf_counter() - begin)
     median = sorted(times[3:])[steps // 2]
     peak = f", peak {torch.cuda.max_memory_allocated() * 1e-9:.2f} GB" if device == "cuda" else ""
-    report("torch", f"train {Path(path).stem}{' compiled' if compiled else ''}", B * T / median, "tok/s",
-           f"B {B} T {T}, {1e3 * median:.2f} ms a step{peak}")
+    report("torch", f"train {Path(path).stem}{' compiled' if compiled else ''}", B * T / median,
+           "tok/s", f"B {B} T {T}, {1e3 * median:.2f} ms a step{peak}")
 
 
 @torch.no_grad()

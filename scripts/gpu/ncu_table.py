@@ -28,13 +28,15 @@ def main():
         name = re.sub(r"\(.*", "", row["Kernel Name"])
         n, us, moved, tensor = sums.get(name, (0, 0, 0, 0))
         t = number(row[TIME]) * SCALE.get(units[TIME], 1e-3)
-        sums[name] = (n + 1, us + t, moved + number(row.get(BYTES, "")) * SCALE.get(units.get(BYTES), 1),
+        size = number(row.get(BYTES, "")) * SCALE.get(units.get(BYTES), 1)
+        sums[name] = (n + 1, us + t, moved + size,
                       tensor + t * number(row.get(TENSOR, "")))
     total = sum(us for _, us, _, _ in sums.values())
-    print(f"{'us':>10} {'share':>6} {'calls':>6} {'us/call':>8} {'GB/s':>7} {'tensor %':>8}  kernel")
+    print(f"{'us':>10} {'share':>6} {'calls':>6} {'us/call':>8} {'GB/s':>7} {'tensor %':>8}  "
+          "kernel")
     for name, (n, us, moved, tensor) in sorted(sums.items(), key=lambda item: -item[1][1])[:40]:
-        print(f"{us:10.1f} {100 * us / total:5.1f}% {n:6} {us / n:8.2f} {1e-3 * moved / max(us, 1e-9):7.0f} "
-              f"{tensor / max(us, 1e-9):8.1f}  {name}")
+        print(f"{us:10.1f} {100 * us / total:5.1f}% {n:6} {us / n:8.2f} "
+              f"{1e-3 * moved / max(us, 1e-9):7.0f} {tensor / max(us, 1e-9):8.1f}  {name}")
     print(f"{total:10.1f} in {sum(n for n, *_ in sums.values())} launches")
 
 

@@ -26,7 +26,8 @@ def test_help():
 
 
 def test_version():
-    assert re.fullmatch(r"gptd \d+\.\d+\.\d+\nlibmicrohttpd \d+\.\d+\.\d+\n", run("--version").stdout)
+    number = r"\d+\.\d+\.\d+"
+    assert re.fullmatch(rf"gptd {number}\nlibmicrohttpd {number}\n", run("--version").stdout)
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -83,12 +84,14 @@ def test_generate():
     assert reply.stdout.strip()
 
 
-@pytest.mark.parametrize("arguments", [["inspect", MODEL], [*GENERATE, "--max-new-tokens", "1"],
-                                       ["plan", "--config", "configs/tiny_char.json"],
-                                       ["eval", "--model", MODEL, "--input", "tests/requirements.txt"]])
+@pytest.mark.parametrize("arguments", [
+    ["inspect", MODEL], [*GENERATE, "--max-new-tokens", "1"],
+    ["plan", "--config", "configs/tiny_char.json"],
+    ["eval", "--model", MODEL, "--input", "tests/requirements.txt"]])
 def test_a_report_that_nobody_gets_is_a_failure(arguments):
     with open("/dev/full", "w") as full:
-        reply = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        reply = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True,
+                               cwd=ROOT)
     assert reply.returncode == 1 and "cannot write" in reply.stderr
 
 
@@ -239,4 +242,5 @@ def test_options_file(tmp_path):
     assert by_file.stdout == run(*GENERATE, "--temperature", "0").stdout
     options.write_text('{"temprature": 0}')
     reply = run("generate", "--model", MODEL, "--options", options)
-    assert reply.returncode == 2 and "in an options file: there is no option --temprature" in reply.stderr
+    assert reply.returncode == 2
+    assert "in an options file: there is no option --temprature" in reply.stderr

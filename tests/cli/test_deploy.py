@@ -1,6 +1,7 @@
-"""What is shipped for deploying, as far as it can be checked without an engine or a cluster: manifests
-against Kubernetes' schemas, their memory against `gptd plan`, dashboards and alerts against /metrics,
-the bill of materials against what is linked, docs/deploy.md against what there is."""
+"""What is shipped for deploying, as far as it can be checked without an engine or a cluster:
+manifests against Kubernetes' schemas, their memory against `gptd plan`, dashboards and alerts
+against /metrics, the bill of materials against what is linked, docs/deploy.md against what there
+is."""
 
 import json
 import re
@@ -95,7 +96,8 @@ def test_requested_memory_is_what_is_planned():
     assert requests("Deployment") == {"cpu": threads, "memory": f"{serving}Mi"}
     threads, = (a.removeprefix("--threads=") for a in pod("Job")["containers"][0]["args"]
                 if a.startswith("--threads="))
-    training = planned_mib("training", "--config", ROOT / "configs/tiny_char.json", "--threads", threads)
+    training = planned_mib("training", "--config", ROOT / "configs/tiny_char.json",
+                           "--threads", threads)
     assert requests("Job") == {"cpu": threads, "memory": f"{training}Mi"}
 
 
@@ -104,8 +106,9 @@ def test_variables_and_options_exist():
         return {name.removeprefix("GPTD_").lower().replace("_", "-") for name in environment}
     env = [e["name"] for e in pod("Deployment")["containers"][0]["env"]]
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    dockerfile = re.findall(r"\b(GPTD_[A-Z_]+)=", re.sub("#.*", "", (ROOT / "Dockerfile").read_text()))
-    dockerfile = [name for name in dockerfile if name != "GPTD_VERSION"]
+    dockerfile = re.sub("#.*", "", (ROOT / "Dockerfile").read_text())
+    dockerfile = [name for name in re.findall(r"\b(GPTD_[A-Z_]+)=", dockerfile)
+                  if name != "GPTD_VERSION"]
     assert len(dockerfile) >= 4
     for names in (env, compose["gptd"]["environment"], dockerfile):
         assert variables(names) <= options_of("serve")
@@ -217,8 +220,9 @@ def test_a_program_that_is_not_there_has_no_bill():
 def test_the_build_context_has_what_the_dockerfile_copies():
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()
                if line.startswith("!")]
-    copied = [word for line in re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(),
-                                          re.M) for word in line.split()[:-1]]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.M)
+              for word in line.split()[:-1]]
     assert {"Makefile", "server", "configs"} <= set(copied)
     for path in copied:
         assert (ROOT / path).exists() and path in allowed, path

@@ -25,7 +25,7 @@ def test_help_mentions_the_environment_once():
 
 
 def test_no_option_of_one_subcommand_is_a_slip_for_another():
-    """A container's variables are those of `serve`; `gptd plan` in it has nothing to say to them."""
+    """A container's variables are those of `serve`: `gptd plan` in it takes no notice of them."""
     names = {name for subcommand in SUBCOMMANDS for name in options_of(subcommand)}
     assert {"memory-budget", "learning-rate", "api-key-file"} <= names
     variables = {"GPTD_" + name.upper().replace("-", "_"): "" for name in names}

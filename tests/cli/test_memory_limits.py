@@ -1,5 +1,5 @@
-"""The plan is what a process takes: the kernel's high-water mark of real runs against plan and baseline,
-and runs that are held to the plan and a stated margin by the kernel itself."""
+"""The plan is what a process takes: the kernel's high-water mark of real runs against plan and
+baseline, and runs that are held to the plan and a stated margin by the kernel itself."""
 
 import json
 import re
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(SANITIZED, reason="shadow memory is in no plan")
 MIB = 1 << 20
 # Beyond plan and baseline: a tokenizer, stacks and libraries' data. The larger of the two counts.
 MARGIN_BYTES, MARGIN_SHARE = 16 * MIB, 0.02
-# RLIMIT_DATA counts all private memory that could be written, touched or not: stacks of 1 MiB a thread,
-# libraries' data, malloc's heaps.
+# RLIMIT_DATA counts all private memory that could be written, touched or not: stacks of 1 MiB a
+# thread, libraries' data, malloc's heaps.
 LIMIT_MARGIN = 24 * MIB
 PRESETS = {"tiny_char": [], "tiny": ["--micro-batch-size", 2, "--loss-rows", 64]}
 
@@ -49,12 +49,13 @@ def limited(limit):
 def text(tmp_path_factory):
     """The shipped model's own text would do; a file of sentences is enough."""
     path = tmp_path_factory.mktemp("text") / "data.txt"
-    path.write_text("".join(f"{i} is the number, and its square is {i * i}.\n" for i in range(5000)))
+    path.write_text("".join(f"{i} is the number, and its square is {i * i}.\n"
+                            for i in range(5000)))
     return path
 
 
 def train(out, text, preset, limit=0):
-    """Two steps with an evaluation and a checkpoint; memory.json, and the peak as seen from here."""
+    """Two steps with an evaluation and a checkpoint: memory.json, and the peak seen from here."""
     process = subprocess.Popen(
         command("train", "--config", ROOT / "configs" / f"{preset}.json", "--model-name", "m",
                 "--out-dir", out, "--overwrite", "--input", text, "--max-iters", 2, "--threads", 2,

@@ -61,8 +61,8 @@ def test_a_quantized_cache():
 def test_auto_is_what_nothing_says():
     """The words of train and serve."""
     for model in (preset("tiny"), preset("150M_1024")):
-        flags = [word for key in ("dtype", "kv-dtype", "recompute", "moments", "master", "gradients")
-                 for word in (f"--{key}", "auto")]
+        keys = ("dtype", "kv-dtype", "recompute", "moments", "master", "gradients")
+        flags = [word for key in keys for word in (f"--{key}", "auto")]
         assert plan("--config", model, *flags) == plan("--config", model)
 
 

@@ -111,7 +111,8 @@ def test_profile(tmp_path, config, text):
     model = tmp_path / "models" / "m"
     assert filecmp.cmp(model / "model.safetensors", tmp_path / "models/plain/model.safetensors",
                        shallow=False)
-    reply = run("generate", "--model", model, "--prompt", "the ", "--max-new-tokens", 5, "--profile")
+    reply = run("generate", "--model", model, "--prompt", "the ", "--max-new-tokens", 5,
+                "--profile")
     assert reply.returncode == 0 and re.search(r"^sample +\d+ ", reply.stderr, re.M)
 
 

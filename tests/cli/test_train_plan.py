@@ -1,4 +1,4 @@
-"""gptd train within a memory budget: what is chosen, what is kept, what is refused, and what is said."""
+"""gptd train within a memory budget: what is chosen, what kept, what refused, and what is said."""
 
 import json
 import re
@@ -7,9 +7,9 @@ import pytest
 
 from gptd import run
 
-CONFIG = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "batch_size": 8, "max_iters": 4,
-          "vocab_size": 300, "eval_interval": 0, "save_interval": 2, "sample_tokens": 0,
-          "warmup_iters": 0}
+CONFIG = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "batch_size": 8,
+          "max_iters": 4, "vocab_size": 300, "eval_interval": 0, "save_interval": 2,
+          "sample_tokens": 0, "warmup_iters": 0}
 DEFAULTS = {"micro_batch_size": 8, "loss_rows": 512, "recompute": "none", "moments": "f32",
             "master": "remainder", "gradients": "f32"}
 

@@ -1,5 +1,5 @@
-"""What gptd trains and writes, transformers loads, and computes the same: every logit, up to a row's
-constant, which probabilities do not have. Skipped where there is no torch."""
+"""What gptd trains and writes, transformers loads, and computes the same: every logit, up to a
+row's constant, which probabilities do not have. Skipped where there is no torch."""
 
 import json
 import random

@@ -115,7 +115,8 @@ def test_a_training_job(server):
         model="configs/tiny_char", training_file=data.id,
         extra_body={"max_iters": 2, "batch_size": 2})
     ended = ("succeeded", "failed", "cancelled")
-    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ended, 60, "the job's end")
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ended, 60,
+               "the job's end")
     job = client.fine_tuning.jobs.retrieve(job.id)
     assert job.status == "succeeded", job.error
 

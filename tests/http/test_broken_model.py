@@ -1,4 +1,5 @@
-"""A model whose weights are not all numbers: requests that meet one end with an error that says so, and no other does."""
+"""A model whose weights are not all numbers: requests that meet one end with an error that says so,
+and no other does."""
 
 import json
 import struct
@@ -50,7 +51,8 @@ def check_model_error(error):
 
 def test_only_requests_that_meet_it_fail(server, http):
     before = complete(http, prompt="A", max_tokens=30, seed=3)["choices"]
-    for body in ({"prompt": "AZ"}, {"prompt": "AZ", "temperature": 0}, {"prompt": ["A", "AZ"]}, {"prompt": "AZ", "n": 3},
+    for body in ({"prompt": "AZ"}, {"prompt": "AZ", "temperature": 0}, {"prompt": ["A", "AZ"]},
+                 {"prompt": "AZ", "n": 3},
                  {"prompt": "AZA", "max_tokens": 0, "echo": True, "logprobs": 2}):
         failed(http.post("/v1/completions", json={"max_tokens": 4, **body}))
     failed(http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Z"}]}))
@@ -70,4 +72,5 @@ def test_a_stream_ends_with_the_error(http):
 def test_generate_fails_in_every_format(broken, dtype):
     done = gptd.run("generate", "--model", broken, "--prompt", "AZ", "--dtype", dtype)
     assert done.returncode == 1 and not done.stdout.strip()
-    assert "the logits after 2 tokens are not finite" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "the logits after 2 tokens are not finite" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

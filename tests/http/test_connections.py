@@ -100,7 +100,7 @@ def test_conflicting_lengths_are_refused(server):
 
 @pytest.fixture
 def impatient():
-    """libmicrohttpd may miss the end of a half-closed connection; the idle timeout then closes it."""
+    """libmicrohttpd may miss the end of a half-closed connection: the idle timeout closes it."""
     started = Server("--idle-timeout", "3")
     yield started
     assert started.running()

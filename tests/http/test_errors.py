@@ -26,7 +26,8 @@ def test_unknown_parameter_suggests_the_nearest(http):
     ("/v1/completions", "max_completion_tokens", "/v1/chat/completions"),
     ("/v1/chat/completions", "prompt", "/v1/completions")])
 def test_a_parameter_of_another_route_says_which(http, path, name, home):
-    assert refused(http, {**ROUTES[path], name: "A"}, path=path)["message"].endswith(f", but of {home}")
+    error = refused(http, {**ROUTES[path], name: "A"}, path=path)
+    assert error["message"].endswith(f", but of {home}")
 
 
 ILL_TYPED = [
@@ -51,7 +52,8 @@ def test_ill_typed(http, path, name, value):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("logprobs", 1.5), ("best_of", 0), ("echo", "yes"), ("prompt", None), ("prompt", 5), ("prompt", {}), ("prompt", []),
+    ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("logprobs", 1.5), ("best_of", 0),
+    ("echo", "yes"), ("prompt", None), ("prompt", 5), ("prompt", {}), ("prompt", []),
     ("prompt", [[]]), ("prompt", ["a", 5]), ("prompt", [1, "a"]), ("prompt", [1.5]),
     ("prompt", [-1]), ("prompt", [CONFIG["vocab_size"]]), ("prompt", [[1], 2]),
     ("prompt", ["a"] * 10000)])

@@ -152,7 +152,8 @@ def test_control_characters_in_a_value(server):
 
 
 @pytest.mark.parametrize("headers", [b"X: " + b"a" * 20000 + b"\r\n",
-                                     b"X: " + b"a" * 2**20 + b"\r\n", b"X: y\r\n" * 200, b"X: y\r\n" * 100000,
+                                     b"X: " + b"a" * 2**20 + b"\r\n",
+                                     b"X: y\r\n" * 200, b"X: y\r\n" * 100000,
                                      b"Cookie: " + b"a=b;" * 2000 + b"\r\n"])
 def test_oversized_and_countless_headers(server, headers):
     with connect(server) as s:

@@ -51,7 +51,7 @@ def test_process(http):
 
 
 def test_what_the_kernel_sees(http):
-    """All of the plan is there, none of it swapped out or never touched (huge pages may round up)."""
+    """All of the plan is there, none swapped out or never touched (huge pages may round up)."""
     entry = device(http)
     assert 0 <= entry["resident_bytes"] - entry["allocated_bytes"] < 64 * 1024
     assert entry["driver"] is None  # a GPU's: tests/cuda/test_gptd.py

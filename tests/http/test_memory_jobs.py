@@ -1,5 +1,5 @@
-"""What training jobs take: in GET /v1/memory and /metrics. The trainer is tests/fake_trainer.py, whose
-memory.json says what the training data's first line tells it to."""
+"""What training jobs take: in GET /v1/memory and /metrics. The trainer is tests/fake_trainer.py,
+whose memory.json says what the training data's first line tells it to."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def submit(client, words):
 
 @pytest.fixture
 def running(http, client):
-    """Starts a job with these words for the trainer; gives its id and what /v1/memory says of it."""
+    """Starts a job with these words for the trainer: its id, and what /v1/memory says of it."""
     jobs = []
 
     def start(words=""):
@@ -141,7 +141,8 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(narrow):
 def test_one_that_does_not_fit_now_waits_and_says_why(narrow):
     with narrow.client() as http:
         first = create(http, PRESET).json()["id"]
-        wait_until(lambda: http.get(f"{JOBS}/{first}").json()["status"] == "running", what="the first")
+        wait_until(lambda: http.get(f"{JOBS}/{first}").json()["status"] == "running",
+                   what="the first")
         held = budget_of(narrow, http, first)
         assert 100 * MIB < held < 200 * MIB
 
@@ -185,7 +186,8 @@ def test_the_real_trainer_keeps_within_what_was_admitted(tmp_path):
         job = create(http, PRESET, words=text, max_iters=2, eval_interval=0).json()["id"]
         wait_until(lambda: http.get(f"{JOBS}/{job}").json()["status"] in ("succeeded", "failed"),
                    timeout=60, what="the job's end")
-        assert http.get(f"{JOBS}/{job}").json()["status"] == "succeeded", http.get(f"{JOBS}/{job}").json()
+        done = http.get(f"{JOBS}/{job}").json()
+        assert done["status"] == "succeeded", done
     server.stop()
     report = json.loads((tmp_path / "d" / "jobs" / job / "model" / "memory.json").read_text())
     assert report["planned_bytes"] <= 120 * MIB - (32 << 20)

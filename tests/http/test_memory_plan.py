@@ -1,4 +1,4 @@
-"""POST /v1/memory/plan: the command line's answer over HTTP, strictly asked for; nothing is taken."""
+"""POST /v1/memory/plan: the command line's answer over HTTP, strictly asked for, nothing taken."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A service manager's view: READY, RELOADING, WATCHDOG and STOPPING, as systemd's protocol has them."""
+"""A service manager's view: READY, RELOADING, WATCHDOG and STOPPING, as in systemd's protocol."""
 
 import os
 import re

@@ -1,5 +1,5 @@
-"""The short form of scripts/soak.sh: mixed clients for half a minute, after which the server has what
-it had: pages, descriptors, threads, memory."""
+"""The short form of scripts/soak.sh: mixed clients for half a minute, after which the server has
+what it had: pages, descriptors, threads, memory."""
 
 import sys
 

@@ -104,7 +104,8 @@ def test_sigterm_with_a_running_job(tmp_path):
     assert (checkpoint / "manifest.json").exists() and 2 <= stopped_at < n
     second = gptd.Server(*options)
     client = openai.OpenAI(base_url=second.url + "/v1", api_key="none", max_retries=0)
-    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded", 60, "the end")
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded", 60,
+               "the end")
     second.stop()
     steps = [json.loads(line)["step"] for line in (model / "metrics.jsonl").open()]
     assert steps == list(range(1, n + 1))

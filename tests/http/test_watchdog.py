@@ -1,4 +1,4 @@
-"""An engine that hangs in the middle of its work: /health says so, --exit-on-stall ends the process."""
+"""An engine that hangs in the middle of its work: /health says so, --exit-on-stall ends gptd."""
 
 import os
 import shutil
