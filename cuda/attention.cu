@@ -16,7 +16,7 @@
 
 #include <type_traits>
 
-static constexpr int CHUNK = 512;
+static constexpr int CHUNK = 512, WARP_QUERIES = QUERIES / ATTENTION_WARPS;
 
 /* What some keys gave one query: p are relative to max. Element part * 32 + lane of the sum of values. */
 template <int PARTS> struct softmax_state { float max, sum, acc[PARTS]; };
@@ -227,6 +227,16 @@ __global__ void join_kernel(attention_args<T> a)
     }
     write_query<T, PARTS>(a, row, head, total);
 }
+
+/* Runs the statement with PARTS: 32 elements of a head a lane each. */
+#define WITH_PARTS(head_dim, statement)                                                             \
+    switch (((head_dim) + WARP - 1) / WARP) {                                                       \
+    case 1: { constexpr int PARTS = 1; statement; break; }                                          \
+    case 2: { constexpr int PARTS = 2; statement; break; }                                          \
+    case 3:                                                                                         \
+    case 4: { constexpr int PARTS = 4; statement; break; }                                          \
+    default: ASSERT(!"heads have at most 128 elements");                                            \
+    }
 
 template <class T>
 static void attend_plain(struct cuda_device *c, attention_args<T> args, int64_t max_keys)

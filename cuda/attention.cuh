@@ -13,7 +13,6 @@
 
 static constexpr int QUERIES = 16, KEYS = 32, ATTENTION_WARPS = 4;
 static constexpr int ATTENTION_THREADS = ATTENTION_WARPS * WARP;
-static constexpr int WARP_QUERIES = QUERIES / ATTENTION_WARPS;
 
 struct attention_shape {
     int32_t n_head, n_kv_head, head_dim, group; /* group: query heads of a KV head */
@@ -92,16 +91,6 @@ __device__ __forceinline__ float *partial_of(const attention_args<T> &a, int32_t
 {
     return a.partial + ((chunk * (int64_t)a.rows + row) * a.a.n_head + head) * (a.a.head_dim + 2);
 }
-
-/* Runs the statement with PARTS: 32 elements of a head a lane each. */
-#define WITH_PARTS(head_dim, statement)                                                             \
-    switch (((head_dim) + WARP - 1) / WARP) {                                                       \
-    case 1: { constexpr int PARTS = 1; statement; break; }                                          \
-    case 2: { constexpr int PARTS = 2; statement; break; }                                          \
-    case 3:                                                                                         \
-    case 4: { constexpr int PARTS = 4; statement; break; }                                          \
-    default: ASSERT(!"heads have at most 128 elements");                                            \
-    }
 
 /* Query heads of a KV head that a block of decoding has at most. */
 static constexpr int DECODE_HEADS = 16;

@@ -10,8 +10,9 @@
  * keys and walks the queries of all heads that read them, in order. Here are the plain kernels, of f32, and of 16 bits
  * without tensor cores; attention_backward_mma.cu has the others.
  *
- * Grid: D by (row, head), 4 K elements of two bytes or four; tiles of 16 queries x KV heads; blocks of 32 keys x KV heads. 14 K operations a pair of query and
- * key (both kernels compute its score): bound by these. CPU twin: cpu_attention_backward. */
+ * Grid: D by (row, head), 4 K elements of two bytes or four; tiles of 16 queries (8 of the largest heads) x KV heads;
+ * blocks of 32 keys x KV heads. 14 K operations a pair of query and key (both kernels compute its score): bound by
+ * these. CPU twin: cpu_attention_backward. */
 #include "cuda/attention_backward.cuh"
 
 #include <type_traits>
@@ -39,34 +40,38 @@ __device__ __forceinline__ void put_gradient(const backward_args<T> &a, int64_t 
     else ((float *)a.dqkv)[at] = y;
 }
 
-/* Shared memory of both kernels: queries and their do [16][K], keys [32][K + 1], values [32][K + 1], and
- * p z and ds [16][33]; all f32. */
+/* Queries of a tile, where a lane has PARTS elements of a head. Half as many of the largest heads: before
+ * sm_70 no block gets more than 48 KiB of shared memory. No bit depends on it. */
+template <int PARTS> static constexpr int TILE_OF = PARTS < 4 ? QUERIES : QUERIES / 2;
+
+/* Shared memory of both kernels: a tile's queries and their do [TILE][K], keys [32][K + 1], values [32][K + 1],
+ * and p z and ds [TILE][33]; all f32. */
 struct backward_rooms { float *q, *dout, *k, *v, *p, *ds; };
 static constexpr int PAIR_STRIDE = KEYS + 1;
 
-static __host__ __device__ __forceinline__ int backward_floats(int32_t n)
+static constexpr int backward_floats(int tile, int32_t n)
 {
-    return 2 * QUERIES * n + 2 * KEYS * (n + 1) + 2 * QUERIES * PAIR_STRIDE;
+    return 2 * tile * n + 2 * KEYS * (n + 1) + 2 * tile * PAIR_STRIDE;
 }
 
-__device__ __forceinline__ backward_rooms rooms_of(float *m, int32_t n)
+template <int TILE> __device__ __forceinline__ backward_rooms rooms_of(float *m, int32_t n)
 {
     backward_rooms r;
     r.q = m;
-    r.dout = r.q + QUERIES * n;
-    r.k = r.dout + QUERIES * n;
+    r.dout = r.q + TILE * n;
+    r.k = r.dout + TILE * n;
     r.v = r.k + KEYS * (n + 1);
     r.p = r.v + KEYS * (n + 1);
-    r.ds = r.p + QUERIES * PAIR_STRIDE;
+    r.ds = r.p + TILE * PAIR_STRIDE;
     return r;
 }
 
-template <class T>
+template <int TILE, class T>
 __device__ void load_queries(const backward_args<T> &a, const tile_of_span &t, int32_t kv_head,
                              const backward_rooms &s)
 {
     int32_t n = a.a.head_dim, group = a.a.group;
-    for (int i = threadIdx.x; i < QUERIES * n; i += ATTENTION_THREADS) {
+    for (int i = threadIdx.x; i < TILE * n; i += ATTENTION_THREADS) {
         int32_t query = t.first + i / n, d = i % n, row = t.s.row0 + query / group;
         int32_t head = kv_head * group + query % group;
         bool alive = i / n < t.n;
@@ -90,12 +95,13 @@ __device__ void load_keys(const backward_args<T> &a, const span &sp, int32_t kv_
     }
 }
 
-/* p z and ds of 16 queries by 32 keys, to shared memory: lanes are keys, a warp has 4 queries. */
-template <class T>
+/* p z and ds of a tile's queries by 32 keys, to shared memory: lanes are keys, warps share the queries. */
+template <int TILE, class T>
 __device__ void pairs(const backward_args<T> &a, const tile_of_span &t, int32_t kv_head, int32_t key0,
                       const backward_rooms &s)
 {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    constexpr int WARP_QUERIES = TILE / ATTENTION_WARPS;
     int32_t n = a.a.head_dim, group = a.a.group;
     float score[WARP_QUERIES] = {}, dp[WARP_QUERIES] = {};
     for (int d = 0; d < n; d++) {
@@ -124,24 +130,25 @@ __device__ void pairs(const backward_args<T> &a, const tile_of_span &t, int32_t 
     }
 }
 
-/* Grid: tiles of queries, KV heads. A warp adds up dq of its 4 queries; lanes are elements of the head. */
+/* Grid: tiles of queries, KV heads. A warp adds up dq of its queries; lanes are elements of the head. */
 template <class T, int PARTS>
 __global__ void __launch_bounds__(ATTENTION_THREADS) queries_kernel(backward_args<T> a)
 {
     extern __shared__ __align__(16) float memory[];
+    constexpr int TILE = TILE_OF<PARTS>, WARP_QUERIES = TILE / ATTENTION_WARPS;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int32_t n = a.a.head_dim, group = a.a.group, kv_head = blockIdx.y;
-    backward_rooms s = rooms_of(memory, n);
+    backward_rooms s = rooms_of<TILE>(memory, n);
     tile_of_span t;
-    if (!find_tile(a.spans, a.n_spans, group, blockIdx.x, QUERIES, t)) return;
-    load_queries(a, t, kv_head, s);
+    if (!find_tile(a.spans, a.n_spans, group, blockIdx.x, TILE, t)) return;
+    load_queries<TILE>(a, t, kv_head, s);
     float dq[WARP_QUERIES][PARTS] = {};
     int32_t keys = (t.first + t.n - 1) / group + 1;
     for (int32_t key0 = 0; key0 < keys; key0 += KEYS) {
         __syncthreads();
         load_keys(a, t.s, kv_head, key0, s);
         __syncthreads();
-        pairs(a, t, kv_head, key0, s);
+        pairs<TILE>(a, t, kv_head, key0, s);
         __syncwarp(); /* a warp reads what it wrote itself */
         for (int j = 0; j < KEYS; j++)
 #pragma unroll
@@ -171,9 +178,10 @@ template <class T, int PARTS>
 __global__ void __launch_bounds__(ATTENTION_THREADS) keys_kernel(backward_args<T> a)
 {
     extern __shared__ __align__(16) float memory[];
+    constexpr int TILE = TILE_OF<PARTS>;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int32_t n = a.a.head_dim, group = a.a.group, kv_head = blockIdx.y;
-    backward_rooms s = rooms_of(memory, n);
+    backward_rooms s = rooms_of<TILE>(memory, n);
     tile_of_span block;
     if (!find_tile(a.spans, a.n_spans, 1, blockIdx.x, KEYS, block)) return;
     int32_t key0 = block.first;
@@ -181,14 +189,14 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) keys_kernel(backward_args<T
     float dk[WARP_KEYS][PARTS] = {}, dv[WARP_KEYS][PARTS] = {};
     /* From the tile that holds the first query that sees a key here. */
     int32_t queries = block.s.n_rows * group;
-    for (int32_t first = key0 * group / QUERIES * QUERIES; first < queries; first += QUERIES) {
-        tile_of_span t = {block.s, first, min(QUERIES, queries - first)};
+    for (int32_t first = key0 * group / TILE * TILE; first < queries; first += TILE) {
+        tile_of_span t = {block.s, first, min(TILE, queries - first)};
         __syncthreads();
-        load_queries(a, t, kv_head, s);
+        load_queries<TILE>(a, t, kv_head, s);
         __syncthreads();
-        pairs(a, t, kv_head, key0, s);
+        pairs<TILE>(a, t, kv_head, key0, s);
         __syncthreads();
-        for (int i = 0; i < QUERIES; i++)
+        for (int i = 0; i < TILE; i++)
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
                 int d = p * WARP + lane;
@@ -216,18 +224,31 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) keys_kernel(backward_args<T
     }
 }
 
-template <class T>
+template <class T, int PARTS>
 static void backward(struct cuda_device *c, const backward_args<T> &args)
 {
-    int32_t n = args.a.head_dim;
+    constexpr int TILE = TILE_OF<PARTS>;
+    static_assert(backward_floats(TILE, PARTS * WARP) * sizeof(float) <= 48 << 10);
     unsigned kv_heads = (unsigned)args.a.n_kv_head;
-    unsigned tiles = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, QUERIES) + args.n_spans);
+    unsigned tiles = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, TILE) + args.n_spans);
     unsigned blocks = (unsigned)(ceil_div(args.rows, KEYS) + args.n_spans);
-    size_t shared = (size_t)backward_floats(n) * sizeof(float);
-    WITH_PARTS(n, cuda_launch(c, "attention_backward", queries_kernel<T, PARTS>, dim3(tiles, kv_heads),
-                              dim3(ATTENTION_THREADS), shared, args));
-    WITH_PARTS(n, cuda_launch(c, "attention_backward", keys_kernel<T, PARTS>, dim3(blocks, kv_heads),
-                              dim3(ATTENTION_THREADS), shared, args));
+    size_t shared = (size_t)backward_floats(TILE, args.a.head_dim) * sizeof(float);
+    cuda_launch(c, "attention_backward", queries_kernel<T, PARTS>, dim3(tiles, kv_heads),
+                dim3(ATTENTION_THREADS), shared, args);
+    cuda_launch(c, "attention_backward", keys_kernel<T, PARTS>, dim3(blocks, kv_heads),
+                dim3(ATTENTION_THREADS), shared, args);
+}
+
+template <class T>
+static void backward_plain(struct cuda_device *c, const backward_args<T> &args)
+{
+    switch (ceil_div(args.a.head_dim, WARP)) {
+    case 1: return backward<T, 1>(c, args);
+    case 2: return backward<T, 2>(c, args);
+    case 3: return backward<T, 3>(c, args);
+    case 4: return backward<T, 4>(c, args);
+    default: ASSERT(!"heads have at most 128 elements");
+    }
 }
 
 template <class T>
@@ -246,9 +267,9 @@ static void backward_from(struct cuda_device *c, struct tensor dqkv, struct tens
                 dim3((unsigned)ceil_div(dqkv.rows * a->n_head, DELTA_WARPS)), dim3(DELTA_WARPS * WARP), 0,
                 args);
     /* GPUs that compute in bf16 have tensor cores, and the memory for them. */
-    if constexpr (std::is_same_v<T, float>) backward(c, args);
+    if constexpr (std::is_same_v<T, float>) backward_plain(c, args);
     else if constexpr (std::is_same_v<T, bf16>) cuda_attention_backward_mma(c, args);
-    else if (!cuda_attention_backward_mma(c, args)) backward(c, args);
+    else if (!cuda_attention_backward_mma(c, args)) backward_plain(c, args);
 }
 
 void cuda_attention_backward(struct device *d, struct tensor dqkv, struct tensor dout,

@@ -314,16 +314,10 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, KEYS_OWN || D < 96 ? 0 : LA
     if constexpr (KEYS_OWN) put_rows<D>(own, t, m, 1, y_sum, 1);
 }
 
-/* Bytes of shared memory; a multiprocessor before sm_80 has 64 KiB. */
-template <class T, int D> static bool has_room(const struct cuda_device *c)
-{
-    return c->sm >= 80 || sizeof(flash_rooms<T, D>) <= 64 << 10;
-}
-
 template <class T, int D>
 static bool flash_backward(struct cuda_device *c, const backward_args<T> &args)
 {
-    if (!has_room<T, D>(c)) return false;
+    if (sizeof(flash_rooms<T, D>) > (size_t)c->shared_bytes) return false;
     unsigned kv_heads = (unsigned)args.a.n_kv_head;
     unsigned queries = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, OWN) + args.n_spans);
     unsigned keys = (unsigned)(ceil_div(args.rows, OWN) + args.n_spans);

@@ -511,7 +511,7 @@ void test_products_backward_by_library(void **state)
 void test_products_without_tensor_cores(void **state)
 {
     if (!ptxsim_set_compute_capability) skip();
-    ptxsim_set_compute_capability(70);
+    ptxsim_set_compute_capability(61);
     check_products(3);
     check_quantized(3);
     check_backward(3);

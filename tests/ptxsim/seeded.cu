@@ -257,9 +257,19 @@ template <class F> static cudaError_t recording_after(F call)
     return refused ? e : cudaErrorUnknown;
 }
 
+static const int own = 256 * sizeof(int); /* bytes of shared_kernel's */
+
+bool seeded_gives_a_block(int bytes)
+{
+    cudaDeviceProp gpu;
+    cudaGetDeviceProperties(&gpu, 0);
+    return (int)gpu.sharedMemPerBlockOptin == bytes && allow_shared(bytes - own) == cudaSuccess
+           && allow_shared(bytes - own + 1) == cudaErrorInvalidValue;
+}
+
 const char *seeded_lenience(void)
 {
-    const int own = 256 * sizeof(int), most = 48 << 10;
+    const int most = 48 << 10;
     int host = 0, *p;
     cudaDeviceProp gpu;
     cudaGetDeviceProperties(&gpu, 0);

@@ -29,6 +29,8 @@ void seeded_strides(int stride);
  * when all of theirs are right. `narrow`: with indices of 32 bits. */
 bool seeded_ends(int narrow);
 
+/* Can a block ask for so many bytes of shared memory, its own variables' included, and for no more? */
+bool seeded_gives_a_block(int bytes);
 /* Calls of the runtime that a GPU's refuses: NULL when they are refused here, else what was not, or wrongly was. */
 const char *seeded_lenience(void);
 /* Takes memory on GPU 1, which was opened, or (not `opens`) on GPU 0, which was not: that has to end the process. */

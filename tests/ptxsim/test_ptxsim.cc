@@ -81,6 +81,18 @@ static void test_what_the_runtime_refuses(void **)
     if (lenient) fail_msg("%s", lenient);
 }
 
+static void test_shared_memory_of_every_gpu(void **)
+{
+    static const struct { int sm, kib; } gpus[] = {
+        {61, 48}, {70, 96}, {75, 64}, {80, 163}, {86, 99}, {89, 99}, {90, 227},
+    };
+    for (const auto &g : gpus) {
+        ptxsim_set_compute_capability(g.sm);
+        if (!seeded_gives_a_block(g.kib << 10)) fail_msg("sm_%d does not give a block %d KiB", g.sm, g.kib);
+    }
+    ptxsim_set_compute_capability(0);
+}
+
 // ---- what is counted ----
 
 // What one more run of a kernel adds.
@@ -218,6 +230,7 @@ int main()
         cmocka_unit_test(test_bugs_are_found),
         cmocka_unit_test(test_indices_of_more_than_32_bits),
         cmocka_unit_test(test_what_the_runtime_refuses),
+        cmocka_unit_test(test_shared_memory_of_every_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
