@@ -199,6 +199,7 @@ demo: setup
 	@scripts/demo.sh $(MODEL)
 
 test: setup-test
+	@scripts/setup.sh --browser
 	@$(MAKE) --no-print-directory build/venv/ready
 	@scripts/run_tests.sh
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what gptd needs from Debian's packages: setup.sh for building, setup.sh --test for the
-# tests too, setup.sh --container for those that build and run containers as well. Says what it
-# does; does nothing (and needs no network) when all is there.
+# tests too, setup.sh --browser for those of the web page as well, setup.sh --container for those
+# that build and run containers. Says what it does; does nothing (and needs no network) when all is
+# there.
 set -eu
 
 build="gcc make libc6-dev libmicrohttpd-dev libgnutls28-dev libcjson-dev libpcre2-dev
@@ -39,6 +40,7 @@ install() {
 
 wanted=$build
 [ "${1:-}" = --test ] && wanted="$build $test"
+[ "${1:-}" = --browser ] && wanted="$build $test chromium"
 [ "${1:-}" = --container ] && wanted="$build $test $container"
 # shellcheck disable=SC2046,SC2086  # package lists are meant to be split
 install $(missing $wanted)

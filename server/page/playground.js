@@ -105,6 +105,7 @@ function append(node, text) {
 async function receive(response, node, pace) {
     let reason = null;
     for await (const event of events(response)) {
+        running.signal.throwIfAborted(); /* what has come already stays unread */
         if (event.usage) pace.usage = event.usage;
         const choice = event.choices[0];
         if (!choice) continue;
