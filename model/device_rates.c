@@ -19,8 +19,8 @@ enum {
     FILL_ROWS = 64,               /* what matrix_write takes at a time */
 };
 static const int64_t measure_ns = 50 * 1000 * 1000; /* of each of the three */
-static const int64_t patience_ns = 1000 * 1000 * 1000; /* where less than MIN_ROUNDS
-                                                          fit into that */
+/* Where less than MIN_ROUNDS fit into that. */
+static const int64_t patience_ns = 1000 * 1000 * 1000;
 enum { MIN_ROUNDS = 10, MAX_ROUNDS = 1000 };
 
 /* One arena, laid out like every run's memory. */
@@ -33,7 +33,7 @@ struct bench {
     struct matrix w;
     struct tensor x, y;
     float *weight, *grad, *m, *v;
-    float *numbers; /* only read, and what comes of it */
+    float *numbers; /* only read: by the sum, or to be x */
     double *sum;
     void *workspace;
     int64_t workspace_bytes;
@@ -49,7 +49,7 @@ static void layout_workspace(struct bench *b)
     b->workspace = plan_take(&b->plan, MEMORY_WORKSPACE, "workspace", b->workspace_bytes, 1);
 }
 
-static void layout_training(struct bench *b)
+static void layout_products(struct bench *b)
 {
     struct plan *p = &b->plan;
     struct device *d = b->d;
@@ -61,6 +61,13 @@ static void layout_training(struct bench *b)
                            N_IN};
     b->y = (struct tensor){plan_take(p, MEMORY_ACTIVATIONS, "y", ROWS * N_OUT, act), dtype, ROWS,
                            N_OUT};
+    b->numbers = plan_take(p, MEMORY_ACTIVATIONS, "numbers", ROWS * N_IN, sizeof *b->numbers);
+    layout_workspace(b);
+}
+
+static void layout_stream(struct bench *b)
+{
+    struct plan *p = &b->plan;
     b->weight = plan_take(p, MEMORY_WEIGHTS, "stream", STREAM_FLOATS, 4);
     b->grad = plan_take(p, MEMORY_GRADIENTS, "stream", STREAM_FLOATS, 4);
     b->m = plan_take(p, MEMORY_OPTIMIZER, "stream", STREAM_FLOATS, 4);
@@ -89,18 +96,6 @@ static void make_noise(struct bench *b)
         noise = noise * 1664525 + 1013904223;
         b->fill[i] = (float)(noise >> 8 | 1) * 0x1p-24f; /* in (0, 1) */
     }
-}
-
-static void fill(struct bench *b)
-{
-    for (int64_t row = 0; row < N_OUT; row += FILL_ROWS)
-        b->d->ops->matrix_write(b->d, &b->w, row, FILL_ROWS, b->fill);
-    fill_floats(b, b->weight, STREAM_FLOATS);
-    fill_floats(b, b->grad, STREAM_FLOATS);
-    fill_floats(b, b->m, STREAM_FLOATS);
-    fill_floats(b, b->v, STREAM_FLOATS);
-    struct tensor numbers = {b->weight, DTYPE_F32, ROWS, N_IN};
-    b->d->train->dropout(b->d, b->x, numbers, (struct dropout){0}); /* a conversion */
 }
 
 static void multiply(struct bench *b)
@@ -145,32 +140,44 @@ static bool fastest(struct bench *b, void (*work)(struct bench *), double *secon
     return true;
 }
 
-static bool measure_training(struct bench *b, struct device_rates *out, struct error *err)
+static bool measure_products(struct bench *b, double *rate, struct error *err)
 {
-    double product, update = 0;
-    fill(b);
-    if (!fastest(b, multiply, &product, err) || !fastest(b, stream, &update, err)) return false;
-    *out = (struct device_rates){
-        .flops = 2.0 * ROWS * N_IN * N_OUT / product,
-        .bytes = (double)STREAM_FLOATS * STREAM_BYTES_PER_FLOAT / update,
-        .source = "measured now",
-    };
+    double seconds;
+    for (int64_t row = 0; row < N_OUT; row += FILL_ROWS)
+        b->d->ops->matrix_write(b->d, &b->w, row, FILL_ROWS, b->fill);
+    fill_floats(b, b->numbers, ROWS * N_IN);
+    struct tensor numbers = {b->numbers, DTYPE_F32, ROWS, N_IN};
+    b->d->train->dropout(b->d, b->x, numbers, (struct dropout){0}); /* a conversion */
+    if (!fastest(b, multiply, &seconds, err)) return false;
+    *rate = 2.0 * ROWS * N_IN * N_OUT / seconds;
     return true;
 }
 
-static bool measure_reading(struct bench *b, struct device_rates *out, struct error *err)
+static bool measure_stream(struct bench *b, double *rate, struct error *err)
+{
+    double seconds;
+    fill_floats(b, b->weight, STREAM_FLOATS);
+    fill_floats(b, b->grad, STREAM_FLOATS);
+    fill_floats(b, b->m, STREAM_FLOATS);
+    fill_floats(b, b->v, STREAM_FLOATS);
+    if (!fastest(b, stream, &seconds, err)) return false;
+    *rate = (double)STREAM_FLOATS * STREAM_BYTES_PER_FLOAT / seconds;
+    return true;
+}
+
+static bool measure_reading(struct bench *b, double *rate, struct error *err)
 {
     double seconds;
     fill_floats(b, b->numbers, READ_FLOATS);
     if (!fastest(b, read_numbers, &seconds, err)) return false;
-    out->bytes = (double)READ_FLOATS * sizeof *b->numbers / seconds;
+    *rate = (double)READ_FLOATS * sizeof *b->numbers / seconds;
     return true;
 }
 
 /* Takes what `layout` asks for, measures, and gives it back. */
 static bool run(struct bench *b, void (*layout)(struct bench *),
-                bool (*measure)(struct bench *, struct device_rates *, struct error *),
-                struct device_rates *out, struct error *err)
+                bool (*measure)(struct bench *, double *, struct error *), double *rate,
+                struct error *err)
 {
     struct device *d = b->d;
     struct plan host;
@@ -187,24 +194,32 @@ static bool run(struct bench *b, void (*layout)(struct bench *),
     ASSERT(plan_matches(&b->plan) && plan_matches(&host));
     d->ops->set_workspace(d, b->workspace, b->workspace_bytes);
     make_noise(b);
-    bool ok = measure(b, out, err);
+    bool ok = measure(b, rate, err);
     d->ops->free(d, b->arena, (size_t)b->plan.total);
     free(fill_rows);
     return ok;
 }
 
+bool device_product_rate_measure(struct device *d, enum dtype dtype, double *flops,
+                                 struct error *err)
+{
+    struct bench b = {.d = d, .dtype = dtype};
+    return run(&b, layout_products, measure_products, flops, err);
+}
+
 bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
                           struct error *err)
 {
-    struct bench b = {.d = d, .dtype = dtype};
-    return run(&b, layout_training, measure_training, out, err);
+    struct bench b = {.d = d, .dtype = DTYPE_F32};
+    struct device_rates r = {.source = "measured now"};
+    if (!device_product_rate_measure(d, dtype, &r.flops, err)) return false;
+    if (!run(&b, layout_stream, measure_stream, &r.bytes, err)) return false;
+    *out = r;
+    return true;
 }
 
 bool device_read_rate_measure(struct device *d, double *bytes, struct error *err)
 {
     struct bench b = {.d = d, .dtype = DTYPE_F32};
-    struct device_rates rates;
-    if (!run(&b, layout_reading, measure_reading, &rates, err)) return false;
-    *bytes = rates.bytes;
-    return true;
+    return run(&b, layout_reading, measure_reading, bytes, err);
 }

@@ -11,10 +11,14 @@ struct device_rates {
     const char *source; /* "measured now", "data sheet": static */
 };
 
-/* Measures for about a tenth of a second, in memory of its own that is freed again (a few tens of
- * MB). The device's workspace must be set anew after. */
+/* Both, each measured for about a twentieth of a second in memory of its own that is freed again (a
+ * few tens of MB). ERR_UNSUPPORTED on a device that cannot train. Here and below the device's
+ * workspace must be set anew after. */
 bool device_rates_measure(struct device *d, enum dtype dtype, struct device_rates *out,
                           struct error *err) MUST_CHECK;
+/* The first of the two alone. */
+bool device_product_rate_measure(struct device *d, enum dtype dtype, double *flops,
+                                 struct error *err) MUST_CHECK;
 /* What reading alone reaches in memory that no cache holds, in bytes a second: the limit of
- * products with few rows. Measured for as long, in 128 MiB; the workspace likewise. */
+ * products with few rows. Measured for as long, in 128 MiB. */
 bool device_read_rate_measure(struct device *d, double *bytes, struct error *err) MUST_CHECK;

@@ -671,7 +671,6 @@ static const struct device_train_ops train_ops = {
 bool profile_open(struct device *inner, FILE *to, struct device **out, struct error *err)
 {
     static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
-    struct device_rates rates = {0};
     struct profile *p = calloc(1, sizeof *p);
     if (!p) return error_set(err, ERR_MEMORY, NULL, "no memory for the profile");
     p->inner = inner;
@@ -683,11 +682,11 @@ bool profile_open(struct device *inner, FILE *to, struct device **out, struct er
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
         /* A type that the device does not compute in is never asked for. */
         if (!inner->ops->computes_in(inner, dtypes[i])) continue;
-        if (!device_rates_measure(inner, dtypes[i], &rates, err)) {
+        double *rate = &p->flops_per_s[dtypes[i] != DTYPE_F32];
+        if (!device_product_rate_measure(inner, dtypes[i], rate, err)) {
             free(p);
             return false;
         }
-        p->flops_per_s[dtypes[i] != DTYPE_F32] = rates.flops;
     }
     memcpy(p->base.name, inner->name, sizeof p->base.name);
     p->ops = ops;

@@ -11,6 +11,7 @@
 
 #include "cpu/cpu.h"
 #include "model/device_rates.h"
+#include "model/device_train.h"
 
 static struct device *device;
 
@@ -77,6 +78,27 @@ static void slow_matmul(struct device *d, struct tensor out, struct tensor x,
     real->matmul(d, out, x, w, bias, epilogue);
 }
 
+static void no_adamw(struct device *d, const struct adamw_tensor *w, const bool *skip, int64_t n,
+                     const struct adamw_step *s)
+{
+    fail_msg("AdamW was called");
+}
+
+/* Nothing that nobody asked for is waited for. */
+static void test_products_alone(void **state)
+{
+    const struct device_train_ops *all = device->train;
+    struct device_train_ops train = *all;
+    struct error err;
+    double flops;
+    train.adamw = no_adamw;
+    device->train = &train;
+    bool ok = device_product_rate_measure(device, DTYPE_BF16, &flops, &err);
+    device->train = all;
+    assert_true(ok);
+    assert_true(flops > 1e7 && flops < 1e14);
+}
+
 /* A machine that is busy just then has no less of a peak: two rounds that take all the time that
  * was meant for the measurement do not decide it. */
 static void test_a_busy_moment_does_not_count(void **state)
@@ -105,6 +127,8 @@ static void test_a_device_that_only_serves(void **state)
     assert_int_equal(err.code, ERR_UNSUPPORTED);
     assert_false(device_rates_measure(&serves, DTYPE_F32, &r, &err));
     assert_int_equal(err.code, ERR_UNSUPPORTED);
+    assert_false(device_product_rate_measure(&serves, DTYPE_F32, &bytes, &err));
+    assert_int_equal(err.code, ERR_UNSUPPORTED);
 }
 
 int main(void)
@@ -113,6 +137,7 @@ int main(void)
         cmocka_unit_test(test_magnitudes),
         cmocka_unit_test(test_reading_memory),
         cmocka_unit_test(test_it_measures_this_device),
+        cmocka_unit_test(test_products_alone),
         cmocka_unit_test(test_a_busy_moment_does_not_count),
         cmocka_unit_test(test_a_device_that_only_serves),
     };
