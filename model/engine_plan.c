@@ -32,23 +32,12 @@ static void layout_step_buffers(const struct engine *e, struct step_buffers *b, 
 
 static void layout_device(struct engine *e, struct plan *plan)
 {
-    const struct gpt_config *c = &e->gpt.config;
     const struct device_ops *ops = e->device->ops;
     gpt_layout(&e->gpt, e->device, MEMORY_WEIGHTS, plan);
     e->kv.data = plan_take(plan, MEMORY_KV_CACHE, "kv", e->kv.n_pages, e->kv_page_bytes);
     gpt_state_layout(&e->state, &e->gpt, e->options.max_batch_tokens, e->max_logit_rows, plan);
-    struct workspace_shape shape = {
-        .dtype = e->gpt.dtype,
-        .max_rows = e->options.max_batch_tokens,
-        .max_logit_rows = e->max_logit_rows,
-        .n_embd = c->n_embd,
-        .n_ff = c->n_ff,
-        .n_head = c->n_head,
-        .n_kv_head = c->n_kv_head,
-        .head_dim = c->head_dim,
-        .vocab_size = c->vocab_size,
-        .block_size = e->gpt.max_context,
-    };
+    struct workspace_shape shape = gpt_workspace_shape(&e->gpt, e->options.max_batch_tokens,
+                                                       e->max_logit_rows, e->gpt.max_context);
     e->workspace_bytes = ops->workspace_bytes(e->device, &shape);
     e->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", e->workspace_bytes, 1);
     layout_step_buffers(e, &e->step.device, plan);

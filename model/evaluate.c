@@ -35,18 +35,14 @@ struct evaluator {
 
 static void layout_device(struct evaluator *e, struct plan *plan)
 {
-    const struct gpt_config *c = &e->gpt.config;
     const struct device *d = e->device;
     gpt_layout(&e->gpt, d, MEMORY_WEIGHTS, plan);
     gpt_state_layout(&e->state, &e->gpt, e->piece_rows, e->piece_rows, plan);
     int64_t page = d->ops->kv_page_bytes(d, e->kv.dtype, e->kv.n_kv_head, e->kv.head_dim);
     e->kv.data = plan_take(plan, MEMORY_KV_CACHE, "kv", (int64_t)e->kv.n_layer * e->kv.n_pages,
                            page);
-    struct workspace_shape shape = {
-        .dtype = e->gpt.dtype, .max_rows = e->piece_rows, .max_logit_rows = e->piece_rows,
-        .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
-        .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = e->shape.max_rows,
-    };
+    struct workspace_shape shape = gpt_workspace_shape(&e->gpt, e->piece_rows, e->piece_rows,
+                                                       e->shape.max_rows);
     e->workspace_bytes = d->train->workspace_bytes(d, &shape);
     e->workspace = plan_take(plan, MEMORY_WORKSPACE, "workspace", e->workspace_bytes, 1);
     gpt_rows_layout(&e->on_device, &e->shape, plan);

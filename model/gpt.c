@@ -177,6 +177,17 @@ static struct tensor take_tensor(struct plan *plan, const char *name, enum dtype
     };
 }
 
+struct workspace_shape gpt_workspace_shape(const struct gpt *g, int64_t max_rows,
+                                           int64_t max_logit_rows, int64_t block_size)
+{
+    const struct gpt_config *c = &g->config;
+    return (struct workspace_shape){
+        .dtype = g->dtype, .max_rows = max_rows, .max_logit_rows = max_logit_rows,
+        .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
+        .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = block_size,
+    };
+}
+
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan)
 {

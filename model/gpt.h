@@ -73,6 +73,10 @@ void gpt_gradients_layout(struct gpt *grads, enum dtype blocks, const struct dev
 /* Lays out a step's buffers for max_rows rows of which at most max_logit_rows want logits. */
 void gpt_state_layout(struct gpt_state *s, const struct gpt *g, int64_t max_rows,
                       int64_t max_logit_rows, struct plan *plan);
+/* What the device's workspace must be enough for: the model's sizes, and the run's. Training adds
+ * its gradients' type. */
+struct workspace_shape gpt_workspace_shape(const struct gpt *g, int64_t max_rows,
+                                           int64_t max_logit_rows, int64_t block_size);
 /* Bytes of staging (host memory, in use only until the call returns) that gpt_load, gpt_init and
  * gpt_write_rope need: about a megabyte, more only for rows of more than 4096 numbers. */
 int64_t gpt_load_staging_bytes(const struct gpt *g);

@@ -7,20 +7,11 @@
 
 static struct workspace_shape workspace_shape(const struct trainer *t)
 {
-    const struct gpt_config *c = &t->gpt.config;
-    return (struct workspace_shape){
-        .dtype = t->gpt.dtype,
-        .max_rows = t->train.options.max_rows,
-        .max_logit_rows = t->train.options.loss_rows,
-        .n_embd = c->n_embd,
-        .n_ff = c->n_ff,
-        .n_head = c->n_head,
-        .n_kv_head = c->n_kv_head,
-        .head_dim = c->head_dim,
-        .vocab_size = c->vocab_size,
-        .block_size = t->options.config.sequence_length,
-        .gradients = t->train.options.gradients,
-    };
+    const struct gpt_train_options *o = &t->train.options;
+    struct workspace_shape shape = gpt_workspace_shape(&t->gpt, o->max_rows, o->loss_rows,
+                                                       t->options.config.sequence_length);
+    shape.gradients = o->gradients;
+    return shape;
 }
 
 static void layout_device(struct trainer *t, struct plan *plan)

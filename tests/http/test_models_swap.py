@@ -113,10 +113,8 @@ def metric(http, name):
     return line.split()[1]
 
 
-def test_swap_under_a_running_request(server, http):
-    """It finishes with the weights, and the fingerprint, that it began with."""
-    asked = {"prompt": "KING:", "max_tokens": 240, "n": 4, "temperature": 0, "ignore_eos": True}
-    alone = gptd.complete(http, **asked)
+def begin_stream(server, asked):
+    """A request on a thread of its own, and what it streams: the first event has come."""
     events, begun = [], threading.Event()
 
     def run():
@@ -129,6 +127,14 @@ def test_swap_under_a_running_request(server, http):
     thread = threading.Thread(target=run)
     thread.start()
     assert begun.wait(30 * PATIENCE)
+    return thread, events
+
+
+def test_swap_under_a_running_request(server, http):
+    """It finishes with the weights, and the fingerprint, that it began with."""
+    asked = {"prompt": "KING:", "max_tokens": 240, "n": 4, "temperature": 0, "ignore_eos": True}
+    alone = gptd.complete(http, **asked)
+    thread, events = begin_stream(server, asked)
     swapped = load(http, "b", id="shakespeare")
     assert ids(http) == ["shakespeare"]
     after = gptd.complete(http, **asked)
@@ -146,18 +152,7 @@ def test_remove_under_a_running_request(server, http):
     load(http, "a")
     asked = {"model": "a", "prompt": "KING:", "max_tokens": 240, "n": 4, "temperature": 0,
              "ignore_eos": True}
-    events, begun = [], threading.Event()
-
-    def run():
-        with server.client() as own, own.stream("POST", "/v1/completions",
-                                                json={**asked, "stream": True}) as reply:
-            for event in gptd.events(reply.iter_lines()):
-                events.append(event)
-                begun.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert begun.wait(30 * PATIENCE)
+    thread, events = begin_stream(server, asked)
     assert http.delete("/v1/models/a").status_code == 200
     thread.join(5 * PATIENCE)
     assert not thread.is_alive()

@@ -32,11 +32,8 @@ static void layout(struct model_runner *r)
     };
     int64_t page = d->ops->kv_page_bytes(d, r->kv.dtype, r->kv.n_kv_head, r->kv.head_dim);
     r->kv.data = plan_take(p, MEMORY_KV_CACHE, "kv", (int64_t)r->kv.n_layer * r->kv.n_pages, page);
-    struct workspace_shape shape = {
-        .dtype = r->gpt.dtype, .max_rows = r->max_rows, .max_logit_rows = r->max_rows,
-        .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
-        .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = c->block_size,
-    };
+    struct workspace_shape shape = gpt_workspace_shape(&r->gpt, r->max_rows, r->max_rows,
+                                                       c->block_size);
     r->workspace_bytes = d->ops->workspace_bytes(d, &shape);
     r->workspace = plan_take(p, MEMORY_WORKSPACE, "workspace", r->workspace_bytes, 1);
 }

@@ -18,23 +18,13 @@
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "tests/cpu/amx_emulator.h"
+#include "tests/cpu/cpu_util.h"
 #include "tests/model/golden.h"
 #include "tests/model/model_runner.h"
 
 #define GOLDEN "tests/golden/"
 
-static const enum cpu_isa all_isas[] = {CPU_ISA_REFERENCE, CPU_ISA_AVX2, CPU_ISA_AVX512,
-                                        CPU_ISA_AVX512_BF16, CPU_ISA_AMX};
-enum { N_ISAS = 5, MAX_ROWS = 64 };
-
-static bool isa_available(enum cpu_isa isa)
-{
-    struct error err;
-    struct device *d;
-    if (!cpu_device_open(&(struct cpu_options){.n_threads = 1, .isa = isa}, &d, &err)) return false;
-    d->ops->close(d);
-    return true;
-}
+enum { MAX_ROWS = 64 };
 
 /* ---- data of others ---- */
 
@@ -142,10 +132,9 @@ static void check_golden(const char *name, enum cpu_isa isa)
 
 static void test_logits_and_greedy_text_equal_transformers(void **state)
 {
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!isa_available(all_isas[isa])) continue;
+    for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++) {
         for (size_t i = 0; i < sizeof golden_names / sizeof *golden_names; i++)
-            check_golden(golden_names[i], all_isas[isa]);
+            check_golden(golden_names[i], isa);
     }
 }
 
@@ -308,8 +297,8 @@ static void check_nano_sort(enum cpu_isa isa)
 static void test_every_intermediate_of_nano_sort(void **state)
 {
     skip_without("nano_sort");
-    for (int isa = 0; isa < N_ISAS; isa++)
-        if (isa_available(all_isas[isa])) check_nano_sort(all_isas[isa]);
+    for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++)
+        check_nano_sort(isa);
 }
 
 /* ---- stories260K: a trained Llama from GGUF, text to text ---- */
@@ -358,8 +347,8 @@ static void check_stories(enum cpu_isa isa)
 static void test_stories260k_greedy_text_equals_llama2c(void **state)
 {
     skip_without("stories260K");
-    for (int isa = 0; isa < N_ISAS; isa++)
-        if (isa_available(all_isas[isa])) check_stories(all_isas[isa]);
+    for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++)
+        check_stories(isa);
 }
 
 /* ---- the same bits, however a sequence is cut ---- */
@@ -390,11 +379,10 @@ static void check_chunks(enum dtype dtype, enum cpu_isa isa, int32_t n_threads)
 
 static void test_chunking_never_changes_a_bit(void **state)
 {
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!isa_available(all_isas[isa])) continue;
+    for (enum cpu_isa isa = CPU_ISA_REFERENCE; isa <= cpu_isa_best(); isa++) {
         /* it has bf16 alone */
-        if (all_isas[isa] != CPU_ISA_AMX) check_chunks(DTYPE_F32, all_isas[isa], 1);
-        check_chunks(DTYPE_BF16, all_isas[isa], 2);
+        if (isa != CPU_ISA_AMX) check_chunks(DTYPE_F32, isa, 1);
+        check_chunks(DTYPE_BF16, isa, 2);
     }
 }
 

@@ -24,25 +24,14 @@
 enum { MAX_ROWS = 64, MAX_SPANS = 8 };
 
 #ifdef __SANITIZE_THREAD__ /* which finds the same in all, slowly */
-static const enum cpu_isa all_isas[] = {CPU_ISA_BEST};
+static enum cpu_isa first_isa(void) { return cpu_isa_best(); }
 #else
-static const enum cpu_isa all_isas[] = {CPU_ISA_REFERENCE, CPU_ISA_AVX2, CPU_ISA_AVX512,
-                                        CPU_ISA_AVX512_BF16, CPU_ISA_AMX};
+static enum cpu_isa first_isa(void) { return CPU_ISA_REFERENCE; }
 #endif
-enum { N_ISAS = sizeof all_isas / sizeof *all_isas };
 
 static void must(bool ok, const struct error *err)
 {
     if (!ok) fail_msg("%s", err->text);
-}
-
-static bool isa_available(enum cpu_isa isa)
-{
-    struct error err;
-    struct device *d;
-    if (!cpu_device_open(&(struct cpu_options){.n_threads = 1, .isa = isa}, &d, &err)) return false;
-    d->ops->close(d);
-    return true;
 }
 
 /* ---- a trainer without an optimizer ---- */
@@ -60,18 +49,14 @@ struct fixture {
 
 static void layout(struct fixture *f)
 {
-    const struct gpt_config *c = &f->gpt.config;
     const struct gpt_train_options *o = &f->train.options;
     gpt_layout(&f->gpt, f->device, MEMORY_WEIGHTS, &f->plan);
     gpt_train_layout(&f->train, f->device, &f->plan);
     gpt_rows_layout(&f->host, o, &f->plan);
     gpt_rows_layout(&f->rows, o, &f->plan);
-    struct workspace_shape shape = {
-        .dtype = f->gpt.dtype, .max_rows = o->max_rows, .max_logit_rows = o->loss_rows,
-        .n_embd = c->n_embd, .n_ff = c->n_ff, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
-        .head_dim = c->head_dim, .vocab_size = c->vocab_size, .block_size = c->block_size,
-        .gradients = o->gradients,
-    };
+    struct workspace_shape shape = gpt_workspace_shape(&f->gpt, o->max_rows, o->loss_rows,
+                                                       f->gpt.config.block_size);
+    shape.gradients = o->gradients;
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
     f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
@@ -244,9 +229,8 @@ enum { N_GOLDEN = 5 };
 
 static void test_f32_gradients_equal_float64_autograd(void **state)
 {
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!isa_available(all_isas[isa])) continue;
-        struct settings s = {DTYPE_F32, all_isas[isa], 2, plain};
+    for (enum cpu_isa isa = first_isa(); isa <= cpu_isa_best(); isa++) {
+        struct settings s = {DTYPE_F32, isa, 2, plain};
         for (int i = 0; i < N_GOLDEN; i++) check_gradients(golden_names[i], &s, 1e-5);
     }
 }
@@ -257,9 +241,8 @@ static void test_f32_gradients_equal_float64_autograd(void **state)
 static void test_bf16_gradients_are_near(void **state)
 {
     static const double bounds[N_GOLDEN] = {1.2e-2, 1.2e-2, 2.8e-2, 2e-2, 2e-2};
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!isa_available(all_isas[isa])) continue;
-        struct settings s = {DTYPE_BF16, all_isas[isa], 2, plain};
+    for (enum cpu_isa isa = first_isa(); isa <= cpu_isa_best(); isa++) {
+        struct settings s = {DTYPE_BF16, isa, 2, plain};
         for (int i = 0; i < N_GOLDEN; i++) check_gradients(golden_names[i], &s, bounds[i]);
     }
 }
@@ -347,9 +330,9 @@ static void check_bf16_backward(const char *name, enum cpu_isa isa)
  * from the same forward pass, bf16 and f32 agree. */
 static void test_bf16_backward_is_near_f32(void **state)
 {
-    for (int isa = 0; isa < N_ISAS; isa++)
-        for (int i = 0; isa_available(all_isas[isa]) && i < N_GOLDEN; i++)
-            check_bf16_backward(golden_names[i], all_isas[isa]);
+    for (enum cpu_isa isa = first_isa(); isa <= cpu_isa_best(); isa++)
+        for (int i = 0; i < N_GOLDEN; i++)
+            check_bf16_backward(golden_names[i], isa);
 }
 
 /* ---- bits ---- */
@@ -506,11 +489,10 @@ static void test_serving_and_training_agree_to_the_bit(void **state)
 {
     static const char *const paths[] = {"tests/golden/gpt2", "tests/golden/qwen3",
                                         "models/shakespeare"};
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!isa_available(all_isas[isa])) continue;
+    for (enum cpu_isa isa = first_isa(); isa <= cpu_isa_best(); isa++) {
         for (int p = 0; p < 3; p++) {
-            check_one_model(paths[p], DTYPE_F32, all_isas[isa]);
-            check_one_model(paths[p], DTYPE_BF16, all_isas[isa]);
+            check_one_model(paths[p], DTYPE_F32, isa);
+            check_one_model(paths[p], DTYPE_BF16, isa);
         }
     }
 }

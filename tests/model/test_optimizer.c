@@ -39,9 +39,7 @@ static void layout(struct fixture *f)
     gpt_layout(&f->gpt, f->device, MEMORY_WEIGHTS, &f->plan);
     gpt_gradients_layout(&f->grads, f->gradients, f->device, &f->plan);
     optimizer_layout(&f->o, &f->gpt, &f->grads, f->device, &f->plan);
-    struct workspace_shape shape = {.dtype = f->gpt.dtype, .max_rows = 1, .max_logit_rows = 1,
-                                    .n_embd = 32, .n_ff = 128, .n_head = 2, .n_kv_head = 2,
-                                    .head_dim = 16, .vocab_size = 140, .block_size = 12};
+    struct workspace_shape shape = gpt_workspace_shape(&f->gpt, 1, 1, f->gpt.config.block_size);
     f->workspace_bytes = f->device->train->workspace_bytes(f->device, &shape);
     f->workspace = plan_take(&f->plan, MEMORY_WORKSPACE, "workspace", f->workspace_bytes, 1);
 }
@@ -240,10 +238,22 @@ static void test_bf16_with_masters(void **state)
     check_steps(DTYPE_BF16, &o, 10, 1e-5);
 }
 
+/* Two runs that must have come to the same weights, to the bit. */
+static void close_same_weights(struct fixture f[2])
+{
+    static float w[2][MAX_ELEMENTS];
+    for (int64_t i = 0; i < f[0].o.n; i++) {
+        int64_t n = read_param(&f[0], i, w[0]);
+        read_param(&f[1], i, w[1]);
+        assert_memory_equal(w[0], w[1], (size_t)n * sizeof(float));
+    }
+    fixture_close(&f[0]);
+    fixture_close(&f[1]);
+}
+
 /* The two masters are the same numbers: exactly the same weights come of them. */
 static void test_masters_agree(void **state)
 {
-    static float w[2][MAX_ELEMENTS];
     static struct fixture f[2];
     for (int way = 0; way < 2; way++) {
         struct optimizer_options o = plain;
@@ -254,20 +264,14 @@ static void test_masters_agree(void **state)
             optimizer_step(&f[way].o, f[way].device, 1e-3f, step, 1, 1);
         }
     }
-    for (int64_t i = 0; i < f[0].o.n; i++) {
-        int64_t n = read_param(&f[0], i, w[0]);
-        read_param(&f[1], i, w[1]);
-        assert_memory_equal(w[0], w[1], (size_t)n * sizeof(float));
-    }
-    fixture_close(&f[0]);
-    fixture_close(&f[1]);
+    close_same_weights(f);
 }
 
 /* bf16 gradients give the weights that f32 gradients of the very same values give,
  * and their norm. */
 static void test_bf16_gradients(void **state)
 {
-    static float w[2][MAX_ELEMENTS], rows[MAX_ELEMENTS];
+    static float rows[MAX_ELEMENTS];
     static struct fixture f[2];
     struct optimizer_options o = plain;
     o.master = MASTER_REMAINDER;
@@ -290,13 +294,7 @@ static void test_bf16_gradients(void **state)
         if (!(fabs(norm[0] - norm[1]) <= 1e-6 * norm[0]))
             fail_msg("norm is %.9g, not %.9g", norm[1], norm[0]);
         assert_true(f[1].plan.component[MEMORY_GRADIENTS] < f[0].plan.component[MEMORY_GRADIENTS]);
-        for (int64_t i = 0; i < f[0].o.n; i++) {
-            int64_t n = read_param(&f[0], i, w[0]);
-            read_param(&f[1], i, w[1]);
-            assert_memory_equal(w[0], w[1], (size_t)n * sizeof(float));
-        }
-        fixture_close(&f[0]);
-        fixture_close(&f[1]);
+        close_same_weights(f);
     }
 }
 

@@ -11,7 +11,13 @@
 
 #include "server/signals.h"
 
-struct seen { sem_t each; int numbers[4]; int last_count; };
+/* The signals that are handled from here on, as they come. */
+struct seen {
+    struct signals *signals;
+    sem_t each;
+    int numbers[4];
+    int last_count;
+};
 
 static void note(void *ctx, int number, int count)
 {
@@ -21,13 +27,31 @@ static void note(void *ctx, int number, int count)
     sem_post(&s->each);
 }
 
+static void seen_open(struct seen *s, enum signals_hangup hangup)
+{
+    struct error err;
+    *s = (struct seen){.last_count = 0};
+    sem_init(&s->each, 0, 0);
+    assert_true(signals_start(hangup, note, s, &s->signals, &err));
+}
+
+static void seen_close(struct seen *s)
+{
+    signals_stop(s->signals);
+    sem_destroy(&s->each);
+}
+
+static bool is_blocked(int number)
+{
+    sigset_t mask;
+    pthread_sigmask(SIG_SETMASK, NULL, &mask);
+    return sigismember(&mask, number);
+}
+
 static void test_each_signal_is_a_call(void **state)
 {
-    struct seen s = {.last_count = 0};
-    struct signals *signals;
-    struct error err;
-    sem_init(&s.each, 0, 0);
-    assert_true(signals_start(HANGUP_DEFAULT, note, &s, &signals, &err));
+    struct seen s;
+    seen_open(&s, HANGUP_DEFAULT);
     kill(getpid(), SIGTERM);
     sem_wait(&s.each);
     kill(getpid(), SIGINT);
@@ -35,60 +59,42 @@ static void test_each_signal_is_a_call(void **state)
     assert_int_equal(s.numbers[0], SIGTERM);
     assert_int_equal(s.numbers[1], SIGINT);
     assert_int_equal(s.last_count, 2);
-    signals_stop(signals);
-    sem_destroy(&s.each);
+    seen_close(&s);
 }
 
 static void test_a_hangup_is_a_call_for_who_wants_it(void **state)
 {
-    struct seen s = {.last_count = 0};
-    struct signals *signals;
-    struct error err;
-    sigset_t mask;
-    sem_init(&s.each, 0, 0);
-    assert_true(signals_start(HANGUP_DEFAULT, note, &s, &signals, &err));
-    pthread_sigmask(SIG_SETMASK, NULL, &mask);
-    assert_false(sigismember(&mask, SIGHUP));
-    signals_stop(signals);
-    assert_true(signals_start(HANGUP_HANDLE, note, &s, &signals, &err));
+    struct seen s;
+    seen_open(&s, HANGUP_DEFAULT);
+    assert_false(is_blocked(SIGHUP));
+    seen_close(&s);
+    seen_open(&s, HANGUP_HANDLE);
     kill(getpid(), SIGHUP);
     sem_wait(&s.each);
     assert_int_equal(s.numbers[0], SIGHUP);
-    signals_stop(signals);
-    sem_destroy(&s.each);
+    seen_close(&s);
 }
 
 static void test_stop_gives_the_mask_back(void **state)
 {
-    struct seen s = {.last_count = 0};
-    struct signals *signals;
-    struct error err;
-    sigset_t mask;
-    sem_init(&s.each, 0, 0);
-    assert_true(signals_start(HANGUP_DEFAULT, note, &s, &signals, &err));
-    pthread_sigmask(SIG_SETMASK, NULL, &mask);
-    assert_true(sigismember(&mask, SIGTERM));
-    signals_stop(signals);
-    pthread_sigmask(SIG_SETMASK, NULL, &mask);
-    assert_false(sigismember(&mask, SIGTERM));
+    struct seen s;
+    seen_open(&s, HANGUP_DEFAULT);
+    assert_true(is_blocked(SIGTERM));
+    seen_close(&s);
+    assert_false(is_blocked(SIGTERM));
     signals_stop(NULL);
-    sem_destroy(&s.each);
 }
 
 static void test_a_closed_pipe_is_no_end(void **state)
 {
-    struct seen s = {.last_count = 0};
-    struct signals *signals;
-    struct error err;
+    struct seen s;
     int ends[2];
-    sem_init(&s.each, 0, 0);
-    assert_true(signals_start(HANGUP_DEFAULT, note, &s, &signals, &err));
+    seen_open(&s, HANGUP_DEFAULT);
     assert_int_equal(pipe(ends), 0);
     close(ends[0]);
     assert_int_equal(write(ends[1], "x", 1), -1);
     close(ends[1]);
-    signals_stop(signals);
-    sem_destroy(&s.each);
+    seen_close(&s);
 }
 
 int main(void)
