@@ -106,9 +106,7 @@ static void test_qwen3_is_served(void **state) { check_model("tests/golden/qwen3
 static void test_llama_is_served_in_narrow_types(void **state)
 {
     check_model("tests/golden/llama", DTYPE_BF16, 0.1);
-    if (on_interpreter()) ptxsim_set_compute_capability(90); /* kernels are launched early */
     check_model("tests/golden/llama", DTYPE_Q8_0, 0.3);
-    if (on_interpreter()) ptxsim_set_compute_capability(0);
 }
 
 /* Five more tokens cost five times: one copy up, the recorded step, one copy down, one wait, and no launch beside it,

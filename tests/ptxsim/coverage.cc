@@ -27,7 +27,7 @@ bool ptxsim_launch(struct ptxsim_module *m, const char *name, const uint32_t gri
 {
     kernel *k = ((module *)m)->find(name);
     if (!k) fail("there is no kernel '%s'", name);
-    return launch(*k, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes, arguments);
+    return launch(*k, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes, arguments, false);
 }
 
 void *ptxsim_alloc(size_t bytes) { return memory_alloc(bytes); }

@@ -266,8 +266,8 @@ void body::decode(const string &full, instruction i)
         decode_address_space(m, i);
     } else if (op == "trap") {
         i.run = run_trap;
-    } else if (op == "griddepcontrol") { // kernels run one after the other
-        i.run = run_nothing;
+    } else if (op == "griddepcontrol") {
+        i.run = has(m, "wait") ? run_wait_for_previous : run_launch_dependents;
     } else {
         read_results(i);
         t.need(",");

@@ -142,6 +142,8 @@ static void exit_lanes(warp &w, uint32_t lanes)
     for (int l = 0; l < LANES; l++)
         if (lanes >> l & 1 && !w.copies[l].empty())
             fail_at(w, l, "IN FLIGHT: exits with copies that were never waited for");
+    uint32_t early = w.in->early ? lanes & ~w.waited : 0;
+    if (early) fail_at(w, __builtin_ctz(early), "EARLY: exits without having waited for the kernel before");
     w.live &= ~lanes;
 }
 
@@ -244,7 +246,7 @@ static void begin_warp(block &b, warp &w)
 {
     uint32_t n = b.n_threads - (uint32_t)w.number * LANES;
     w.live = n >= LANES ? ALL_LANES : (1u << n) - 1;
-    w.waiting = w.warp_barriers = 0;
+    w.waiting = w.waited = w.warp_barriers = 0;
     w.barrier = nullptr;
     for (int l = 0; l < LANES; l++) {
         w.pcs[l] = w.copy_group[l] = 0;
@@ -338,7 +340,7 @@ static void make_block(block &b, const kernel &k, dim grid, dim size, size_t dyn
     }
 }
 
-bool launch(kernel &k, dim grid, dim size, size_t dynamic_bytes, void *const *arguments)
+bool launch(kernel &k, dim grid, dim size, size_t dynamic_bytes, void *const *arguments, bool early)
 {
     uint64_t threads = (uint64_t)size.x * size.y * size.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (threads == 0 || threads > (uint64_t)k.max_threads || blocks == 0
@@ -348,8 +350,9 @@ bool launch(kernel &k, dim grid, dim size, size_t dynamic_bytes, void *const *ar
     auto begin = std::chrono::steady_clock::now();
     run_state.random = run_state.seed * 2654435761u + 1;
     k.launches++;
-    memory_begin_launch();
+    memory_begin_launch(early);
     block b;
+    b.early = early;
     make_block(b, k, grid, size, dynamic_bytes, arguments);
     uint64_t n = run_state.ends && run_state.ends * 2 < blocks ? run_state.ends * 2 : blocks;
     if (n > MAX_BLOCKS) fail("%s: %llu blocks are more than can be watched", k.name.c_str(), (unsigned long long)n);

@@ -29,6 +29,7 @@ struct warp {
     std::vector<uint64_t> file;         // registers
     int32_t pcs[LANES];
     uint32_t live = 0, waiting = 0;     // lanes; waiting: for others, at a collective or a barrier
+    uint32_t waited = 0;                // lanes that have waited for the kernel before this one
     const instruction *barrier = nullptr; // where all live lanes wait for the other warps
     uint32_t warp_barriers = 0;
     std::vector<pending_copy> copies[LANES];
@@ -41,6 +42,7 @@ struct block {
     dim grid, size, index;
     uint32_t turn;                      // of the blocks that are run, which one
     uint32_t n_threads, barriers, votes; // votes: of a reducing barrier
+    bool early;                         // see launch
     std::vector<warp> warps;
     std::vector<uint8_t> shared_bytes;
     std::unique_ptr<region> shared;
@@ -71,8 +73,10 @@ inline stamp stamp_of_warp(const warp &w)
     return stamp_of(w.in->turn, w.in->barriers, (uint32_t)w.number, w.warp_barriers);
 }
 
-// Runs a launch to its end. False: no GPU would take this configuration.
-bool launch(kernel &k, dim grid, dim size, size_t dynamic_shared_bytes, void *const *arguments);
+// Runs a launch to its end. False: no GPU would take this configuration. `early`: blocks may start while the kernel before
+// is at work, so that until they have waited for it (griddepcontrol.wait), which every thread must, they may write no
+// global memory, nor read what that kernel has written.
+bool launch(kernel &k, dim grid, dim size, size_t dynamic_shared_bytes, void *const *arguments, bool early);
 
 // How warps take turns from now on; the order of blocks too.
 void set_seed(uint32_t seed);

@@ -80,6 +80,21 @@ void sparse_bytes::clear(size_t offset, size_t n)
     memset(at + last, 0, offset + n - last);
 }
 
+// Device memory.
+struct heap {
+    std::map<uint64_t, std::unique_ptr<region>> regions; // by address
+    region *last = nullptr;
+    size_t in_use = 0;
+    bool early = false; // the launch at work may have begun while the one before was not done
+};
+
+// Modules register from static constructors: the heap must be there before them.
+static heap &the_heap()
+{
+    static heap *h = new heap;
+    return *h;
+}
+
 // ---- a region ----
 
 region::region(uint8_t *data_, size_t bytes_)
@@ -102,12 +117,30 @@ bool region::all_written(size_t offset, size_t n) const
     return true;
 }
 
+std::vector<bool> region::writes_of(const page &p)
+{
+    std::vector<bool> writes(PAGE_BYTES >> 2);
+    for (size_t i = 0; i < p.cells.size(); i++)
+        if (p.cells[i].write) writes[i << p.shift >> 2] = true;
+    return writes;
+}
+
+bool region::written_before(size_t offset) const
+{
+    const page *p = pages[offset / PAGE_BYTES];
+    size_t at = offset % PAGE_BYTES;
+    if (!p) return false;
+    if (p->generation == generation) return !p->before.empty() && p->before[at >> 2];
+    return p->generation + 1 == generation && writes_of(*p)[at >> 2];
+}
+
 region::page &region::page_of(size_t offset, size_t n)
 {
     page *&slot = pages[offset / PAGE_BYTES];
     if (!slot) slot = &touched.emplace_back();
     page &p = *slot;
     if (p.generation != generation) {
+        p.before = the_heap().early && p.generation + 1 == generation ? writes_of(p) : std::vector<bool>();
         p.generation = generation;
         p.shift = 2;
         p.cells.assign(PAGE_BYTES >> 2, cell{0, 0});
@@ -143,19 +176,6 @@ template stamp region::note<true>(size_t, size_t, stamp);
 template stamp region::note<false>(size_t, size_t, stamp);
 
 // ---- device memory ----
-
-struct heap {
-    std::map<uint64_t, std::unique_ptr<region>> regions; // by address
-    region *last = nullptr;
-    size_t in_use = 0;
-};
-
-// Modules register from static constructors: the heap must be there before them.
-static heap &the_heap()
-{
-    static heap *h = new heap;
-    return *h;
-}
 
 void *memory_alloc(size_t bytes)
 {
@@ -200,9 +220,15 @@ region *memory_range(const void *p, size_t n, const char *what)
     return r;
 }
 
-void memory_begin_launch()
+void memory_order()
 {
     for (auto &r : the_heap().regions) r.second->forget_accesses();
+}
+
+void memory_begin_launch(bool early)
+{
+    the_heap().early = early;
+    memory_order();
 }
 
 void memory_forget(void *p, size_t n)

@@ -56,6 +56,8 @@ public:
 
     // A new launch (or block, for shared memory): nobody has touched anything yet.
     void forget_accesses() { generation++; }
+    // Did the launch before write to where the byte is?
+    bool written_before(size_t offset) const;
     // Notes an access of n bytes (a power of two up to 16, aligned); 0, or who raced with it.
     stamp note_read(size_t offset, size_t n, stamp who) { return note<false>(offset, n, who); }
     stamp note_write(size_t offset, size_t n, stamp who) { return note<true>(offset, n, who); }
@@ -69,7 +71,9 @@ private:
         uint64_t generation = 0;
         int shift = 2;
         std::vector<cell> cells;
+        std::vector<bool> before; // 4 bytes each: written by the launch before that of `generation`
     };
+    static std::vector<bool> writes_of(const page &p);
     page **const pages; // nullptr: not touched so far
     std::deque<page> touched;
     uint64_t generation = 1;
@@ -84,7 +88,10 @@ size_t memory_in_use();
 region *memory_find(uint64_t address);   // nullptr: outside every allocation
 // Ends the process unless [p, p + n) lies inside one allocation.
 region *memory_range(const void *p, size_t n, const char *what);
-void memory_begin_launch();
+// early: it may start while the one before is at work.
+void memory_begin_launch(bool early);
+// What was launched so far is done before all that comes.
+void memory_order();
 // The bytes count as never written again.
 void memory_forget(void *p, size_t n);
 

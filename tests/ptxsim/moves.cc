@@ -65,7 +65,13 @@ void run_to_generic_local(warp &w, const instruction &i, uint32_t lanes)
         if (lanes >> l & 1) set_bits(w, i.dst[0], l, LOCAL_WINDOW | bits_of(w, i.src[0], l));
 }
 
-void run_nothing(warp &, const instruction &, uint32_t) {}
+void run_wait_for_previous(warp &w, const instruction &, uint32_t lanes) { w.waited |= lanes; }
+
+void run_launch_dependents(warp &w, const instruction &, uint32_t lanes)
+{
+    uint32_t early = w.in->early ? lanes & ~w.waited : 0;
+    if (early) fail_at(w, __builtin_ctz(early), "EARLY: lets the next kernel start before it has waited itself");
+}
 
 void run_trap(warp &w, const instruction &, uint32_t lanes)
 {
@@ -133,6 +139,9 @@ static uint8_t *global_at(warp &w, int lane, uint64_t at, int n, int how, uint32
     if (!r || offset + (size_t)n > r->bytes)
         fail_at(w, lane, "OUT OF BOUNDS: %d bytes at %llx of global memory%s", n, (unsigned long long)at,
                 r ? ", past the end of an allocation" : "");
+    if (w.in->early && !(w.waited >> lane & 1) && (how != READ || r->written_before(offset)))
+        fail_at(w, lane, "EARLY: %s byte %zu of %zu of global memory before waiting for the kernel before%s",
+                how == READ ? "reads" : "writes", offset, r->bytes, how == READ ? ", which wrote it" : "");
     if (how != READ) memset(&r->state[offset], BYTE_WRITTEN, (size_t)n);
     else if (!r->all_written(offset, (size_t)n))
         for (int i = 0; i < n; i++)

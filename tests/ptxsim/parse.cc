@@ -288,6 +288,19 @@ void body::statement(const string &first, int32_t line)
     decode(op, i);
 }
 
+// Where code of sm_90 waits for the kernel before it, older code has a label that says so (cuda/gpu.cuh).
+void body::label(const string &name, int32_t line)
+{
+    labels[name] = (int32_t)k.code.size();
+    if (name != "griddepcontrol_wait") return;
+    instruction i;
+    i.text_line = line;
+    i.file = file;
+    i.source_line = source_line;
+    i.run = run_wait_for_previous;
+    k.code.push_back(i);
+}
+
 void body::parse()
 {
     t.need("{");
@@ -300,7 +313,7 @@ void body::parse()
         else if (s == ".reg") declare_registers();
         else if (s == ".shared" || s == ".local") declare_variable(s == ".shared");
         else if (s[0] == '.') directive(s, line);
-        else if (t.eat(":")) labels[s] = (int32_t)k.code.size();
+        else if (t.eat(":")) label(s, line);
         else statement(s, line);
     }
     for (const auto &j : jumps) {

@@ -61,6 +61,7 @@ private:
     void declare_registers();
     void declare_variable(bool shared);
     uint64_t add_shared(const std::string &name, size_t bytes, size_t align);
+    void label(const std::string &name, int32_t line);
     void directive(const std::string &name, int32_t line);
     void statement(const std::string &first, int32_t line);
 

@@ -27,8 +27,8 @@ void ptxsim_set_memory(size_t bytes);
 void ptxsim_set_gpus(int32_t n);
 /* A GPU of this many multiprocessors, as its properties say; 4 at first. */
 void ptxsim_set_multiprocessors(int32_t n);
-/* The compute capability that its properties name, 10 x major + minor; at first, and for 0, that of the objects' code, which
- * stays what it is. */
+/* The compute capability that its properties name, 10 x major + minor; at first, and for 0, that of the objects' code, or
+ * 90 with sm_80's, so that kernels are launched early. The code stays what it is. */
 void ptxsim_set_compute_capability(int32_t sm);
 /* That of the objects' code. */
 int32_t ptxsim_code(void);

@@ -44,6 +44,7 @@ struct runtime {
     recorded_work *recording = nullptr;              // between cudaStreamBeginCapture and EndCapture
     bool recording_is_lost = false;                  // a call came that may not, meanwhile
     bool has_context[64] = {};                       // of each GPU, on which a stream was made
+    int32_t n_streams = 0;
     struct ptxsim_calls calls = {};
     cudaError_t last = cudaSuccess;
     int32_t n_gpus = 1, n_multiprocessors = 4, compute_capability = 80;
@@ -80,9 +81,12 @@ struct ptxsim_calls ptxsim_calls() { return the_runtime().calls; }
 
 void ptxsim_set_host_limit(size_t bytes) { the_runtime().host_limit = bytes; }
 
+// Code of sm_80 runs on GPUs of sm_90 too, and is launched early there.
+static int32_t newest_that_runs(int32_t code) { return code == 80 ? 90 : code; }
+
 void ptxsim_set_compute_capability(int32_t sm)
 {
-    the_runtime().compute_capability = sm ? sm : the_runtime().code;
+    the_runtime().compute_capability = sm ? sm : newest_that_runs(the_runtime().code);
 }
 
 int32_t ptxsim_code() { return the_runtime().code; }
@@ -140,8 +144,12 @@ static size_t own_shared_bytes(const kernel &k)
     return bytes;
 }
 
-// Stream 0 is that of the GPU that the thread works on.
-static bool usable(cudaStream_t stream) { return !stream || ((gpu_stream *)stream)->gpu == the_gpu; }
+// Stream 0 is that of the GPU that the thread works on. Nothing orders it and streams that were made with flags.
+static bool usable(cudaStream_t stream)
+{
+    if (!stream && the_runtime().n_streams > 0) fail("stream 0 is used beside others, which do not wait for it");
+    return !stream || ((gpu_stream *)stream)->gpu == the_gpu;
+}
 
 bool ptxsim::record(std::function<void()> work)
 {
@@ -151,7 +159,7 @@ bool ptxsim::record(std::function<void()> work)
 }
 
 // Its arguments are copied.
-static void record_launch(kernel *k, dim3 grid, dim3 size, void **arguments, size_t shared_bytes)
+static void record_launch(kernel *k, dim3 grid, dim3 size, void **arguments, size_t shared_bytes, bool early)
 {
     std::vector<std::vector<uint8_t>> values;
     for (size_t i = 0; i < k->parameters.size(); i++) {
@@ -162,13 +170,13 @@ static void record_launch(kernel *k, dim3 grid, dim3 size, void **arguments, siz
     record([=]() mutable {
         std::vector<void *> to;
         for (std::vector<uint8_t> &v : values) to.push_back(v.data());
-        if (!launch(*k, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes, to.data()))
+        if (!launch(*k, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes, to.data(), early))
             fail("a graph launches a kernel in a configuration that no GPU would take");
     });
 }
 
 static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments, size_t shared_bytes,
-                       cudaStream_t stream)
+                       cudaStream_t stream, bool early = false)
 {
     runtime &r = the_runtime();
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
@@ -179,12 +187,12 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
     if (!enough && own_shared_bytes(*k->second) + shared_bytes > DEFAULT_SHARED_BYTES)
         return note(cudaErrorInvalidValue);
     if (r.recording) {
-        record_launch(k->second, grid, size, arguments, shared_bytes);
+        record_launch(k->second, grid, size, arguments, shared_bytes, early);
         return cudaSuccess;
     }
     r.calls.launches++;
     bool fits = launch(*k->second, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, shared_bytes,
-                       arguments);
+                       arguments, early);
     return note(fits ? cudaSuccess : cudaErrorInvalidConfiguration);
 }
 
@@ -214,7 +222,10 @@ void **__cudaRegisterFatBinary(void *wrapper)
         const char *text = (const char *)entry + entry_header;
         if (kind == PTX && entry_bytes > 8 && strnlen(text, entry_bytes) > 8 && strstr(text, ".version"))
             m = load_module(std::string(text, strnlen(text, entry_bytes)));
-        if (m && !the_runtime().code) the_runtime().code = the_runtime().compute_capability = target_of(text);
+        if (m && !the_runtime().code) {
+            the_runtime().code = target_of(text);
+            ptxsim_set_compute_capability(0);
+        }
         entry += entry_header + entry_bytes;
     }
     if (!m)
@@ -275,10 +286,14 @@ cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arg
     return run(stub, grid, block, arguments, shared_bytes, stream);
 }
 
-// Kernels run one after the other here, whatever attributes say.
+// Kernels run one after the other here; what may start early is watched all the more.
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *stub, void **arguments)
 {
-    return run(stub, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes, c->stream);
+    bool early = false;
+    for (unsigned i = 0; i < c->numAttrs; i++)
+        early = early || (c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization
+                          && c->attrs[i].val.programmaticStreamSerializationAllowed);
+    return run(stub, c->gridDim, c->blockDim, arguments, c->dynamicSmemBytes, c->stream, early);
 }
 
 cudaError_t cudaFuncSetAttribute(const void *stub, cudaFuncAttribute attribute, int value)
@@ -403,6 +418,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     }
     if (kind != cudaMemcpyHostToDevice) return note(cudaErrorInvalidMemcpyDirection);
     rt.calls.uploads++;
+    memory_order();
     const uint8_t *p = (const uint8_t *)from;
     if (locked) rt.uploads.push_back({from, std::vector<uint8_t>(p, p + bytes)});
     ptxsim_fill(to, from, bytes);
@@ -412,8 +428,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
 {
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
-    if (record([=] { cudaMemsetAsync(p, value, bytes, nullptr); })) return cudaSuccess;
+    if (record([=] { cudaMemsetAsync(p, value, bytes, stream); })) return cudaSuccess;
     region *r = memory_range(p, bytes, "setting");
+    memory_order();
     memset(p, value, bytes);
     memset(&r->state[(size_t)((uint8_t *)p - r->data)], BYTE_WRITTEN, bytes);
     return cudaSuccess;
@@ -423,12 +440,14 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
 {
     *stream = (cudaStream_t) new gpu_stream{the_gpu};
     the_runtime().has_context[the_gpu] = true;
+    the_runtime().n_streams++;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     delete (gpu_stream *)stream;
+    the_runtime().n_streams--;
     return cudaSuccess;
 }
 
@@ -437,6 +456,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
     runtime &r = the_runtime();
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
     r.calls.waits++;
+    memory_order();
     if (r.waits_left == 1) return note(cudaErrorIllegalAddress); // it sticks
     if (r.waits_left > 1) r.waits_left--;
     if (r.recording) {
@@ -504,6 +524,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
     if (!usable(stream)) return note(cudaErrorInvalidResourceHandle);
+    memory_order();
     the_runtime().calls.graph_launches++;
     the_runtime().calls.graph_kernels += ((recorded_work *)graph)->kernels;
     for (std::function<void()> &work : ((recorded_work *)graph)->work) work();

@@ -216,6 +216,50 @@ bool seeded_ends(int narrow)
     return same;
 }
 
+/* ---- kernels that start early ---- */
+
+__global__ void number_kernel(int *x) { x[threadIdx.x] = threadIdx.x; }
+
+/* x is the kernel before's, y nobody's; half of the threads leave at once. */
+__global__ void early_kernel(enum seeded_order order, const int *x, const int *y, int *out)
+{
+    int i = threadIdx.x, sum = y[i];
+    if (order == ORDER_NEVER_WAITS && i >= 16) return;
+    if (order == ORDER_READS_FIRST) sum += x[i];
+    if (order == ORDER_WRITES_FIRST) out[i] = sum;
+    wait_for_previous();
+    out[i] = sum + x[i];
+}
+
+void seeded_early(int order)
+{
+    int host[32] = {}, *x, *y, *out;
+    cudaStream_t stream;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaMalloc((void **)&x, sizeof host);
+    cudaMalloc((void **)&y, sizeof host);
+    cudaMalloc((void **)&out, sizeof host);
+    cudaMemcpyAsync(y, host, sizeof host, cudaMemcpyHostToDevice, stream);
+    number_kernel<<<1, 32, 0, stream>>>(x);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(1), config.blockDim = dim3(32), config.stream = stream;
+    config.attrs = &early, config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, early_kernel, (enum seeded_order)order, (const int *)x, (const int *)y, out);
+    cudaStreamSynchronize(stream);
+}
+
+void seeded_stream_0(int unused)
+{
+    int *x;
+    cudaStream_t stream;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaMalloc((void **)&x, 32 * sizeof *x);
+    number_kernel<<<1, 32>>>(x);
+}
+
 /* ---- what no runtime takes ---- */
 
 __global__ void shared_kernel(int *out)

@@ -31,6 +31,14 @@ bool seeded_ends(int narrow);
 
 /* Can a block ask for so many bytes of shared memory, its own variables' included, and for no more? */
 bool seeded_gives_a_block(int bytes);
+
+/* A kernel that may start before the one whose result it reads is done (launched as cuda_launch_early does). */
+enum seeded_order { ORDER_RIGHT, ORDER_READS_FIRST, ORDER_WRITES_FIRST, ORDER_NEVER_WAITS };
+void seeded_early(int order);
+
+/* Works on stream 0 beside a stream that does not wait for it: that has to end the process. */
+void seeded_stream_0(int unused);
+
 /* Calls of the runtime that a GPU's refuses: NULL when they are refused here, else what was not, or wrongly was. */
 const char *seeded_lenience(void);
 /* Takes memory on GPU 1, which was opened, or (not `opens`) on GPU 0, which was not: that has to end the process. */

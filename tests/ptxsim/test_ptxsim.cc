@@ -63,6 +63,17 @@ static void test_bugs_are_found(void **)
     assert_int_equal(status, 0);
 }
 
+static void test_kernels_that_start_early(void **)
+{
+    int status;
+    std::string said = last_words(seeded_early, ORDER_RIGHT, &status);
+    if (status != 0) fail_msg("what is right is refused: %s", said.c_str());
+    expect_words(seeded_early, ORDER_READS_FIRST, "EARLY: reads");
+    expect_words(seeded_early, ORDER_WRITES_FIRST, "EARLY: writes");
+    expect_words(seeded_early, ORDER_NEVER_WAITS, "EARLY: exits");
+    expect_words(seeded_stream_0, 0, "stream 0");
+}
+
 static void run_narrow(int) { seeded_ends(true); }
 
 static void test_indices_of_more_than_32_bits(void **)
@@ -228,6 +239,7 @@ int main()
         cmocka_unit_test(test_atomic_sums),
         cmocka_unit_test(test_tensor_cores_and_copies),
         cmocka_unit_test(test_bugs_are_found),
+        cmocka_unit_test(test_kernels_that_start_early),
         cmocka_unit_test(test_indices_of_more_than_32_bits),
         cmocka_unit_test(test_what_the_runtime_refuses),
         cmocka_unit_test(test_shared_memory_of_every_gpu),
