@@ -58,6 +58,11 @@ export async function request(path, {method, body, signal} = {}) {
 
 export const json = async (path, options) => (await request(path, options)).json();
 
+function brokenOff(error) {
+    throw error?.name === "AbortError" ? error
+        : new ApiError(0, "The server broke off in the middle.");
+}
+
 /* The objects of a stream of events, in whatever pieces it comes: a piece may end within a line, or
  * within a character. Leaving the loop ends the request. */
 export async function* events(response) {
@@ -66,7 +71,7 @@ export async function* events(response) {
     let rest = "", data = [];
     try {
         for (;;) {
-            const {done, value} = await reader.read();
+            const {done, value} = await reader.read().catch(brokenOff);
             const lines = (rest + decoder.decode(value, {stream: !done})).split("\n");
             rest = lines.pop();
             for (const line of lines.map((each) => each.replace(/\r$/, ""))) {
@@ -79,7 +84,7 @@ export async function* events(response) {
                 if (event.error) throw new ApiError(0, inWords(0, event.error.message));
                 yield event;
             }
-            if (done) throw new ApiError(0, "The server broke off in the middle.");
+            if (done) brokenOff();
         }
     } finally {
         reader.cancel().catch(() => {});

@@ -22,9 +22,8 @@ export const svg = (tag, props = {}, ...children) =>
 
 export const count = (n) => Math.round(n).toLocaleString("en");
 
-/* Four digits at most, and no exponent where it is not needed. */
-export const short = (x) => x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(2)
-    : Math.abs(x) >= 1000 ? count(x) : String(Number(x.toPrecision(4)));
+/* Four digits at most. */
+export const short = (x) => Math.abs(x) >= 1000 ? count(x) : String(Number(x.toPrecision(4)));
 
 export function bytes(n) {
     const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -58,6 +57,13 @@ export function say(node, text, kind = "bad") {
     if (node.textContent === text) return;
     node.textContent = text;
     node.className = text ? `note ${kind}` : "note";
+}
+
+/* New content, now and then; the keyboard stays on the link where it was. */
+export function renew(node, ...children) {
+    const at = node.contains(document.activeElement) && document.activeElement.href;
+    node.replaceChildren(...children);
+    if (at) [...node.querySelectorAll("a")].find((link) => link.href === at)?.focus();
 }
 
 /* Rows of cells; those from column `numbers` on are numbers, unless they are drawn. */

@@ -67,7 +67,7 @@ function showProcess(p) {
             ["code that has run", code, "mapped files"],
             ["unexplained", p.unexplained_bytes,
                 "stacks, malloc's own; negative where allocated memory was not touched yet"],
-        ], ["resident", all]), hint(`malloc holds ${bytes(p.heap_free_bytes)} for later`));
+        ], ["resident", all]));
 }
 
 function driverCard({name, driver, resident_bytes: models}) {

@@ -9,9 +9,17 @@ import {startTraining} from "./training.js";
 
 const views = ["playground", "memory", "training"];
 
-/* The view, and what follows it: for the view to read. */
+function plain(encoded) {
+    try {
+        return decodeURIComponent(encoded);
+    } catch { /* typed by hand, wrongly */
+        return "";
+    }
+}
+
+/* The view, and what follows it, for the view to read. */
 function show() {
-    const [name, ...rest] = location.hash.slice(1).split("/");
+    const [, name, rest] = location.hash.match(/^#?([^/]*)\/?(.*)/);
     const chosen = views.includes(name) ? name : views[0];
     for (const each of views) {
         $(each).hidden = each !== chosen;
@@ -20,7 +28,7 @@ function show() {
         else link.removeAttribute("aria-current");
     }
     document.title = `gptd: ${chosen}`;
-    $(chosen).dispatchEvent(new CustomEvent("shown", {detail: decodeURIComponent(rest.join("/"))}));
+    $(chosen).dispatchEvent(new CustomEvent("shown", {detail: plain(rest)}));
 }
 
 function openKey(open) {

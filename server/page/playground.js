@@ -204,7 +204,7 @@ function onKey(event) {
     const alone = isChat() && event.target === $("prompt") && !event.shiftKey;
     if (enter && (event.ctrlKey || event.metaKey || alone)) {
         event.preventDefault();
-        run();
+        $("play-form").requestSubmit();
     }
     if (event.key === "Escape" && running) running.abort();
 }

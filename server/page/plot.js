@@ -21,12 +21,8 @@ function thinned(points, width) {
     const size = points.length / width, kept = [];
     for (let begin = 0; begin < points.length; begin += size) {
         const bucket = points.slice(Math.floor(begin), Math.floor(begin + size));
-        let low = bucket[0], high = bucket[0];
-        for (const point of bucket) {
-            if (point[1] < low[1]) low = point;
-            if (point[1] > high[1]) high = point;
-        }
-        kept.push(...(low[0] <= high[0] ? [low, high] : [high, low]));
+        bucket.sort((a, b) => a[1] - b[1]);
+        kept.push(...[bucket[0], bucket.at(-1)].sort((a, b) => a[0] - b[0]));
     }
     return kept;
 }

@@ -1,8 +1,8 @@
 /* The training view: jobs, one job as it goes (its address is #training/ID), and the form that
  * starts one. Everything here takes an admin's key. */
 import {events, json, load, models, presets, request} from "./api.js";
-import {$, bytes, clock, count, date, duration, el, hint, number, options, poll, say, short, table}
-    from "./dom.js";
+import {$, bytes, clock, count, date, duration, el, hint, number, options, poll, renew, say, short,
+    table} from "./dom.js";
 import {Plot} from "./plot.js";
 
 const WATCH_S = 3;
@@ -40,7 +40,7 @@ function showJobs(jobs) {
     const rows = jobs.map((job) => [el("a", {href: `#training/${job.id}`}, name(job)), status(job),
         job.model, progress(job), date(job.created_at)]);
     const head = ["name", "status", "began with", "progress", "created"];
-    $("jobs").replaceChildren(rows.length === 0 ? hint("None yet. The form starts one.")
+    renew($("jobs"), rows.length === 0 ? hint("None yet. The form starts one.")
         : table(rows, {head, numbers: 3}));
 }
 
@@ -50,6 +50,7 @@ function showJobs(jobs) {
 class Watch {
     constructor(id) {
         this.id = id;
+        this.path = encodeURIComponent(id);
         this.controller = new AbortController(); /* of all its requests */
         this.points = {loss: [], valid: [], rate: [], pace: []};
         this.facts = el("div");
@@ -72,14 +73,14 @@ class Watch {
     /* The job itself, again and again; its events as they come. */
     async look() {
         const {signal} = this.controller;
-        const job = await json(`v1/fine_tuning/jobs/${this.id}`, {signal});
+        const job = await json(`v1/fine_tuning/jobs/${this.path}`, {signal});
         if (shown !== this) return;
         this.show(job);
         if (job.status !== this.status) {
             this.status = job.status;
             this.showButtons(job);
-            await this.listCheckpoints();
         }
+        await this.listCheckpoints();
         const more = !this.last || ["queued", "running", "paused"].includes(job.status);
         if (more && !this.follows) this.follow().catch(fails("training-note"));
     }
@@ -104,7 +105,7 @@ class Watch {
 
     async ask(verb) {
         try {
-            await request(`v1/fine_tuning/jobs/${this.id}/${verb}`, {method: "POST"});
+            await request(`v1/fine_tuning/jobs/${this.path}/${verb}`, {method: "POST"});
             say(this.note, "");
             await this.look();
         } catch (error) {
@@ -117,7 +118,8 @@ class Watch {
         try {
             const {id} = await load(model);
             say(this.note, `${id} is loaded. `, "good");
-            this.note.append(el("a", {href: `#playground/${id}`}, "Try it in the playground"));
+            const href = `#playground/${encodeURIComponent(id)}`;
+            this.note.append(el("a", {href}, "Try it in the playground"));
         } catch (error) {
             say(this.note, error.message);
         }
@@ -128,7 +130,7 @@ class Watch {
         this.follows = true;
         try {
             const after = this.last ? `&after=${this.last}` : "", {signal} = this.controller;
-            const path = `v1/fine_tuning/jobs/${this.id}/events?stream=true${after}`;
+            const path = `v1/fine_tuning/jobs/${this.path}/events?stream=true${after}`;
             for await (const event of events(await request(path, {signal}))) this.take(event);
         } finally {
             this.follows = false;
@@ -138,7 +140,11 @@ class Watch {
     }
 
     take({id, type, level, message, created_at, data}) {
-        const add = (line, y) => Number.isFinite(y) && this.points[line].push([data.step, y]);
+        const add = (name, y) => {
+            const line = this.points[name];
+            while (line.at(-1)?.[0] >= data.step) line.pop(); /* a resumed job makes steps again */
+            if (Number.isFinite(y)) line.push([data.step, y]);
+        };
         this.last = id;
         if (type === "metrics" && data) {
             add("loss", data.train_loss);
@@ -162,8 +168,10 @@ class Watch {
 
     async listCheckpoints() {
         const {signal} = this.controller;
-        const path = `v1/fine_tuning/jobs/${this.id}/checkpoints?limit=20`;
-        const list = (await json(path, {signal})).data;
+        const path = `v1/fine_tuning/jobs/${this.path}/checkpoints?limit=20`;
+        const list = (await json(path, {signal})).data, ids = list.map(({id}) => id).join();
+        if (ids === this.ids) return; /* a button that is about to be pressed stays */
+        this.ids = ids;
         const loss = (words, n) => Number.isFinite(n) ? `${words} ${short(n)}` : "";
         this.checkpoints.replaceChildren(...(list.length === 0 ? [] : [el("h3", {}, "Checkpoints"),
             table(list.map((it) => [`step ${count(it.step_number)}`,
@@ -215,8 +223,8 @@ async function train() {
 async function look() {
     try {
         showJobs((await json("v1/fine_tuning/jobs?limit=100")).data);
-        say($("training-note"), "");
         await shown?.look();
+        say($("training-note"), "");
     } catch (error) {
         fails("training-note")(error);
     }
@@ -224,6 +232,8 @@ async function look() {
 
 export function startTraining() {
     const view = $("training");
+    $("train-keys").append(...KEYS.map((name) => el("label", {}, name,
+        el("input", {id: `train-${name}`, type: "number", step: "any"}))));
     const list = () => listChoices().catch(fails("training-note"));
     $("train-form").addEventListener("submit", async (event) => {
         event.preventDefault();

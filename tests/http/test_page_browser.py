@@ -197,6 +197,25 @@ def test_memory_is_what_the_api_says(page, http):
     assert f"/ {now['kv_pages']['total']}" in page.text_content("#memory-heads")
 
 
+def test_a_gpu_as_its_driver_counts(page, server, http):
+    """And a job beside: what a server with both would say."""
+    now = memory(http)
+    driver = {"total_bytes": 1000, "free_bytes": 300, "start_bytes": 250, "unexplained_bytes": 50}
+    now["devices"][0] |= {"name": "cuda:0", "driver": driver, "resident_bytes": 400}
+    now["jobs"] = [{"id": "ftjob-x", "reported": True, "planned_bytes": 70, "components": {},
+                    "rss_bytes": 90, "peak_rss_bytes": 90, "baseline_bytes": 15,
+                    "unexplained_bytes": 5}]
+    now["history"] = {"interval_s": 10, "samples": []}
+    page.route("**/v1/memory?*", lambda route: route.fulfill(json=now))
+    page.click("#to-memory")
+    expect(page.locator("#memory-driver h2")).to_have_text("cuda:0, as its driver counts")
+    for card, numbers in (("driver", [250, 400, 50, 700]), ("jobs", [70, 15, 5, 90])):
+        shown = page.locator(f"#memory-{card} data").all()
+        assert [int(each.get_attribute("value")) for each in shown] == numbers
+    unexplained = int(page.locator("#memory-heads data").last.get_attribute("value"))
+    assert unexplained == now["process"]["unexplained_bytes"] + 50
+
+
 def test_does_it_fit(page, http):
     page.goto(page.url.split("#")[0] + "#memory")
     expect(page.locator("#plan-model option[value='configs/150M']")).to_have_count(1)
@@ -236,6 +255,32 @@ def test_from_a_text_to_a_model_that_answers(page):
     expect(page.locator("#model")).to_have_value("fox")
 
 
+def test_a_job_paused_resumed_and_canceled(browser, tmp_path):
+    """With tests/fake_trainer.py, which obeys the text's first line. Another tab, opened by the
+    job's own address, sees the same."""
+    server = gptd.Server("--data-dir", tmp_path / "data", "--trainer",
+                         gptd.ROOT / "tests" / "fake_trainer.py")
+    text = {"name": "slow.txt", "mimeType": "text/plain", "buffer": b"steps=4000 pause=0.05\n"}
+    with opened(browser, server.url + "/#training") as page:
+        page.set_input_files("#train-file", text)
+        page.click("#train")
+        status = page.locator("#job .status")
+        expect(status).to_have_text("running")
+        expect(page.locator("#job path.one").first).to_have_attribute("d", re.compile("M.*L"))
+        with opened(browser, page.url) as other:
+            expect(other.locator("#job path.one").first).to_have_attribute("d", re.compile("M.*L"))
+        for button, state in (("Pause", "paused"), ("Resume", "running"), ("Cancel", "cancelled")):
+            page.get_by_role("button", name=button).click()
+            expect(status).to_have_text(state)
+        expect(page.locator("#job > .row button")).to_have_text("Close")
+        expect(page.locator(".log")).to_contain_text("cancel")
+        expect(page.locator("#job td").first).to_have_text(re.compile("step [0-9]+"))
+        page.get_by_role("button", name="Close").click()
+        expect(page.locator("#job")).to_be_hidden()
+        expect(page.locator("#jobs .status")).to_have_text("cancelled")
+    server.stop()
+
+
 # ---- Keys, places and sizes ----
 
 def test_keys(browser, tmp_path):
@@ -253,7 +298,7 @@ def test_keys(browser, tmp_path):
         page.fill("#key", key)
         page.press("#key", "Enter")
 
-    with opened(browser, server.url + "/", expected="status of 40[13]") as page:
+    with opened(browser, server.url + "/", expected="status of 40[13]|CONNECTION_REFUSED") as page:
         note = page.locator("#play-note")
         expect(note).to_contain_text("The server wants a key")
         enter(page, "gptd-wrong")
@@ -273,7 +318,8 @@ def test_keys(browser, tmp_path):
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         page.reload()
         expect(page.locator("#jobs")).to_contain_text("None yet")
-    server.stop()
+        server.stop()
+        expect(page.locator("#training-note")).to_contain_text("The server does not answer")
 
 
 def test_behind_a_prefix(browser, server):
