@@ -8,11 +8,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "model/evaluate.h"
-#include "model/gpt.h"
 #include "model/tokenizer.h"
 #include "server/chat_data.h"
 #include "server/command.h"
-#include "server/device.h"
+#include "server/model.h"
 
 enum { N_EVAL_OPTIONS = 9 + N_DEVICE_OPTIONS, JSON_BYTES = 1 << 16 };
 
@@ -57,14 +56,7 @@ static bool check_options(const struct eval_options *o, enum dtype *dtype, enum 
         return error_set(err, ERR_INVALID, "model", "say which model: --model PATH");
     if (o->n_inputs == 0)
         return error_set(err, ERR_INVALID, "input", "say on which text: --input FILE");
-    *dtype = DTYPE_BF16;
-    if (strcmp(o->dtype, "auto") != 0
-        && (!dtype_parse(o->dtype, dtype) || !gpt_type_is_served(*dtype)))
-        return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0", o->dtype);
-    if (!gpt_kv_type_parse(o->kv_dtype, kv_dtype))
-        return error_set(err, ERR_INVALID, "kv-dtype",
-                         "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
+    if (!model_types_parse(o->dtype, o->kv_dtype, dtype, kv_dtype, err)) return false;
     return device_options_check(&o->device, err);
 }
 

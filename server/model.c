@@ -61,24 +61,24 @@ void model_options_table(struct model_options *o, struct option *table)
     memcpy(table + N_DEVICE_OPTIONS, entries, sizeof entries);
 }
 
-/* "auto" is bf16 beside what the file has quantized: open_engine. */
-static bool parse_dtype(const char *name, enum dtype *out)
+bool model_types_parse(const char *dtype_name, const char *kv_dtype_name, enum dtype *dtype,
+                       enum dtype *kv_dtype, struct error *err)
 {
-    if (strcmp(name, "auto") != 0) return dtype_parse(name, out) && gpt_type_is_served(*out);
-    *out = DTYPE_BF16;
+    *dtype = DTYPE_BF16;
+    if (strcmp(dtype_name, "auto") != 0
+        && (!dtype_parse(dtype_name, dtype) || !gpt_type_is_served(*dtype)))
+        return error_set(err, ERR_INVALID, "dtype",
+                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0", dtype_name);
+    if (!gpt_kv_type_parse(kv_dtype_name, kv_dtype))
+        return error_set(err, ERR_INVALID, "kv-dtype",
+                         "--kv-dtype %s: must be auto, f32, bf16 or q8_0", kv_dtype_name);
     return true;
 }
 
 bool model_options_check(const struct model_options *o, struct error *err)
 {
     enum dtype dtype, kv_dtype;
-    if (!parse_dtype(o->dtype, &dtype))
-        return error_set(err, ERR_INVALID, "dtype",
-                         "--dtype %s: must be auto, f32, bf16, f16, q8_0 or q4_0",
-                         o->dtype);
-    if (!gpt_kv_type_parse(o->kv_dtype, &kv_dtype))
-        return error_set(err, ERR_INVALID, "kv-dtype",
-                         "--kv-dtype %s: must be auto, f32, bf16 or q8_0", o->kv_dtype);
+    if (!model_types_parse(o->dtype, o->kv_dtype, &dtype, &kv_dtype, err)) return false;
     if (o->max_batch_tokens < o->max_seqs)
         return error_set(err, ERR_INVALID, "max-batch-tokens",
                          "--max-batch-tokens %lld: must be at least --max-seqs, %lld",
@@ -89,7 +89,7 @@ bool model_options_check(const struct model_options *o, struct error *err)
 static void engine_options_from(const struct model_options *o, struct engine_options *e)
 {
     engine_options_init(e);
-    ASSERT(parse_dtype(o->dtype, &e->dtype) && gpt_kv_type_parse(o->kv_dtype, &e->kv_dtype));
+    ASSERT(model_types_parse(o->dtype, o->kv_dtype, &e->dtype, &e->kv_dtype, NULL));
     e->memory_budget = o->memory_budget > 0 ? o->memory_budget : device_budget_default(&o->device);
     e->max_context = o->max_context;
     e->max_seqs = (int32_t)o->max_seqs;
@@ -149,8 +149,8 @@ static bool open_engine(const struct model_options *o, const struct checkpoint *
 static const char *weights_name(const struct model *m, const struct model_options *o)
 {
     const struct weight_formats *kept = engine_formats(m->engine);
-    enum dtype dtype;
-    ASSERT(parse_dtype(o->dtype, &dtype));
+    enum dtype dtype, kv_dtype;
+    ASSERT(model_types_parse(o->dtype, o->kv_dtype, &dtype, &kv_dtype, NULL));
     if (kept) dtype = weight_formats_main(kept, engine_config(m->engine));
     return dtype_info(dtype)->name;
 }

@@ -24,6 +24,10 @@ void model_options_table(struct model_options *o, struct option *table);
 /* Do the options make sense, whatever the model and the machine? ERR_INVALID names the one that
  * does not. */
 bool model_options_check(const struct model_options *o, struct error *err) MUST_CHECK;
+/* What --dtype and --kv-dtype say. "auto" is bf16 beside what a file has quantized, and KV_AUTO.
+ * ERR_INVALID names the option. */
+bool model_types_parse(const char *dtype_name, const char *kv_dtype_name, enum dtype *dtype,
+                       enum dtype *kv_dtype, struct error *err) MUST_CHECK;
 
 struct model {
     char id[128];     /* the name clients use */

@@ -10,36 +10,9 @@
 
 #include <cmocka.h>
 
-#include "base/options.h"
+#include "tests/base/option_values.h"
 
-struct values {
-    bool hint, cache;
-    int64_t port, budget;
-    double temperature;
-    const char *model;
-    struct option_list stops;
-};
-
-enum { N_TABLE = 7, MAX_ARGS = 32 };
-
-static struct values defaults(void)
-{
-    return (struct values){.cache = true, .port = 8080, .temperature = 0.8, .model = "none"};
-}
-
-static void make_table(struct values *v, struct option table[N_TABLE])
-{
-    const struct option entries[N_TABLE] = {
-        {"hint", OPTION_FLAG, &v->hint, 0, 0, NULL, "Print a hint."},
-        {"cache", OPTION_FLAG, &v->cache, 0, 0, NULL, "Do not cache."},
-        {"port", OPTION_INT, &v->port, 0, 65535, "N", "Where."},
-        {"memory-budget", OPTION_BYTES, &v->budget, 0, 0, "SIZE", "The most."},
-        {"temperature", OPTION_DOUBLE, &v->temperature, 0, 100, "T", "Heat."},
-        {"model", OPTION_STRING, &v->model, 0, 0, "PATH", "Which."},
-        {"stop", OPTION_LIST, &v->stops, 0, 0, "TEXT", "Where to end."},
-    };
-    memcpy(table, entries, sizeof entries);
-}
+enum { MAX_ARGS = 32 };
 
 /* Parses the NULL-terminated arguments after the program's name and subcommand. -1: help, 0: error,
  * 1: fine. */
@@ -52,8 +25,7 @@ static int parse(struct values *v, struct error *err, ...)
     for (char *a; (a = va_arg(args, char *));) argv[argc++] = a;
     va_end(args);
     struct option table[N_TABLE];
-    *v = defaults();
-    make_table(v, table);
+    values_init(v, table);
     bool help;
     if (!options_parse(table, N_TABLE, argc, argv, 2, NULL, 0, NULL, &help, err)) return 0;
     return help ? -1 : 1;
@@ -162,8 +134,7 @@ static void test_a_list_has_an_end(void **state)
     char *argv[2 + 17];
     struct option table[N_TABLE];
     bool help;
-    v = defaults();
-    make_table(&v, table);
+    values_init(&v, table);
     for (int i = 0; i < 17; i++) argv[2 + i] = "--stop=x";
     assert_true(options_parse(table, N_TABLE, 18, argv, 2, NULL, 0, NULL, &help, &err));
     assert_int_equal(v.stops.n, 16);
@@ -175,13 +146,13 @@ static void test_a_list_has_an_end(void **state)
 static void test_positional_arguments(void **state)
 {
     char *argv[] = {"gptd", "test", "one", "--port", "7", "--", "--two", "three"};
-    struct values v = defaults();
+    struct values v;
     struct option table[N_TABLE];
     const char *positional[3];
     int n;
     bool help;
     struct error err;
-    make_table(&v, table);
+    values_init(&v, table);
     assert_true(options_parse(table, N_TABLE, 8, argv, 2, positional, 3, &n, &help, &err));
     assert_int_equal(n, 3);
     assert_string_equal(positional[0], "one");
@@ -216,10 +187,10 @@ static void test_bytes(void **state)
 
 static void test_help_shows_names_and_defaults(void **state)
 {
-    struct values v = defaults();
+    struct values v;
     struct option table[N_TABLE];
     char text[4096] = "";
-    make_table(&v, table);
+    values_init(&v, table);
     v.budget = 6LL << 30;
     FILE *f = fmemopen(text, sizeof text, "w");
     options_print_help(f, "gptd test [OPTIONS]", "Tests.", table, N_TABLE);

@@ -11,17 +11,9 @@
 
 #include <cmocka.h>
 
-#include "base/options.h"
+#include "tests/base/option_values.h"
 
-struct values {
-    bool hint, cache;
-    int64_t port, budget;
-    double temperature;
-    const char *model;
-    struct option_list stops;
-};
-
-enum { N_TABLE = 7, MAX_ARGS = 16 };
+enum { MAX_ARGS = 16 };
 
 /* Parses the NULL-terminated arguments as main does: files, environment, command line. */
 static bool parse(struct values *v, struct error *err, ...)
@@ -33,16 +25,8 @@ static bool parse(struct values *v, struct error *err, ...)
     va_start(rest, err);
     for (char *a; (a = va_arg(rest, char *));) args[argc++] = a;
     va_end(rest);
-    *v = (struct values){.cache = true, .port = 8080, .temperature = 0.8, .model = "none"};
-    const struct option table[N_TABLE] = {
-        {"hint", OPTION_FLAG, &v->hint, 0, 0, NULL, "Print a hint."},
-        {"cache", OPTION_FLAG, &v->cache, 0, 0, NULL, "Do not cache."},
-        {"port", OPTION_INT, &v->port, 0, 65535, "N", "Where."},
-        {"memory-budget", OPTION_BYTES, &v->budget, 0, 0, "SIZE", "The most."},
-        {"temperature", OPTION_DOUBLE, &v->temperature, 0, 100, "T", "Heat."},
-        {"model", OPTION_STRING, &v->model, 0, 0, "PATH", "Which."},
-        {"stop", OPTION_LIST, &v->stops, 0, 0, "TEXT", "Where to end."},
-    };
+    struct option table[N_TABLE];
+    values_init(v, table);
     struct arena memory;
     bool help;
     arena_init(&memory, 1 << 20);

@@ -1,41 +1,8 @@
 /* libFuzzer: any two texts as config.json and model.safetensors of a Hugging Face directory. The
  * input is the config's length (u32), the config, then the weights. What opens must give all its
  * weights. */
-#include <ftw.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "model/checkpoint.h"
-
-static char dir[32]; /* made by the first input, removed at exit */
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    return remove(path);
-}
-
-static void remove_dir(void) { nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS); }
-
-/* In memory where there is such a place: a disk takes milliseconds an input. */
-static void make_dir(void)
-{
-    strcpy(dir, "/dev/shm/gptd-fuzz-XXXXXX");
-    if (!mkdtemp(dir)) {
-        strcpy(dir, "/tmp/gptd-fuzz-XXXXXX");
-        ASSERT(mkdtemp(dir));
-    }
-    ASSERT(atexit(remove_dir) == 0);
-}
-
-static void write_in_dir(const char *name, const uint8_t *data, size_t size)
-{
-    char path[64];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    ASSERT(f && fwrite(data, 1, size, f) == size && fclose(f) == 0);
-}
+#include "tests/fuzz/scratch.h"
 
 static void read_weights(const struct checkpoint *ck)
 {
@@ -60,12 +27,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     data += sizeof n_config;
     size -= sizeof n_config;
     if (n_config > size) return 0;
-    if (!dir[0]) make_dir();
-    write_in_dir("config.json", data, n_config);
-    write_in_dir("model.safetensors", data + n_config, size - n_config);
+    if (!scratch[0]) scratch_make();
+    scratch_write("config.json", data, n_config);
+    scratch_write("model.safetensors", data + n_config, size - n_config);
     struct checkpoint *ck;
     struct error err;
-    if (!checkpoint_open(dir, &ck, &err)) return 0;
+    if (!checkpoint_open(scratch, &ck, &err)) return 0;
     read_weights(ck);
     checkpoint_close(ck);
     return 0;

@@ -1,14 +1,8 @@
 /* libFuzzer: any bytes as a text file, as JSON lines and as the manifest of token shards. What is
  * taken must hold together: a mask as long as its document, every id the tokenizer's. */
-#include <ftw.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
 #include "model/dataset_internal.h"
 #include "model/token_shards.h"
+#include "tests/fuzz/scratch.h"
 
 /* 'a' to 'z' and an end of text: enough to take some texts and to refuse others. */
 static struct tokenizer *letters(void)
@@ -52,32 +46,6 @@ static bool check_document(void *ctx, enum dataset_split split, const struct doc
     return true;
 }
 
-static char dir[32];
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    return remove(path);
-}
-
-static void remove_dir(void) { nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS); }
-
-/* In memory where there is such a place: a disk takes milliseconds an input. */
-static void make_dir(void)
-{
-    strcpy(dir, "/dev/shm/gptd-fuzz-XXXXXX");
-    if (!mkdtemp(dir)) {
-        strcpy(dir, "/tmp/gptd-fuzz-XXXXXX");
-        ASSERT(mkdtemp(dir));
-    }
-    ASSERT(atexit(remove_dir) == 0);
-}
-
-static void write_file(const char *path, const uint8_t *data, size_t size)
-{
-    FILE *f = fopen(path, "wb");
-    ASSERT(f && fwrite(data, 1, size, f) == size && fclose(f) == 0);
-}
-
 static void read_documents(const char *path, const struct tokenizer *t)
 {
     int64_t n_documents = 0;
@@ -102,13 +70,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct error err;
     if (!t) {
         t = letters();
-        make_dir();
+        scratch_make();
     }
     for (int i = 0; i < 3; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
-        write_file(path, data, size);
+        scratch_write(names[i], data, size);
+        snprintf(path, sizeof path, "%s/%s", scratch, names[i]);
         if (i < 2) read_documents(path, t);
     }
-    if (token_shards_open(dir, false, &shards, &err)) token_shards_close(&shards);
+    if (token_shards_open(scratch, false, &shards, &err)) token_shards_close(&shards);
     return 0;
 }

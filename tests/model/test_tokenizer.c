@@ -14,6 +14,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "model/tokenizer.h"
+#include "tests/model/token_util.h"
 
 static struct tokenizer *open_json(const char *json)
 {
@@ -29,19 +30,6 @@ static void encode(const struct tokenizer *t, const char *text, size_t n, int fl
     struct error err = {0};
     if (!tokenizer_encode(t, text, n, flags, SIZE_MAX, ids, &err)) fail_msg("%s", err.text);
 }
-
-static void assert_ids(const struct tokenizer *t, const char *text, int flags, size_t n,
-                       const int32_t *expected)
-{
-    struct token_ids ids = {0};
-    encode(t, text, strlen(text), flags, &ids);
-    assert_int_equal(ids.n, n);
-    assert_memory_equal(ids.ids, expected, n * sizeof *expected);
-    token_ids_free(&ids);
-}
-#define ASSERT_IDS(t, text, flags, ...)                                                            \
-    assert_ids(t, text, flags, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t),                 \
-               (int32_t[]){__VA_ARGS__})
 
 /* decode(encode(text)) == text, whole and token by token. */
 static void assert_round_trip(const struct tokenizer *t, const char *text, size_t n)

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "model/tokenizer.h"
+#include "tests/model/token_util.h"
 
 /* ---- A directory that lives for one test ---- */
 
@@ -67,21 +68,6 @@ static void assert_refused(const char *dir, enum error_code code, const char *sa
     if (err.code != code || !strstr(err.text, says)) fail_msg("%s; not: %s", err.text, says);
     assert_null(t);
 }
-
-static void assert_ids(const struct tokenizer *t, const char *text, int flags, size_t n,
-                       const int32_t *expected)
-{
-    struct token_ids ids = {0};
-    struct error err = {0};
-    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err))
-        fail_msg("%s", err.text);
-    assert_int_equal(ids.n, n);
-    assert_memory_equal(ids.ids, expected, n * sizeof *expected);
-    token_ids_free(&ids);
-}
-#define ASSERT_IDS(t, text, flags, ...)                                                            \
-    assert_ids(t, text, flags, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t),                 \
-               (int32_t[]){__VA_ARGS__})
 
 /* ---- vocab.json + merges.txt ---- */
 

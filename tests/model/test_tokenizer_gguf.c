@@ -13,6 +13,7 @@
 #include "base/buf.h"
 #include "model/gguf.h"
 #include "model/tokenizer.h"
+#include "tests/model/token_util.h"
 
 /* ---- A GGUF file in memory ---- */
 
@@ -99,21 +100,6 @@ static struct tokenizer *open_written(struct writer *w)
     assert_non_null(t);
     return t;
 }
-
-static void assert_ids(const struct tokenizer *t, const char *text, int flags, size_t n,
-                       const int32_t *expected)
-{
-    struct token_ids ids = {0};
-    struct error err = {0};
-    if (!tokenizer_encode(t, text, strlen(text), flags, 10000, &ids, &err))
-        fail_msg("%s", err.text);
-    assert_int_equal(ids.n, n);
-    assert_memory_equal(ids.ids, expected, n * sizeof *expected);
-    token_ids_free(&ids);
-}
-#define ASSERT_IDS(t, text, flags, ...)                                                            \
-    assert_ids(t, text, flags, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t),                 \
-               (int32_t[]){__VA_ARGS__})
 
 /* ---- SentencePiece ---- */
 

@@ -83,7 +83,9 @@ void http_fixture_open(struct http_fixture *f, const struct http_options *o)
     api_limits_init(&f->api.limits);
     http_metrics_init(f->metrics, f->model.id, "cpu");
     struct process_baseline baseline = {0};
-    if (!http_start(o, &f->api, f->metrics, &baseline, &f->server, &err)) fail_msg("%s", err.text);
+    struct http_options usual;
+    http_fixture_options(&usual);
+    if (!http_start(o ? o : &usual, &f->api, f->metrics, &baseline, &f->server, &err)) fail_msg("%s", err.text);
 }
 
 void http_fixture_close(struct http_fixture *f)

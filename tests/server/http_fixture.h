@@ -27,7 +27,7 @@ struct http_fixture {
 };
 
 void http_fixture_options(struct http_options *o); /* loopback, any port, two threads */
-/* Asserts that everything opens. */
+/* Asserts that everything opens. o NULL: the options above. */
 void http_fixture_open(struct http_fixture *f, const struct http_options *o);
 void http_fixture_close(struct http_fixture *f);
 

@@ -19,9 +19,7 @@ static struct http_fixture fixture;
 
 static int open_fixture(void **state)
 {
-    struct http_options o;
-    http_fixture_options(&o);
-    http_fixture_open(&fixture, &o);
+    http_fixture_open(&fixture, NULL);
     return 0;
 }
 

@@ -29,9 +29,7 @@ static struct http_fixture fixture;
 
 static int open_fixture(void **state)
 {
-    struct http_options o;
-    http_fixture_options(&o);
-    http_fixture_open(&fixture, &o);
+    http_fixture_open(&fixture, NULL);
     return 0;
 }
 
@@ -330,9 +328,7 @@ static void test_a_slow_reader_blocks_nobody(void **state)
 {
     char *expected = expected_short();
     struct http_fixture f;
-    struct http_options o;
-    http_fixture_options(&o);
-    http_fixture_open(&f, &o);
+    http_fixture_open(&f, NULL);
     enum { N = 3 };
     int slow[N], small = 4096;
     /* Connections inherit it: else the kernel would take in the whole replies. */
@@ -480,9 +476,7 @@ static void test_idle_connections_keep_nobody_out(void **state)
 static void test_draining(void **state)
 {
     struct http_fixture f;
-    struct http_options o;
-    http_fixture_options(&o);
-    http_fixture_open(&f, &o);
+    http_fixture_open(&f, NULL);
     int running = http_connect(&f);
     http_post(running, "/v1/completions", "", LONG ", \"stream\": true}");
     char first[16];

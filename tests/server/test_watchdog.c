@@ -107,13 +107,11 @@ static void test_a_stalled_engine(void **state)
 static void test_a_failed_device(void **state)
 {
     struct http_fixture f;
-    struct http_options o;
     struct watchdog *w;
     struct error err;
     _Atomic int failures = 0;
     int manager = open_manager();
-    http_fixture_options(&o);
-    http_fixture_open(&f, &o);
+    http_fixture_open(&f, NULL);
     struct watchdog_options watch = {.api = &f.api, .stall_timeout_s = 300,
                                      .on_device_failure = count, .ctx = &failures};
     assert_true(watchdog_start(&watch, &w, &err));
@@ -143,10 +141,8 @@ static void test_a_failed_device(void **state)
 static void test_an_engine_at_rest_is_not_stalled(void **state)
 {
     struct http_fixture f;
-    struct http_options o;
     double since_s;
-    http_fixture_options(&o);
-    http_fixture_open(&f, &o);
+    http_fixture_open(&f, NULL);
     usleep(10000);
     assert_false(engine_is_stalled(&f.api, 0, &since_s));
     http_fixture_close(&f);
