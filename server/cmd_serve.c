@@ -152,7 +152,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
          "One line a request: its id (X-Request-Id), the key's name, route, status, tokens and "
          "times; never their text. Probes that find all well stay out."},
-        {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL, "Print a curl line to try when ready."},
+        {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL,
+         "Print what to try when ready: a curl line, the web page's address."},
     };
     enum { N_BEFORE = sizeof before / sizeof *before, N_AFTER = sizeof after / sizeof *after };
     memcpy(table, before, sizeof before);
@@ -324,7 +325,7 @@ static void drain(struct http_server *http, struct models *models, struct jobs *
 
 /* ---- Serving ---- */
 
-/* A line for a shell. */
+/* A line for a shell, and the web page's address for a browser. */
 static void print_hint(const struct serve_options *o, const struct api_context *m, const char *url)
 {
     const char *path = listen_unix_path(o->http.host);
@@ -335,6 +336,7 @@ static void print_hint(const struct serve_options *o, const struct api_context *
     printf("/v1/completions -H 'Content-Type: application/json' "
            "-d '{\"model\": \"%s\", \"prompt\": %s, \"max_tokens\": 100}'\n",
            m->model_id, engine_tokenizer(m->engine) ? "\"Once upon a time\"" : "[1, 2, 3]");
+    if (!path) printf("or open %s/ in a browser\n", url);
 }
 
 static void print_ready(const struct serve_options *o, const struct api_context *m, int port)

@@ -91,8 +91,6 @@ export async function* events(response) {
     }
 }
 
-/* ---- What several views ask for ---- */
-
 /* configs/NAME.json. */
 export const presets = ["tiny_char", "small_char", "shakespeare", "tiny", "small", "150M", "200M",
     "250M", "150M_1024", "200M_1024", "250M_1024", "350M_1024", "500M_1024", "750M_1024"];

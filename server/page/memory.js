@@ -1,16 +1,21 @@
 /* The memory view: GET /v1/memory, as numbers, as bars and as an hour's lines. */
 import {json} from "./api.js";
 import {$, amount, bytes, clock, count, el, hint, poll, say, table} from "./dom.js";
-import {Plot, bar} from "./plot.js";
+import {Plot, bar, mark} from "./plot.js";
 
 const WATCH_S = 3, HISTORY_S = 10;
 
 const total = (list, field) => list.reduce((n, each) => n + each[field], 0);
 
-/* Lines of name, bytes and why; what they add up to last. */
+/* Lines of name, bytes, why and colour; what they add up to last. */
 const sum = (rows, [name, n]) => table(
-    rows.map(([what, m, why]) => [el("span", {title: why}, what), amount(m)]),
+    rows.map(([what, m, why, colour]) =>
+        [el("span", {title: why}, mark(colour), what), amount(m)]),
     {foot: [name, amount(n)]});
+
+/* The same with a bar of the rows that have a colour. */
+const bars = (rows, whole, foot) => [bar(rows.filter(([, , , colour]) => colour)
+    .map(([, n, , colour]) => [colour, n]), whole, {height: 18}), sum(rows, foot)];
 
 /* ---- Heads ---- */
 
@@ -59,24 +64,23 @@ function showProcess(p) {
     const {rss_bytes: all, baseline_bytes: before, heap_bytes: heap, file_bytes: code} = p;
     const models = all - before - heap - code - p.unexplained_bytes;
     $("memory-process").replaceChildren(
-        bar([["four", before], ["one", models], ["two", heap], ["three", code]], all, {height: 18}),
-        sum([
-            ["before the first model", before],
-            ["models, as allocated", models, "of it, what was not touched yet is not resident"],
-            ["heap", heap, "tokenizers, connections, requests"],
-            ["code that has run", code, "mapped files"],
+        ...bars([
+            ["before the first model", before, "the program itself", "four"],
+            ["models, as allocated", models, "what was not touched yet is not resident", "one"],
+            ["heap", heap, "tokenizers, connections, requests", "two"],
+            ["code that has run", code, "mapped files", "three"],
             ["unexplained", p.unexplained_bytes,
                 "stacks, malloc's own; negative where allocated memory was not touched yet"],
-        ], ["resident", all]));
+        ], all, ["resident", all]));
 }
 
 function driverCard({name, driver, resident_bytes: models}) {
     const {total_bytes: whole, start_bytes: before, unexplained_bytes: rest} = driver;
     return el("div", {class: "card"}, el("h2", {}, `${name}, as its driver counts`),
-        bar([["four", before], ["one", models], ["two", rest]], whole, {height: 18}),
-        sum([["before the first model", before, "the context, kernels, other programs"],
-            ["models", models], ["unexplained", rest]],
-        [`in use, of ${bytes(whole)}`, whole - driver.free_bytes]));
+        ...bars([
+            ["before the first model", before, "the context, kernels, other programs", "four"],
+            ["models", models, "as planned", "one"], ["unexplained", rest, "in no list", "two"],
+        ], whole, [`in use, of ${bytes(whole)}`, whole - driver.free_bytes]));
 }
 
 function jobCard(job) {

@@ -31,10 +31,7 @@ function part(name, it, bounded) {
 const folded = (title, content) => el("details", {}, el("summary", {}, title), content);
 
 const alternatives = (list) => folded(`Other ways to train it (${list.length})`, table(
-    list.map(({options: o, total_bytes: n, slowdown}) => [
-        `${o.micro_batch_size} at a time, recompute ${o.recompute}, moments ${o.moments}, `
-        + `master ${o.master}, gradients ${o.gradients}, loss_rows ${o.loss_rows}`,
-        amount(n), `x ${slowdown.toFixed(2)}`]),
+    list.map((it) => [words(it.options), amount(it.total_bytes), `x ${it.slowdown.toFixed(2)}`]),
     {head: ["settings", "takes", "its time"]}));
 
 const cards = (gpus) => folded(

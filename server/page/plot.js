@@ -98,8 +98,6 @@ export class Plot {
     }
 
     tell(x) {
-        const mark = (colour) => svg("svg", {viewBox: "0 0 8 8", "aria-hidden": "true"},
-            svg("rect", {width: 8, height: 8, rx: 2, class: colour}));
         const entries = this.lines.map(({name, points}, i) => points.length > 0
             && el("li", {}, mark(COLOURS[i]), `${name} ${this.words.y(pointAt(points, x)[1])}`));
         const where = this.empty ? "\u00a0" : this.words.at(Math.min(x, this.x1));
@@ -116,6 +114,10 @@ export class Plot {
         return this.tell(inside);
     }
 }
+
+/* What a colour stands for. */
+export const mark = (colour) => svg("svg", {class: "mark", viewBox: "0 0 8 8", "aria-hidden": true},
+    colour && svg("rect", {width: 8, height: 8, rx: 2, class: colour}));
 
 /* A bar of parts beside each other, [class, size] each, on a track, of `whole` in all; a tick at
  * `peak`. The numbers stand beside it. */
