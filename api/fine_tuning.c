@@ -3,13 +3,11 @@
 #include "api/fine_tuning.h"
 
 #include <cjson/cJSON.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "api/params.h"
 #include "base/json.h"
-#include "base/options.h"
 #include "model/train_config.h"
 
 enum { MAX_SUFFIX = 64, MAX_METADATA = 16, MAX_EPOCHS = 1000000 };

@@ -22,7 +22,8 @@ enum {
 
 /* ---- the answer ------------------------------------------------------------------------------ */
 
-void memory_plan_render_components(const struct memory_plan *m, struct buf *out)
+/* {"weights": 1, ...}: components that have bytes. */
+static void render_components(const struct memory_plan *m, struct buf *out)
 {
     const char *comma = "";
     buf_putc(out, '{');
@@ -35,7 +36,8 @@ void memory_plan_render_components(const struct memory_plan *m, struct buf *out)
     buf_putc(out, '}');
 }
 
-void memory_plan_render_training(const struct train_config *config, struct buf *out)
+/* {"batch_size": 32, ...}: the keys of a config that say how a plan trains. */
+static void render_training_keys(const struct train_config *config, struct buf *out)
 {
     static const char *const shown[] = {
         "batch_size", "grad_accum_steps", "micro_batch_size", "sequence_length", "loss_rows",
@@ -60,7 +62,7 @@ void memory_plan_render_training(const struct train_config *config, struct buf *
 static void render_memory(const struct memory_plan *m, struct buf *out)
 {
     buf_puts(out, "\"components\":");
-    memory_plan_render_components(m, out);
+    render_components(m, out);
     buf_printf(out, ",\"total_bytes\":%" PRId64 ",\"device_bytes\":%" PRId64 ",\"host_bytes\":%"
                PRId64, m->total_bytes, m->device_bytes, m->host_bytes);
 }
@@ -70,7 +72,7 @@ static void render_choice(const struct train_choice *choice, struct buf *out)
     buf_putc(out, '{');
     render_memory(&choice->memory, out);
     buf_puts(out, ",\"options\":");
-    memory_plan_render_training(&choice->config, out);
+    render_training_keys(&choice->config, out);
     buf_puts(out, ",\"estimated_step_seconds\":");
     json_out_double(out, choice->seconds);
     buf_puts(out, ",\"estimated_tokens_per_s\":");

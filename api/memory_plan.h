@@ -10,10 +10,6 @@ struct param;
 /* The object. cards: NULL, or [n_gpus] (fit_cards). */
 void memory_plan_render(const struct plan_case *c, const struct fit_answer *a,
                         const struct fit_card *cards, struct buf *out);
-/* {"batch_size": 32, ...}: the keys of a config that say how a plan trains. */
-void memory_plan_render_training(const struct train_config *config, struct buf *out);
-/* {"weights": 1, ...}: components that have bytes. */
-void memory_plan_render_components(const struct memory_plan *m, struct buf *out);
 
 /* The body. `configs_dir`: where presets are. "model" is configs/NAME or the id of a model that
  * is served. */

@@ -4,7 +4,6 @@
 
 #include "api/api.h"
 #include "api/fine_tuning.h"
-#include "api/json_out.h"
 #include "api/memory_plan.h"
 #include "api/request.h"
 #include "api/tokenize.h"

@@ -69,14 +69,6 @@ void buf_printf(struct buf *b, const char *fmt, ...)
     b->len += (size_t)n;
 }
 
-void buf_consume(struct buf *b, size_t n)
-{
-    ASSERT(n <= b->len);
-    if (n == 0) return;
-    b->len -= n;
-    memmove(b->data, b->data + n, b->len + 1);
-}
-
 bool buf_check(const struct buf *b, const char *what, struct error *err)
 {
     if (!b->failed) return true;

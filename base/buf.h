@@ -26,7 +26,6 @@ void buf_append(struct buf *b, const void *bytes, size_t n);
 void buf_puts(struct buf *b, const char *s);
 void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) PRINTF_LIKE(2, 3);
-void buf_consume(struct buf *b, size_t n); /* drops the first n bytes */
 /* ERR_TOO_LARGE or ERR_MEMORY, with `what` in the text, when an append failed. */
 bool buf_check(const struct buf *b, const char *what, struct error *err) MUST_CHECK;
 /* The contents (malloc'd, NUL-terminated, never NULL unless failed); the buffer is empty after. */

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "model/checkpoint_internal.h"
 
 enum { SHAPE_BYTES = 128 };

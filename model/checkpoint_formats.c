@@ -1,7 +1,6 @@
 /* In which types a checkpoint's matrices lie: see checkpoint.h. */
 #include <stdlib.h>
 
-#include "base/checked.h"
 #include "model/checkpoint_internal.h"
 
 static bool is_quantized(const struct weight *w)

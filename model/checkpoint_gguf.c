@@ -1,6 +1,5 @@
 /* GGUF files as checkpoints: the config from the metadata, names and layouts of the tensors. */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 

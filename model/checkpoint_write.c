@@ -47,7 +47,8 @@ static bool copy_file(const char *from_dir, const char *dir, const char *name, s
     return ok;
 }
 
-bool checkpoint_write_generation(const char *dir, const struct tokenizer *t, struct error *err)
+/* generation_config.json with the tokenizer's markers. */
+static bool write_generation(const char *dir, const struct tokenizer *t, struct error *err)
 {
     char path[CHECKPOINT_PATH_MAX];
     int32_t stops[MAX_STOPS];
@@ -87,7 +88,7 @@ static bool export_gguf(const char *path, const char *dir, struct tokenizer **t,
     if (!*t) return true;
     return write_export(*t, dir, "tokenizer.json", tokenizer_export_json, err) &&
            write_export(*t, dir, "tokenizer_config.json", tokenizer_export_config, err) &&
-           checkpoint_write_generation(dir, *t, err);
+           write_generation(dir, *t, err);
 }
 
 static bool copy_directory(const char *from, const char *dir, struct tokenizer **t,
@@ -105,7 +106,7 @@ static bool copy_directory(const char *from, const char *dir, struct tokenizer *
     bool ok = true, apart = strcmp(from, dir) != 0;
     for (size_t i = 0; i < sizeof files / sizeof *files && ok && apart; i++)
         ok = copy_file(from, dir, files[i], err);
-    if (ok && *t && !file_exists(generation)) ok = checkpoint_write_generation(dir, *t, err);
+    if (ok && *t && !file_exists(generation)) ok = write_generation(dir, *t, err);
     return ok;
 }
 

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "model/dtype_write.h"
 #include "model/gguf_write.h"
 #include "model/hf_config_write.h"

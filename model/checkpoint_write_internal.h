@@ -7,10 +7,6 @@
 bool checkpoint_write_source(const struct weight_source *source, enum dtype dtype, const char *dir,
                              struct error *err) MUST_CHECK;
 
-struct tokenizer;
-/* generation_config.json with the tokenizer's markers. */
-bool checkpoint_write_generation(const char *dir, const struct tokenizer *t, struct error *err)
-    MUST_CHECK;
 /* Puts the markers' ids (-1: none) into the directory's config.json, if it has one and they
  * differ. */
 bool checkpoint_write_markers(const char *dir, int32_t bos, int32_t eos, struct error *err)

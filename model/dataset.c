@@ -9,7 +9,6 @@
 #include "model/dataset_order.h"
 #include "model/sha256.h"
 #include "model/token_shards.h"
-#include "model/token_shards_internal.h"
 
 enum { N_SPLITS = N_DATASET_SPLITS };
 

@@ -1,5 +1,4 @@
 /* Finds and opens the files of a data set: see dataset_internal.h. */
-#include <errno.h>
 #include <glob.h>
 #include <stdlib.h>
 #include <string.h>

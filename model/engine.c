@@ -16,7 +16,6 @@
  * on nothing but seed, choice and position. So none of these decisions can change a reply. */
 #include "model/engine.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"

@@ -6,23 +6,25 @@
 #include "base/clock.h"
 #include "model/engine_internal.h"
 
-/* The last sampled token is never fed back, so its key and value are never computed. */
-int32_t engine_choice_pages(const struct engine_params *p)
+/* That one choice may need at most. The last sampled token is never fed back, so its key and value
+ * are never computed. */
+static int32_t choice_pages(const struct engine_params *p)
 {
     int64_t computed = (int64_t)p->n_prompt + max_i64(p->max_tokens - 1, 0);
     return (int32_t)ceil_div(computed, KV_PAGE_TOKENS);
 }
 
-/* The prompt's last token is left to every choice: its logits are what it starts from. */
-int32_t engine_shared_pages(const struct engine_params *p)
+/* Those of the prompt that all choices share. Its last token is left to every choice: its logits are
+ * what it starts from. */
+static int32_t shared_pages(const struct engine_params *p)
 {
     return (p->n_prompt - 1) / KV_PAGE_TOKENS;
 }
 
 int64_t engine_request_pages(const struct engine_params *p)
 {
-    int64_t pages = engine_choice_pages(p);
-    return pages + (p->n - 1) * (pages - engine_shared_pages(p));
+    int64_t pages = choice_pages(p);
+    return pages + (p->n - 1) * (pages - shared_pages(p));
 }
 
 /* ---- Ends ---- */
@@ -149,9 +151,9 @@ static bool admit_request(struct engine *e, struct engine_request *r)
     }
     first->n_offered = first->n_pages;
     first->n_computed = first->n_pages * KV_PAGE_TOKENS;
-    first->n_reserved = engine_choice_pages(p) - first->n_pages;
+    first->n_reserved = choice_pages(p) - first->n_pages;
     for (int32_t i = 1; i < p->n; i++)
-        start_choice(e, r, i)->n_reserved = engine_choice_pages(p) - engine_shared_pages(p);
+        start_choice(e, r, i)->n_reserved = choice_pages(p) - shared_pages(p);
     r->n_cached = first->n_computed;
     return true;
 }
@@ -173,7 +175,7 @@ void engine_admit(struct engine *e)
 
 void engine_fork(struct engine *e, struct seq *first)
 {
-    int32_t shared = engine_shared_pages(&first->request->params);
+    int32_t shared = shared_pages(&first->request->params);
     for (int32_t i = 0; i < e->n_active; i++) {
         struct seq *s = &e->seqs[e->active[i]];
         if (s->request != first->request || !s->waits_for_fork) continue;

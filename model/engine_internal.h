@@ -117,10 +117,8 @@ void engine_deliver(struct engine *e);
 void engine_fail(struct engine *e, const struct error *why);
 
 /* engine_admit.c */
-/* Pages that one choice may need at most, and those of its prompt that all choices share. */
-int32_t engine_choice_pages(const struct engine_params *p);
-int32_t engine_shared_pages(const struct engine_params *p);
-int64_t engine_request_pages(const struct engine_params *p); /* all choices */
+/* Pages that all choices may need at most. */
+int64_t engine_request_pages(const struct engine_params *p);
 /* Ends what was canceled, is past its deadline, or cannot go on. */
 void engine_end_expired(struct engine *e, bool closing);
 void engine_admit(struct engine *e);

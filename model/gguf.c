@@ -377,14 +377,6 @@ const struct gguf_value *gguf_find(const struct gguf *g, const char *key)
     return NULL;
 }
 
-const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name)
-{
-    size_t len = strlen(name);
-    for (size_t i = 0; i < g->n_tensors; i++)
-        if (string_is(&g->tensors[i].name, name, len)) return &g->tensors[i];
-    return NULL;
-}
-
 static bool load_i64(enum gguf_type type, const uint8_t *p, int64_t *out)
 {
     union { uint8_t u8; int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32;

@@ -51,7 +51,6 @@ bool gguf_open_bytes(const uint8_t *data, size_t size, const char *path, struct 
 void gguf_close(struct gguf *g); /* NULL-safe */
 
 const struct gguf_value *gguf_find(const struct gguf *g, const char *key); /* NULL: absent */
-const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name);
 
 /* Typed readers: false when the value is absent (NULL) or of another kind or out of range. */
 bool gguf_get_i64(const struct gguf_value *v, int64_t *out); /* any integer type */

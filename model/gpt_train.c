@@ -13,16 +13,6 @@ const char *recompute_name(enum recompute r)
     return names[r];
 }
 
-bool recompute_parse(const char *name, enum recompute *out)
-{
-    for (int r = RECOMPUTE_NONE; r <= RECOMPUTE_BLOCK; r++) {
-        if (strcmp(name, recompute_name((enum recompute)r)) != 0) continue;
-        *out = (enum recompute)r;
-        return true;
-    }
-    return false;
-}
-
 /* ---- layout ---- */
 
 int64_t gpt_train_pages(const struct gpt_train_options *o)

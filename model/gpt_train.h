@@ -19,7 +19,6 @@
 enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_BLOCK };
 
 const char *recompute_name(enum recompute r); /* "none" "selective" "block" */
-bool recompute_parse(const char *name, enum recompute *out);
 
 struct gpt_train_options {
     int64_t max_rows;     /* R of a micro-batch */

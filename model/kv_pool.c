@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "base/checked.h"
 #include "base/error.h"
 #include "model/device.h"
 
@@ -302,14 +301,6 @@ int32_t kv_pool_publish(struct kv_pool *p, uint64_t salt, int32_t parent, const 
     if (equal != NONE) return equal;
     index_add(p, page, hash, salt, parent, tokens);
     return page;
-}
-
-void kv_pool_clear_index(struct kv_pool *p)
-{
-    while (p->oldest_leaf != NONE) forget(p, p->oldest_leaf);
-    /* What is left is active, and so is all that it descends from. */
-    memset(p->buckets, 0xFF, (p->bucket_mask + 1) * sizeof *p->buckets);
-    for (int32_t i = 0; i < p->n_pages; i++) p->pages[i].indexed = false;
 }
 
 /* ---- Invariants ---- */

@@ -62,5 +62,3 @@ int32_t kv_pool_match(struct kv_pool *p, uint64_t salt, const int32_t *tokens, i
  * stays unindexed, returns page. */
 int32_t kv_pool_publish(struct kv_pool *p, uint64_t salt, int32_t parent, const int32_t tokens[],
                         int32_t page);
-/* Forgets all indexed pages that nobody references; active ones leave the index. */
-void kv_pool_clear_index(struct kv_pool *p);

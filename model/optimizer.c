@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "base/checked.h"
 
 /* Below this, 8-bit moments save nothing worth their noise. */
 enum { Q8_MIN_ELEMENTS = 4096 };

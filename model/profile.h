@@ -16,8 +16,3 @@
  * table to `to` and closes `inner` too. On failure `inner` is as it was. */
 bool profile_open(struct device *inner, FILE *to, struct device **out, struct error *err)
     MUST_CHECK;
-/* The table so far: the dearest first. Of the limit: the least time that an operation's products
- * and bytes would take at the measured rates, the longer of the two, over what it took.
- * Bytes are held to reading memory that no cache holds; what lies in a cache moves
- * faster, so small models may pass 100 %. */
-void profile_print(const struct device *profile, FILE *to);

@@ -2,28 +2,8 @@
 #include "model/schedule.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/checked.h"
-
-static const char *const names[] = {"cosine", "linear", "constant", "wsd"};
-enum { N_SCHEDULES = sizeof names / sizeof *names };
-
-const char *lr_schedule_name(enum lr_schedule s)
-{
-    ASSERT((unsigned)s < N_SCHEDULES);
-    return names[s];
-}
-
-bool lr_schedule_parse(const char *name, enum lr_schedule *out)
-{
-    for (int i = 0; i < N_SCHEDULES; i++) {
-        if (strcmp(name, names[i]) != 0) continue;
-        *out = (enum lr_schedule)i;
-        return true;
-    }
-    return false;
-}
 
 int64_t schedule_steps(double steps_or_fraction, int64_t max_iters)
 {

@@ -13,9 +13,6 @@ enum lr_schedule {
                     as 1 - sqrt (Haegele et al. 2024) */
 };
 
-const char *lr_schedule_name(enum lr_schedule s); /* "cosine" "linear" "constant" "wsd" */
-bool lr_schedule_parse(const char *name, enum lr_schedule *out);
-
 struct schedule {
     enum lr_schedule kind;
     double learning_rate, min_lr;

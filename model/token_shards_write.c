@@ -2,10 +2,8 @@
  * a full one is written, whole, before the next begins. */
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "base/json.h"
 #include "model/checkpoint_write.h"
 #include "model/dataset_internal.h"

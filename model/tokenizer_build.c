@@ -435,7 +435,8 @@ static void usual_stops(struct tokenizer *t)
         builder_stop(t, text_map_get(&t->specials, names[i], strlen(names[i])));
 }
 
-void tokenizer_describe(struct tokenizer *t)
+/* Writes description from kind, steps and n_tokens. */
+static void describe(struct tokenizer *t)
 {
     static const char *const kinds[] = {"byte-level BPE", "SentencePiece BPE", "characters"};
     const char *family = pretokenize_family(t);
@@ -453,7 +454,7 @@ bool builder_finish(struct builder *b, struct tokenizer **out)
     if (!index_pieces(b, n_pieces) || !index_added(b)) return false;
     bound_token_bytes(t);
     usual_stops(t);
-    tokenizer_describe(t);
+    describe(t);
     *out = t;
     b->t = NULL;
     return true;

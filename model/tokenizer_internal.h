@@ -293,8 +293,6 @@ bool builder_added(struct builder *b, int64_t id, const char *content, size_t n,
 bool builder_finish(struct builder *b, struct tokenizer **out) MUST_CHECK;
 bool builder_normalizer(struct builder *b, enum normalizer_op op, const char *from, size_t n_from,
                         const char *to, size_t n_to) MUST_CHECK;
-/* Writes description from kind, steps and n_tokens. */
-void tokenizer_describe(struct tokenizer *t);
 void builder_stop(struct tokenizer *t, int32_t id); /* id < 0 or known already: nothing */
 
 /* byte_of[c]: the byte that character c stands for in byte-level vocabularies, or -1. */

@@ -1,7 +1,6 @@
 /* tokenizer.json and tokenizer_config.json: see tokenizer_write.h. */
 #include "model/tokenizer_write.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"

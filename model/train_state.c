@@ -1,7 +1,6 @@
 /* A checkpoint's training state: see train_state.h. (The directory: train_state_dir.c.) */
 #include "model/train_state.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/checked.h"
 #include "scripts/bench_kernels.h"
 
 /* MAX_ROWS: what the workspace has room for */

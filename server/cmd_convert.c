@@ -1,7 +1,6 @@
 /* `gptd convert`: any model that gptd reads, as a Hugging Face directory or as a GGUF file. Weights
  * stream from file to file: memory does not grow with the model. */
 #include <dirent.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "api/json_out.h"
-#include "base/file.h"
 #include "model/checkpoint_write.h"
 #include "model/file_write.h"
 #include "model/token_shards.h"

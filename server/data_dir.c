@@ -13,7 +13,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/file.h"
 #include "model/file_write.h"
 
 enum { ID_CHARACTERS = 24, TIME_CHARACTERS = 9, TREE_DESCRIPTORS = 8 };

@@ -1,5 +1,4 @@
 /* Which jobs may start: those whose plans fit beside what is resident. See jobs_internal.h. */
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -29,7 +28,8 @@ static void sum_running(const struct jobs *j, int64_t *reserved, int64_t *reside
     }
 }
 
-int64_t jobs_room_ever(struct jobs *j)
+/* What training could have if no job ran. With the mutex held. */
+static int64_t room_ever(struct jobs *j)
 {
     int64_t reserved, resident, machine = process_memory_available("");
     if (j->options.memory > 0) return j->options.memory;
@@ -103,7 +103,7 @@ bool job_check_room(struct jobs *j, const struct ft_job *job, const char *traini
     struct job_need need;
     struct error why;
     pthread_mutex_lock(&j->mutex);
-    int64_t room = jobs_room_ever(j);
+    int64_t room = room_ever(j);
     pthread_mutex_unlock(&j->mutex);
     bool planned = job_plan(job, &files, j->options.threads, room, &need, &why);
     *n_characters = files.n_characters;

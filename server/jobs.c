@@ -3,7 +3,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +14,6 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "model/config.h"
 #include "model/train_config.h"
 #include "server/jobs_internal.h"
 

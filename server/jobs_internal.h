@@ -59,8 +59,6 @@ void job_stop(struct job *job, int64_t patience_s);
 
 /* May the job start now? Then its need is reserved; else its queued_reason says why not. */
 bool job_admit(struct jobs *j, struct job *job);
-/* What training could have if no job ran. */
-int64_t jobs_room_ever(struct jobs *j);
 
 /* Without the mutex: */
 /* ERR_NO_ROOM when the job cannot start however long it waits; ERR_INVALID and ERR_UNSUPPORTED for

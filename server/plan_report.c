@@ -19,7 +19,8 @@ static const char *word(const struct train_config *c, const char *name)
     return train_key_word(key, c);
 }
 
-void plan_report_options(const struct train_config *c, struct buf *out)
+/* "bf16, micro-batches of 8 x 256 tokens, recompute block, moments q8, ..." */
+static void print_options(const struct train_config *c, struct buf *out)
 {
     buf_printf(out, "%s, %" PRId64 " x %" PRId64 " tokens at a time, recompute %s, moments %s, ",
                word(c, "dtype"), c->micro_batch_size, c->sequence_length, word(c, "recompute"),
@@ -63,7 +64,7 @@ static void print_estimate(const struct train_choice *choice, const char *source
 static void print_basis(const struct plan_case *c, const struct fit_answer *a, struct buf *out)
 {
     buf_printf(out, "%-*s", NAME_WIDTH, "training");
-    plan_report_options(&a->training.config, out);
+    print_options(&a->training.config, out);
     buf_printf(out, ";\n%-*sbatch %" PRId64 " x %" PRId64 "; the text to learn from comes on "
                "top\n%-*s", NAME_WIDTH, "", a->training.config.batch_size,
                a->training.config.grad_accum_steps, NAME_WIDTH, "");
@@ -147,7 +148,7 @@ static void print_alternatives(const struct fit_answer *a, struct buf *out)
         const struct train_choice *choice = &a->alternatives[i];
         format_grouped_right(out, choice->memory.total_bytes, NUMBER_WIDTH);
         buf_printf(out, "  time x %.2f  ", choice->seconds / a->training.seconds);
-        plan_report_options(&choice->config, out);
+        print_options(&choice->config, out);
         buf_putc(out, '\n');
     }
 }
@@ -163,7 +164,7 @@ void plan_report_shortfall(const struct plan_case *c, const struct fit_answer *a
                m == &a->training.memory ? training : generation, c->question.budget);
     if (m == &a->training.memory && a->n_alternatives > 0) {
         buf_puts(out, "; what would fit: ");
-        plan_report_options(&a->alternatives[0].config, out);
+        print_options(&a->alternatives[0].config, out);
     }
 }
 
@@ -328,7 +329,7 @@ bool plan_report_choices(const struct plan_case *c, struct buf *out, struct erro
         format_grouped_right(out, choice->memory.total_bytes, NUMBER_WIDTH);
         buf_printf(out, "  %8.4g s  %8.3g FLOP  %8.3g bytes moved  ", choice->seconds,
                    choice->flops, choice->bytes);
-        plan_report_options(&choice->config, out);
+        print_options(&choice->config, out);
         buf_puts(out, i < found.n_fit ? "\n" : " (does not fit)\n");
     }
     train_search_free(&found);

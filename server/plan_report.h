@@ -13,7 +13,5 @@ bool plan_report_pieces(const struct plan_case *c, const struct fit_answer *a, s
                         struct error *err) MUST_CHECK;
 /* The search's own list: the plans that fit by time, then those that nearly do. */
 bool plan_report_choices(const struct plan_case *c, struct buf *out, struct error *err) MUST_CHECK;
-/* "bf16, micro-batches of 8 x 256 tokens, recompute block, moments q8, ..." */
-void plan_report_options(const struct train_config *c, struct buf *out);
 /* One sentence on what is missing: for stderr. */
 void plan_report_shortfall(const struct plan_case *c, const struct fit_answer *a, struct buf *out);

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/file.h"
 #include "server/request.h"
 
 _Static_assert(sizeof((struct api_available *)0)->path == DATA_PATH_MAX, "a path of a job's");

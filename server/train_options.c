@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model/config.h"
 
 enum { NAME_MAX_BYTES = 100 };
 

@@ -1,7 +1,6 @@
 /* Answers that take their time - a sync of the disk, a model to load - on threads of their own,
  * while the connection sleeps: the HTTP threads have other connections to serve. */
 #include <microhttpd.h>
-#include <stdlib.h>
 
 #include "server/request.h"
 

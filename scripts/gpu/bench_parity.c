@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/checked.h"
 #include "cpu/cpu.h"
 #include "model/trainer_internal.h"
 #include "scripts/gpu/bench.h"

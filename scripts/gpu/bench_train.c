@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "model/trainer_internal.h"
 #include "scripts/gpu/bench.h"
 

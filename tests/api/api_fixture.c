@@ -12,7 +12,6 @@
 
 #include "base/json.h"
 #include "base/utf8.h"
-#include "cpu/cpu.h"
 
 static void must(bool ok, const struct error *err)
 {

@@ -4,7 +4,6 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -12,7 +11,6 @@
 #include "api/files.h"
 #include "api/fine_tuning.h"
 #include "api/params.h"
-#include "base/json.h"
 #include "model/train_config.h"
 
 static bool parse(const char *body, struct ft_request *out, struct arena *arena, struct error *err)

@@ -102,20 +102,6 @@ static void test_huge_appends_do_not_wrap_around(void **state)
     buf_free(&b);
 }
 
-static void test_consume_drops_the_front(void **state)
-{
-    struct buf b;
-    buf_init(&b, 100);
-    buf_consume(&b, 0); /* nothing of nothing */
-    buf_puts(&b, "hello world");
-    buf_consume(&b, 6);
-    assert_string_equal(b.data, "world");
-    buf_consume(&b, 5);
-    assert_int_equal(b.len, 0);
-    assert_string_equal(b.data, "");
-    buf_free(&b);
-}
-
 static void test_take_hands_the_bytes_over(void **state)
 {
     struct buf b;
@@ -143,7 +129,6 @@ int main(void)
         cmocka_unit_test(test_no_memory_is_said),
         cmocka_unit_test(test_printf_past_the_limit_fails),
         cmocka_unit_test(test_huge_appends_do_not_wrap_around),
-        cmocka_unit_test(test_consume_drops_the_front),
         cmocka_unit_test(test_take_hands_the_bytes_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

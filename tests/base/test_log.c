@@ -1,5 +1,4 @@
 /* Tests of base/log.c: stderr is a file meanwhile. */
-#include <fcntl.h>
 #include <pthread.h>
 #include <regex.h>
 #include <setjmp.h>

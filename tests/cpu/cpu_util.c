@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-#include "base/checked.h"
 #include "model/sampler.h"
 
 void *device_bytes(int64_t bytes)

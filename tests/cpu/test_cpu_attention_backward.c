@@ -10,7 +10,6 @@
 
 #include <cmocka.h>
 
-#include "base/checked.h"
 #include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"
 

@@ -11,7 +11,6 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
-#include "cpu/cpu_train.h"
 #include "model/sampler.h"
 #include "tests/cpu/amx_emulator.h"
 #include "tests/cpu/cpu_util.h"

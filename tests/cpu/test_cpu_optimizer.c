@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
-#include "cpu/cpu_train.h"
 #include "tests/cpu/cpu_util.h"
 
 /* What a step is done on. */

@@ -1,7 +1,6 @@
 /* Fuzzes the tokenizer: bytes up to the first NUL are a tokenizer.json (or the whole input is a
  * GGUF file), bytes after it are text. Nothing may crash, hang or read out of bounds; what
  * encodes must decode. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"

@@ -1,6 +1,5 @@
 /* Quantized matrices of a GGUF file as they are: which types the rows have, the blocks in the order
  * that the model wants, and a whole model of many types against the same file widened to f32. */
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,7 +1,6 @@
 /* Directories that gptd writes: every weight of every golden model comes back to the bit, through
  * zero biases and transposition; what is cut short, changed or missing is named; a failure leaves
  * no file. */
-#include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,7 +19,6 @@
 #include "model/checkpoint_write.h"
 #include "model/device_train.h"
 #include "model/file_write.h"
-#include "model/hf_config_write.h"
 #include "tests/model/checkpoint_util.h"
 #include "tests/model/model_runner.h"
 

@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
-#include "base/file.h"
 #include "model/gpt_train.h"
 #include "model/sampler.h"
 #include "tests/cpu/amx_emulator.h"

@@ -7,10 +7,8 @@
 
 #include <cmocka.h>
 
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "cpu/cpu.h"
 #include "cuda/cuda_sizes.h"
 #include "model/serve_search.h"

@@ -18,21 +18,6 @@ static struct schedule make(enum lr_schedule kind)
                              .max_iters = 1000, .warmup_iters = 100, .decay_iters = 200};
 }
 
-static void test_names(void **state)
-{
-    static const char *const names[] = {"cosine", "linear", "constant", "wsd"};
-    for (int i = 0; i < 4; i++) {
-        enum lr_schedule s;
-        assert_string_equal(lr_schedule_name((enum lr_schedule)i), names[i]);
-        assert_true(lr_schedule_parse(names[i], &s));
-        assert_int_equal(s, i);
-    }
-    enum lr_schedule s = LR_WSD;
-    assert_false(lr_schedule_parse("cosin", &s));
-    assert_false(lr_schedule_parse("", &s));
-    assert_int_equal(s, LR_WSD);
-}
-
 static void test_steps_or_a_fraction(void **state)
 {
     assert_int_equal(schedule_steps(0, 1000), 0);
@@ -102,10 +87,13 @@ static void test_nothing_but_warm_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),     cmocka_unit_test(test_steps_or_a_fraction),
-        cmocka_unit_test(test_warm_up),   cmocka_unit_test(test_cosine),
-        cmocka_unit_test(test_linear),    cmocka_unit_test(test_constant),
-        cmocka_unit_test(test_wsd),       cmocka_unit_test(test_nothing_but_warm_up),
+        cmocka_unit_test(test_steps_or_a_fraction),
+        cmocka_unit_test(test_warm_up),
+        cmocka_unit_test(test_cosine),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_constant),
+        cmocka_unit_test(test_wsd),
+        cmocka_unit_test(test_nothing_but_warm_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,12 +4,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-#include "base/buf.h"
 #include "model/tokenizer.h"
 
 #define MODEL(members) "{\"model\": {\"type\": \"BPE\", " members "}}"

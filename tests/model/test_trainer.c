@@ -11,7 +11,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "model/checkpoint_write.h"
 #include "tests/model/count_allocs.h"

@@ -12,7 +12,6 @@
 
 #include <cmocka.h>
 
-#include "base/clock.h"
 #include "base/file.h"
 #include "server/job_process.h"
 #include "server/job_store.h"
