@@ -13,15 +13,15 @@ export function setKey(value) {
 }
 
 export class ApiError extends Error {
-    constructor(status, text) {
+    /* retry_s: before that nothing will have changed */
+    constructor(text, retry_s = 0) {
         super(text);
-        this.status = status;
+        this.retry_s = retry_s;
     }
 }
 
 function inWords(status, text) {
-    if (status === 401 && key()) return `The server refuses this key: ${text}.`;
-    if (status === 401) return `The server wants a key: ${text}.`;
+    if (status === 401) return `The server ${key() ? "refuses this" : "wants a"} key: ${text}.`;
     if (status === 403) return `Not allowed: ${text}.`;
     return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.?!]$/.test(text) ? "" : "."}`;
 }
@@ -31,8 +31,10 @@ async function failure(response) {
     try {
         text = (await response.json()).error.message;
     } catch { /* not from gptd itself: a proxy, perhaps */ }
-    if (response.status === 401) document.dispatchEvent(new CustomEvent("wanted"));
-    return new ApiError(response.status, inWords(response.status, text));
+    const wanted = response.status === 401;
+    if (wanted) document.dispatchEvent(new CustomEvent("wanted"));
+    return new ApiError(inWords(response.status, text),
+        wanted ? Infinity : Number(response.headers.get("Retry-After")));
 }
 
 /* The response of a request that succeeded. `body`: an object for JSON, or a FormData. */
@@ -50,7 +52,7 @@ export async function request(path, {method, body, signal} = {}) {
         });
     } catch (error) {
         if (error.name === "AbortError") throw error;
-        throw new ApiError(0, "The server does not answer. Does it still run?");
+        throw new ApiError("The server does not answer. Does it still run?");
     }
     if (!response.ok) throw await failure(response);
     return response;
@@ -60,7 +62,7 @@ export const json = async (path, options) => (await request(path, options)).json
 
 function brokenOff(error) {
     throw error?.name === "AbortError" ? error
-        : new ApiError(0, "The server broke off in the middle.");
+        : new ApiError("The server broke off in the middle.");
 }
 
 /* The objects of a stream of events, in whatever pieces it comes: a piece may end within a line, or
@@ -81,7 +83,7 @@ export async function* events(response) {
                 data = [];
                 if (text === "[DONE]") return;
                 const event = JSON.parse(text);
-                if (event.error) throw new ApiError(0, inWords(0, event.error.message));
+                if (event.error) throw new ApiError(inWords(0, event.error.message));
                 yield event;
             }
             if (done) brokenOff();

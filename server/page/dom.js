@@ -40,9 +40,7 @@ export const amount = (n, props = {}) =>
 export function duration(s) {
     if (s < 1) return `${Math.round(s * 1000)} ms`;
     if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
-    const minutes = Math.round(s / 60);
-    if (minutes < 60) return `${minutes} min`;
-    return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+    return s < 3600 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
 }
 
 const local = (unix_s, how) => new Date(unix_s * 1000).toLocaleString([], how);
@@ -88,10 +86,25 @@ export function options(select, pairs) {
 /* A field's number; undefined for an empty one: the server's own value. */
 export const number = (input) => input.value.trim() === "" ? undefined : Number(input.value);
 
-/* Calls `look` now and every so often while the view is the one that is seen. */
-export function poll(view, seconds, look) {
-    const due = () => { if (!view.hidden && !document.hidden) look(); };
-    setInterval(due, seconds * 1000);
-    document.addEventListener("visibilitychange", due);
+/* Looks now and every so often while the view is the one that is seen, and says in `note` what went
+ * wrong. A look that takes long is not overtaken; who is told to come back later does, and who has
+ * no key waits for one. */
+export function poll(view, note, seconds, look) {
+    let looking = 0, later_ms = 0;
+    const due = async () => {
+        if (view.hidden || document.hidden) return;
+        looking++;
+        try {
+            await look();
+            say(note, "");
+            later_ms = 0;
+        } catch (error) {
+            if (error.name !== "AbortError") say(note, error.message);
+            later_ms = Date.now() + (error.retry_s ?? 0) * 1000;
+        }
+        looking--;
+    };
+    setInterval(() => { if (looking === 0 && Date.now() >= later_ms) due(); }, seconds * 1000);
+    for (const news of ["visibilitychange", "key"]) document.addEventListener(news, due);
     view.addEventListener("shown", due);
 }

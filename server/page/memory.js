@@ -1,6 +1,6 @@
 /* The memory view: GET /v1/memory, as numbers, as bars and as an hour's lines. */
 import {json} from "./api.js";
-import {$, amount, bytes, clock, count, el, hint, poll, say, table} from "./dom.js";
+import {$, amount, bytes, clock, count, el, hint, poll, table} from "./dom.js";
 import {Plot, bar, mark} from "./plot.js";
 
 const WATCH_S = 3, HISTORY_S = 10;
@@ -120,16 +120,12 @@ export function startMemory() {
         xUnit: 60, yUnit: powerOf1024,
     });
     let asked_ms = -Infinity;
-    poll($("memory"), WATCH_S, async () => {
+    poll($("memory"), $("memory-note"), WATCH_S, async () => {
         const history = performance.now() - asked_ms > HISTORY_S * 1000;
-        try {
-            const m = await json(`v1/memory?history=${history ? 1 : 0}`);
-            say($("memory-note"), "");
-            show(m);
-            if (history) showHistory(plot, m.history.samples);
-            if (history) asked_ms = performance.now();
-        } catch (error) {
-            say($("memory-note"), error.message);
-        }
+        const m = await json(`v1/memory?history=${history ? 1 : 0}`);
+        show(m);
+        if (!history) return;
+        showHistory(plot, m.history.samples);
+        asked_ms = performance.now();
     });
 }

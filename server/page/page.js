@@ -50,7 +50,7 @@ function startKey() {
         $("key").value = "";
     });
     $("key-forget").addEventListener("click", () => setKey(""));
-    document.addEventListener("wanted", () => openKey(true));
+    document.addEventListener("wanted", () => { if ($("key-form").hidden) openKey(true); });
     document.addEventListener("key", tellKey);
     tellKey();
 }

@@ -14,7 +14,7 @@ const isChat = () => $("mode-chat").checked;
 
 /* A line each; \n in one is a new line. */
 const stops = () => $("stop").value.split("\n").filter((line) => line !== "")
-    .map((line) => line.replaceAll("\\n", "\n").replaceAll("\\t", "\t"));
+    .map((line) => line.replaceAll("\\n", "\n"));
 
 /* What is left empty is left out: the server's own value. */
 function body() {
@@ -79,9 +79,7 @@ class Pace {
         const seconds = (this.last - this.first) / 1000;
         const words = [`first token after ${duration((this.first - this.begin) / 1000)}`];
         if (tokens > 1 && seconds > 0) words.push(`${count((tokens - 1) / seconds)} tokens/s`);
-        if (this.usage) {
-            words.push(`${count(this.usage.prompt_tokens)} + ${count(tokens)} tokens`);
-        }
+        if (this.usage) words.push(`${count(this.usage.prompt_tokens)} + ${count(tokens)} tokens`);
         return end ? [end, ...words] : words;
     }
 }
@@ -124,15 +122,15 @@ function setRunning(controller) {
     running = controller;
     $("run").disabled = controller !== null;
     $("stop-run").disabled = controller === null;
+    $("clear").disabled = controller !== null || messages.length === 0;
     $("output").setAttribute("aria-busy", controller !== null);
     for (const mode of modes()) mode.disabled = controller !== null;
 }
 
 /* The turn is part of the conversation only when there was a reply to it. */
-function keepTurn(asked, node) {
-    if (!isChat() || node.textContent === "") return;
-    messages.push({role: "user", content: asked}, {role: "assistant", content: node.textContent});
-    $("clear").disabled = false;
+function keepTurn(asked, reply) {
+    if (!isChat() || reply === "") return;
+    messages.push({role: "user", content: asked}, {role: "assistant", content: reply});
 }
 
 async function run() {
@@ -157,7 +155,7 @@ async function run() {
         if (isChat() && node.textContent === "") $("prompt").value = asked;
     } finally {
         $("pace").textContent = pace.words(end).join(" · ");
-        keepTurn(asked, node);
+        keepTurn(asked, node.textContent);
         setRunning(null);
     }
 }

@@ -221,13 +221,8 @@ async function train() {
 /* ---- The view ---- */
 
 async function look() {
-    try {
-        showJobs((await json("v1/fine_tuning/jobs?limit=100")).data);
-        await shown?.look();
-        say($("training-note"), "");
-    } catch (error) {
-        fails("training-note")(error);
-    }
+    showJobs((await json("v1/fine_tuning/jobs?limit=100")).data);
+    await shown?.look();
 }
 
 export function startTraining() {
@@ -245,7 +240,7 @@ export function startTraining() {
         choose(event.detail);
         list();
     });
-    document.addEventListener("key", () => { if (!view.hidden) list().then(look); });
-    document.addEventListener("models", () => { if (!view.hidden) list(); });
-    poll(view, WATCH_S, look);
+    for (const news of ["key", "models"])
+        document.addEventListener(news, () => { if (!view.hidden) list(); });
+    poll(view, $("training-note"), WATCH_S, look);
 }

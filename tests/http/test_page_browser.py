@@ -216,6 +216,21 @@ def test_a_gpu_as_its_driver_counts(page, server, http):
     assert unexplained == now["process"]["unexplained_bytes"] + 50
 
 
+def test_who_is_told_to_come_back_later_does(browser, server):
+    with opened(browser, server.url + "/", expected="status of 429") as page:
+        asked = []
+        reply = {"error": {"message": "too many", "type": "x", "param": None, "code": "x"}}
+        page.route("**/v1/memory?*", lambda route: (
+            asked.append(1), route.fulfill(json=reply, status=429, headers={"Retry-After": "60"})))
+        page.clock.install()
+        page.click("#to-memory")
+        expect(page.locator("#memory-note")).to_have_text("Too many.")
+        page.clock.run_for(50_000)
+        assert len(asked) == 1
+        page.clock.run_for(20_000)
+        gptd.wait_until(lambda: page.evaluate("1") and len(asked) == 2, what="the second look")
+
+
 def test_does_it_fit(page, http):
     page.goto(page.url.split("#")[0] + "#memory")
     expect(page.locator("#plan-model option[value='configs/150M']")).to_have_count(1)
