@@ -65,6 +65,7 @@ REQUESTS = {
     "models": lambda http: http.get("/v1/models"),
     "metrics": lambda http: http.get("/metrics"),
     "openapi": lambda http: http.get("/openapi.json"),
+    "page": lambda http: http.get("/page/page.js"),
     "upload": upload,
     "files": lambda http: http.get("/v1/files"),
     "jobs": lambda http: http.get("/v1/fine_tuning/jobs"),
