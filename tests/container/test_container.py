@@ -129,6 +129,7 @@ def test_keys_come_as_files(engine, start, tmp_path):
                                         "GPTD_API_KEY_FILE=/run/secrets/users.keys", "-e",
                                         f"GPTD_MODEL=mine={MODEL}"))
     container.wait_ready()
+    assert "<title>gptd</title>" in httpx.get(container.url + "/").text
     assert httpx.get(container.url + "/v1/models").status_code == 401
     models = httpx.get(container.url + "/v1/models", headers={
         "Authorization": "Bearer a-users-key-of-32-characters-0001"})
