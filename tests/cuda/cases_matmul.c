@@ -421,6 +421,48 @@ void test_products_backward(void **state)
     if (ptxsim_set_multiprocessors) ptxsim_set_multiprocessors(4);
 }
 
+/* dw where every element is to become halfway between two of bf16's numbers, 258 and 260. */
+static void round_halves(struct side *s, uint64_t key, int64_t n_out, int64_t n_in, float *dw)
+{
+    enum { ROWS = 3 };
+    float *ones = malloc((size_t)(n_out * n_in) * sizeof *ones), *before = malloc((size_t)(n_out * n_in) * sizeof *before);
+    for (int64_t i = 0; i < n_out * n_in; i++) ones[i] = 1, before[i] = 256;
+    struct matrix grad = side_matrix(s, DTYPE_BF16, n_out, n_in, before);
+    s->d->train->matmul_backward_w(s->d, &grad, NULL, side_tensor(s, DTYPE_BF16, ROWS, n_out, ones),
+                                   side_tensor(s, DTYPE_BF16, ROWS, n_in, ones), side_key(s, key));
+    read_matrix(s, &grad, dw);
+    side_clear(s);
+    free(ones), free(before);
+}
+
+/* Half of them up; other ones in each row, and with each key. */
+void test_gradients_are_rounded_by_place_and_key(void **state)
+{
+    enum { N_OUT = 24, N_IN = 64, N = N_OUT * N_IN };
+    struct side sides[N_SIDES];
+    float dw[N], again[N], other[N];
+    int n_up = 0;
+    sides_open(sides, &plan);
+    struct side *s = &sides[SIDE_CUDA];
+    if (side_dtype(s, DTYPE_BF16) != DTYPE_BF16) {
+        sides_close(sides);
+        skip();
+    }
+    round_halves(s, 77, N_OUT, N_IN, dw);
+    round_halves(s, 77, N_OUT, N_IN, again);
+    round_halves(s, 78, N_OUT, N_IN, other);
+    for (int i = 0; i < N; i++) {
+        assert_true(dw[i] == 258 || dw[i] == 260);
+        n_up += dw[i] == 260;
+    }
+    assert_true(n_up > N * 45 / 100 && n_up < N * 55 / 100);
+    for (int i = 0; i < N_OUT; i++)
+        for (int j = 0; j < i; j++) assert_memory_not_equal(dw + i * N_IN, dw + j * N_IN, N_IN * sizeof *dw);
+    assert_memory_equal(again, dw, sizeof dw);
+    assert_memory_not_equal(other, dw, sizeof dw);
+    sides_close(sides);
+}
+
 /* Products that the library did. */
 static int64_t library_products(struct side *s, const struct operands *o, struct shape sh, enum dtype type,
                                 int what)

@@ -89,10 +89,12 @@ void test_adamw(void **state)
     sides_open(sides, &plan);
     struct cpu_rng rng = {1};
     float *w = malloc(MAX_VALUES * sizeof *w), *grads = malloc(STEPS * MAX_VALUES * sizeof *grads);
-    float *out[N_SIDES];
+    float *uneven = malloc(STEPS * MAX_VALUES * sizeof *uneven), *out[N_SIDES];
     for (int s = 0; s < N_SIDES; s++) out[s] = malloc(MAX_VALUES * sizeof(float));
     cpu_rng_fill(&rng, w, MAX_VALUES);
     cpu_rng_fill(&rng, grads, STEPS * MAX_VALUES);
+    /* Some whose second moments are less than 8 bits hold beside the others', where the noise is the CPU's. */
+    for (int i = 0; i < STEPS * MAX_VALUES; i++) uneven[i] = i % 7 == 3 ? grads[i] * 1e-6f : grads[i];
     for (int f = 0; f < N_FORMATS; f++) {
         const struct side *cuda = &sides[SIDE_CUDA]; /* formats of GPUs that compute in bf16 */
         if (side_dtype(cuda, formats[f].dtype) != formats[f].dtype) continue;
@@ -100,8 +102,8 @@ void test_adamw(void **state)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             int64_t values = shapes[i].n_out * shapes[i].n_in;
             for (int s = 0; s < N_SIDES; s++)
-                optimize(&sides[s], formats[f], shapes[i].n_out, shapes[i].n_in, shapes[i].packed, w, grads,
-                         out[s]);
+                optimize(&sides[s], formats[f], shapes[i].n_out, shapes[i].n_in, shapes[i].packed, w,
+                         shapes[i].packed ? grads : uneven, out[s]);
             bool noisy = formats[f].m != MOMENT_F32 || formats[f].v != MOMENT_F32;
             /* Elements of a packed matrix count otherwise on the CPU, and with them the noise of the moments; a
              * step moves a weight by 0.01. */
@@ -112,7 +114,7 @@ void test_adamw(void **state)
         }
     }
     for (int s = 0; s < N_SIDES; s++) free(out[s]);
-    free(w), free(grads);
+    free(w), free(grads), free(uneven);
     sides_close(sides);
 }
 

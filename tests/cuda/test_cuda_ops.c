@@ -58,6 +58,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_wide_products),
         cmocka_unit_test(test_norms_and_gates_of_products),
         cmocka_unit_test(test_products_backward),
+        cmocka_unit_test(test_gradients_are_rounded_by_place_and_key),
         cmocka_unit_test(test_products_backward_by_library),
         cmocka_unit_test(test_slopes_of_two_layers_by_library),
         cmocka_unit_test(test_more_shapes_than_plans_by_library),

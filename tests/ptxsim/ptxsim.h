@@ -77,6 +77,8 @@ struct ptxsim_calls {
 struct ptxsim_calls ptxsim_calls(void);
 /* No more than so many bytes of host memory can be page-locked from now on. */
 void ptxsim_set_host_limit(size_t bytes);
+/* There is no memory for recordings from now on, or there is again. */
+void ptxsim_refuse_graphs(bool yes);
 
 /* Instructions times lanes so far, and seconds that they took. */
 void ptxsim_speed(uint64_t *lane_instructions, double *seconds);

@@ -38,6 +38,7 @@ struct runtime {
     std::map<const uint8_t *, size_t> page_locked;   // blocks of the host's memory, their bytes
     size_t memory_bytes = (size_t)8 << 30;           // the GPU's
     size_t host_limit = SIZE_MAX;                    // of page_locked
+    bool refuses_graphs = false;
     dim3 grid, block;                                // of the launch being written down
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
@@ -80,6 +81,8 @@ void ptxsim_fail_after(int64_t n_waits) { the_runtime().waits_left = n_waits; }
 struct ptxsim_calls ptxsim_calls() { return the_runtime().calls; }
 
 void ptxsim_set_host_limit(size_t bytes) { the_runtime().host_limit = bytes; }
+
+void ptxsim_refuse_graphs(bool yes) { the_runtime().refuses_graphs = yes; }
 
 // Code of sm_80 runs on GPUs of sm_90 too, and is launched early there.
 static int32_t newest_that_runs(int32_t code) { return code == 80 ? 90 : code; }
@@ -505,6 +508,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
 {
+    if (the_runtime().refuses_graphs) return note(cudaErrorMemoryAllocation);
     *out = (cudaGraphExec_t) new recorded_work(*(recorded_work *)graph);
     return cudaSuccess;
 }
