@@ -317,7 +317,7 @@ void options_print_help(FILE *to, const char *usage, const char *summary,
             HELP_COLUMN - 21, "");
     fprintf(to, "  --help%*sThis text.\n", HELP_COLUMN - 8, "");
     fprintf(to,
-            "\nEach is an environment variable too: --log-level is GPTD_LOG_LEVEL; flags are 1 or "
+            "\nEach is an environment variable too: --some-name is GPTD_SOME_NAME; flags are 1 or "
             "0, lists\nhave a value a line or between commas. The command line counts over the "
             "environment, that over\nfiles.\n");
 }

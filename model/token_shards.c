@@ -10,7 +10,7 @@
 #include "model/sha256.h"
 #include "model/token_shards_internal.h"
 
-enum { MAX_MANIFEST = 64 << 20, MAX_DEPTH = 8, MAX_SHARDS = 1 << 20 };
+enum { MAX_MANIFEST = 64 << 20, MAX_DEPTH = 8 };
 
 const char *dataset_split_name(enum dataset_split split)
 {

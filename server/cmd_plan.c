@@ -201,7 +201,7 @@ int cmd_plan(int argc, char **argv)
         options_init(&o);
         options_print_help(stdout, "gptd plan --config FILE | --model PATH [OPTIONS]",
                            "Prints what training and generating take, byte for byte, what fits a "
-                           "GPU or a budget, and what else would. Allocates none of it.",
+                           "GPU or a\nbudget, and what else would. Allocates none of it.",
                            o.table, n);
         return EXIT_DONE;
     }
