@@ -176,6 +176,7 @@ static __global__ void try_kernel(void) {}
 
 static bool try_out(struct cuda_device *c, const cudaDeviceProp *prop, struct error *err)
 {
+    cudaGetLastError(); /* of a device that was closed after it had failed */
     try_kernel<<<1, 1, 0, c->stream>>>();
     cudaError_t e = cudaGetLastError();
     if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
