@@ -33,15 +33,17 @@ endif
 CFLAGS  += $(if $(SAN),-O1) $(SANFLAGS)
 LDFLAGS += $(SANFLAGS)
 
-# The CUDA device is built where nvcc is found, with the toolkit in CUDA_HOME; CUDA=0 leaves it out, and so do
-# sanitizers. CUDA_ARCHS: GPUs to have machine code for; those of a later minor number run it too (86 and 89 that of
-# 80), and the last one's PTX is there for all that come after. CUDA 13 has left 61 and 70 behind.
-CUDA_HOME  ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),$(firstword $(wildcard /usr/local/cuda)))
+# The CUDA device is built where nvcc is found, with the toolkit in CUDA_HOME; CUDA=0 leaves it
+# out, and so do sanitizers. CUDA_ARCHS: GPUs to have machine code for; those of a later minor
+# number run it too (86 and 89 that of 80), and the last one's PTX is there for all that come
+# after. CUDA 13 has left 61 and 70 behind.
+CUDA_HOME  ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),\
+                   $(firstword $(wildcard /usr/local/cuda)))
 NVCC       := $(CUDA_HOME)/bin/nvcc
 CUDA       ?= $(if $(SAN),0,$(if $(wildcard $(NVCC)),1,0))
 # The environment may have a variable of that name too, with another meaning.
 ifeq ($(filter 0 1,$(CUDA)),)
-$(error CUDA is "$(CUDA)": it must be 0 (no CUDA device) or 1; a path of the toolkit goes into CUDA_HOME)
+$(error CUDA is "$(CUDA)": it must be 0 (no CUDA device) or 1; CUDA_HOME is the toolkit's path)
 endif
 CUDA_ARCHS ?= $(if $(shell $(NVCC) --list-gpu-arch 2>/dev/null | grep -x compute_61),61 70) 75 80 90
 GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
@@ -49,8 +51,8 @@ GENCODE    ?= $(foreach sm,$(CUDA_ARCHS),-gencode arch=compute_$(sm),code=sm_$(s
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -lcudart_static -lrt
 NVCCFLAGS := -std=c++20 -O3 -lineinfo -I. -MMD -MP --threads 2 -Xptxas -warn-spills \
              -Xcompiler "-Wall -fno-exceptions -fno-rtti -fno-threadsafe-statics"
-# In what tests build, a kernel whose registers spill is an error. Elsewhere a toolkit that compiles otherwise than ours
-# is no reason to build nothing.
+# In what tests build, a kernel whose registers spill is an error. Elsewhere a toolkit that compiles
+# otherwise than ours is no reason to build nothing.
 NO_SPILLS := -Xptxas -Werror
 
 FOLDERS := base model cpu cuda api server
@@ -67,22 +69,26 @@ TEST_BINS := $(TESTS:%.c=$(BUILD)/%)
 THREADED_TEST_BINS := $(foreach t,model/test_engine model/test_kv_pool model/test_gpt_train \
                       model/test_trainer cpu/test_pool api/ server/,\
                       $(filter $(BUILD)/tests/$(t)%,$(TEST_BINS)))
-# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make test-cuda); SIM_ARCH: whose
-# code. Those of 80 have machine code as well, for $(SIM)/gptd_gpu, which is gptd as machines with a GPU have it.
+# The CUDA device's own objects, on an interpreter of their PTX in the place of a GPU (make
+# test-cuda); SIM_ARCH: whose code. Those of 80 have machine code as well, for $(SIM)/gptd_gpu,
+# which is gptd as machines with a GPU have it.
 SIM_ARCH  ?= 80
-SIM_CODE  := arch=compute_$(SIM_ARCH),code=$(if $(SIM_ARCH:80=),compute_$(SIM_ARCH),[compute_80,sm_80])
+SIM_CODES := $(if $(SIM_ARCH:80=),compute_$(SIM_ARCH),[compute_80,sm_80])
+SIM_CODE  := arch=compute_$(SIM_ARCH),code=$(SIM_CODES)
 SIM       := build/ptxsim$(SIM_ARCH:80=)
 SIM_CU    := $(wildcard cuda/*.cu tests/ptxsim/*.cu)
 SIM_CC    := $(wildcard tests/ptxsim/*.cc)
 SIM_TESTS := $(SIM)/test_opcodes $(SIM)/test_ptxsim $(SIM)/test_cuda_ops $(SIM)/test_cuda_model \
              $(SIM)/test_cuda_huge
 SIM_KERNELS := $(patsubst %.cu,$(SIM)/%.cu.o,$(wildcard cuda/*.cu))
-SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) $(filter-out $(SIM)/tests/ptxsim/test_%,$(SIM_CC:%.cc=$(SIM)/%.o))
+SIM_OBJS  := $(filter-out %/cublas_load.cu.o,$(SIM_KERNELS)) \
+             $(filter-out $(SIM)/tests/ptxsim/test_%,$(SIM_CC:%.cc=$(SIM)/%.o))
 HOST_OBJS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out cuda/cuda_none.c,$(SRCS)))
 FUZZ_BINS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 # Helpers that tests share: every tests/*/ file that is not itself a test. A test links those that
 # it calls.
-TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c tests/faults/*.c),$(wildcard tests/*/*.c))
+TEST_LIB  := $(filter-out $(TESTS) $(wildcard tests/fuzz/*.c tests/faults/*.c),\
+                          $(wildcard tests/*/*.c))
 TEST_OBJS := $(TEST_LIB:%.c=$(BUILD)/%.o)
 # What the black-box tests preload to make the system refuse. Sanitizers have the allocator for
 # themselves: there it is not.
@@ -100,7 +106,8 @@ sim-tests: $(SIM_TESTS) $(SIM)/gptd $(SIM)/gptd_gpu
 $(BUILD)/gptd: $(BUILD)/server/main.o $(OBJS) $(BUILD)/objects
 	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS)
 
-# What the program was last made of, and its kernels for: other choices (CUDA=0, CUDA_ARCHS) make it anew.
+# What the program was last made of, and its kernels for:
+# other choices (CUDA=0, CUDA_ARCHS) make it anew.
 $(BUILD)/objects: NOW := $(OBJS)
 $(BUILD)/gencode: NOW := $(GENCODE)
 $(BUILD)/objects $(BUILD)/gencode: FORCE
@@ -108,13 +115,16 @@ $(BUILD)/objects $(BUILD)/gencode: FORCE
 	@echo '$(NOW)' | cmp -s - $@ || echo '$(NOW)' >$@
 FORCE:
 
-# Instruction sets: a file's name says which it may use; cpu/ picks at run time.
+# Instruction sets: a file's name says which it may use; cpu/ picks at run time. (gpu_check.sh reads
+# these lines.)
 $(BUILD)/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
 $(BUILD)/cpu/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 $(BUILD)/cpu/%_avx512vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma
 $(BUILD)/cpu/%_avx512bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
-$(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mamx-tile -mamx-bf16 -mamx-int8 -mavx512bf16 -mfma -mf16c
-# The web page's files as C, for page.c: {"NAME", "\"DIGEST\"", (const unsigned char[]){BYTES}, SIZE}.
+$(BUILD)/cpu/%_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c
+$(BUILD)/cpu/%_amx.o: CFLAGS += -mamx-tile -mamx-bf16 -mamx-int8
+# The web page's files as C, for page.c: {"NAME", "\"DIGEST\"",
+# (const unsigned char[]){BYTES}, SIZE}.
 PAGE := $(sort $(wildcard server/page/*))
 $(BUILD)/server/page.o: CFLAGS += -I$(BUILD)
 $(BUILD)/server/page.o: $(BUILD)/server/page_files.inc
@@ -128,10 +138,11 @@ $(BUILD)/server/page_files.inc: server/page/. $(PAGE)
 
 # Nobody asks errno about a square root: without it loops with one become vectors.
 $(BUILD)/cpu/%.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
-# Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in every step. What
-# packs a file's blocks is checked.
+# Fuzzers are after what reads files and requests; clang takes minutes to check unrolled kernels in
+# every step. What packs a file's blocks is checked.
 CPU_PACKING := $(BUILD)/cpu/cpu_matrix.o $(BUILD)/cpu/kquant.o
-$(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),$(if $(filter $(CPU_PACKING),$@),,-fno-sanitize=all))
+$(BUILD)/cpu/%.o: CFLAGS += $(if $(filter fuzzer,$(SAN)),\
+                                 $(if $(filter $(CPU_PACKING),$@),,-fno-sanitize=all))
 # Every weight passes through their loops: of a file, and of a model that begins.
 $(BUILD)/model/dtype.o $(BUILD)/model/gpt_params.o: CFLAGS += $(if $(SAN),-O1,-O3) -fno-math-errno
 
@@ -155,20 +166,24 @@ $(SIM)/%.cu.o: %.cu
 
 $(SIM)/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) -std=c++17 -O3 -march=native -g -Wall -Wextra -I. -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
+	$(CXX) -std=c++17 -O3 -march=native -g -Wall -Wextra -I. -isystem $(CUDA_HOME)/include -MMD -MP \
+	    -c -o $@ $<
 
 $(SIM)/test_opcodes: $(SIM)/tests/ptxsim/test_opcodes.o
 $(SIM)/test_ptxsim: $(SIM)/tests/ptxsim/test_ptxsim.o $(SIM)/tests/ptxsim/seeded.cu.o
-$(SIM)/test_cuda_ops $(SIM)/test_cuda_model $(SIM)/test_cuda_huge: $(SIM)/test_%: $(BUILD)/tests/cuda/test_%.o
+$(SIM)/test_cuda_ops $(SIM)/test_cuda_model $(SIM)/test_cuda_huge: $(SIM)/test_%: \
+    $(BUILD)/tests/cuda/test_%.o
 # All of gptd on the interpreter, for black-box tests.
 $(SIM)/gptd: $(BUILD)/server/main.o
 $(SIM_TESTS) $(SIM)/gptd: $(SIM_OBJS) $(HOST_OBJS) $(BUILD)/tests/helpers.a
-	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/tests/helpers.a $(filter-out -lcudart_static,$(LIBS)) -lcmocka
+	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/tests/helpers.a \
+	    $(filter-out -lcudart_static,$(LIBS)) -lcmocka
 
 $(SIM)/gptd_gpu: $(BUILD)/server/main.o $(SIM_KERNELS) $(HOST_OBJS)
 	$(CC) $(LDFLAGS) -o $@ $^ $(filter-out $(CUDA_LIBS),$(LIBS)) $(CUDA_LIBS)
 
-$(BUILD)/bench_kernels: $(patsubst %,$(BUILD)/scripts/bench_%.o,kernels rows quantized) $(BUILD)/gptd.a
+$(BUILD)/bench_kernels: $(patsubst %,$(BUILD)/scripts/bench_%.o,kernels rows quantized) \
+                        $(BUILD)/gptd.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(LIBRARIES)
@@ -216,13 +231,14 @@ test-cuda: setup-test
 	GPTD_BINARY=$(SIM)/gptd build/venv/bin/python -m pytest -q tests/cuda
 	scripts/gpu_check.sh --simulate
 
-# Kernels' registers, spills, bank conflicts and sectors beside tests/cuda/budgets.txt, or (RENEW=1) that file anew.
-# The normal tests check what needs no ptxas.
+# Kernels' registers, spills, bank conflicts and sectors beside tests/cuda/budgets.txt, or (RENEW=1)
+# that file anew. The normal tests check what needs no ptxas.
 BUDGET_REPORTS := $(patsubst cuda/%.cu,build/budgets/%.txt,$(wildcard cuda/*.cu))
 $(BUDGET_REPORTS): build/budgets/%.txt: cuda/%.cu $(wildcard cuda/*.h cuda/*.cuh)
 	@mkdir -p $(@D)
 	$(NVCC) $(filter-out -MMD -MP,$(NVCCFLAGS)) $(NO_SPILLS) -Xptxas -v -fatbin -o $@.fatbin \
-	    $(foreach sm,75 80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log || { cat $@.log; exit 1; }
+	    $(foreach sm,75 80 90,-gencode arch=compute_$(sm),code=sm_$(sm)) $< 2>$@.log \
+	    || { cat $@.log; exit 1; }
 	@mv $@.log $@
 
 cuda-budgets: $(SIM)/test_cuda_ops $(BUDGET_REPORTS)
