@@ -31,10 +31,10 @@ async function failure(response) {
     try {
         text = (await response.json()).error.message;
     } catch { /* not from gptd itself: a proxy, perhaps */ }
-    const wanted = response.status === 401;
-    if (wanted) document.dispatchEvent(new CustomEvent("wanted"));
-    return new ApiError(inWords(response.status, text),
-        wanted ? Infinity : Number(response.headers.get("Retry-After")));
+    const {status, headers} = response, closed = status === 401 || status === 403;
+    if (status === 401) document.dispatchEvent(new CustomEvent("wanted"));
+    return new ApiError(inWords(status, text),
+        closed ? Infinity : Number(headers.get("Retry-After")));
 }
 
 /* The response of a request that succeeded. `body`: an object for JSON, or a FormData. */
