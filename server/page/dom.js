@@ -46,7 +46,7 @@ export function duration(s) {
 const local = (unix_s, how) => new Date(unix_s * 1000).toLocaleString([], how);
 
 export const clock = (unix_s) => local(unix_s, {timeStyle: "short"});
-export const date = (unix_s) => local(unix_s, {dateStyle: "medium", timeStyle: "short"});
+export const date = (unix_s) => local(unix_s, {dateStyle: "short", timeStyle: "short"});
 
 /* ---- Parts ---- */
 
