@@ -1,4 +1,4 @@
-/* The vector vocabulary of kernels_simd.h in AVX-512 (F, BW, VL, DQ): 16 lanes. `n` lanes means
+/* The vector vocabulary of the *_simd.h files in AVX-512 (F, BW, VL, DQ): 16 lanes. `n` lanes means
  * the first n, 0..16; loads put zero in the others, stores leave their memory alone. */
 #pragma once
 

@@ -3,20 +3,20 @@
  *
  * Rules of every device:
  *  - One thread (the engine's, or the trainer's) calls all operations of a device, in order.
- *    Operations return nothing; a failure sticks and device_sync reports it.
- *  - All pointers in tensors, matrices and batches are device memory from device_alloc
- *    (on the CPU that is plain memory).
+ *    Operations return nothing; a failure sticks and sync reports it.
+ *  - All pointers in tensors, matrices and batches are device memory, from alloc (on the CPU that
+ *    is plain memory).
  *  - Nothing is allocated by an operation: what it needs beside its operands comes from the
- *    workspace given at open (device_workspace_bytes says how much).
+ *    workspace that set_workspace gave (workspace_bytes says how much).
  *  - **The bits of an output row depend on that row's inputs only**: never on the number of rows
  *    in the call, their order, the thread count, or how a sequence was cut into calls. Reductions
  *    over k run in an order fixed by k alone; attention runs over keys in an order fixed by their
  *    positions alone.
  *
- * Element types: f32 everywhere, or bf16 ("activation type"): weights are bf16, operands of matrix
- * products are rounded to bf16 (nearest even), sums are f32; the residual stream, norms,
- * softmax and logits stay f32; the KV cache has the activation type,
- * or one that keeps_kv_in allows.
+ * Element types: f32 everywhere, or bf16 or f16 where computes_in says so ("activation type"):
+ * weights have it, or are quantized when serving; operands of matrix products are rounded to it
+ * (nearest even; to 8 bits beside quantized weights), sums are f32; the residual stream, norms,
+ * softmax and logits stay f32; the KV cache has the activation type, or one that keeps_kv_in allows.
  *
  * Shape letters: see model/config.h. R rows (tokens of this step), S spans (sequences of it). */
 #pragma once
@@ -81,7 +81,7 @@ struct batch {
 };
 
 /* The KV cache of all layers: page p of layer l holds P tokens' keys and values of all G heads. Its
- * inner layout belongs to the device. Bytes: n_layer * n_pages * device_kv_page_bytes. */
+ * inner layout belongs to the device. Bytes: n_layer * n_pages * kv_page_bytes. */
 struct kv_cache {
     void *data;
     enum dtype dtype;
@@ -243,7 +243,7 @@ struct device_ops {
      * pointers and counts that it had: what changes from time to time lies in device memory. Only
      * embed, norm, matmul, norm_matmul, swiglu, kv_write, attention, kv_attention, gather and
      * sample may be recorded; and, once they have run with the same shapes, training's from zero to
-     * cross_entropy. NULL from graph_end: it failed, as device_sync will report. */
+     * cross_entropy. NULL from graph_end: it failed, as sync will report. */
     void (*graph_begin)(struct device *d);
     struct device_graph *(*graph_end)(struct device *d);
     void (*graph_launch)(struct device *d, struct device_graph *graph);

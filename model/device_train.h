@@ -6,7 +6,7 @@
  * Gradients of weights are f32: vectors as plain arrays, matrices in the layout of an f32 packed
  * matrix (device_ops.matrix_bytes of DTYPE_F32), padding zero. Those of the blocks' matrices may be
  * bf16 packed matrices instead: matmul_backward_w sums in f32 and rounds stochastically as it adds.
- * "act" is the activation type: f32 with f32 weights, bf16 with bf16 weights. Gradients of
+ * "act" is the activation type, which the weights have: f32, bf16 or f16. Gradients of
  * activations are f32 in the residual stream and, but for devices that write act at once
  * (writes_act), where a kernel reads them once; operands of matrix products are act. */
 #pragma once

@@ -13,8 +13,8 @@
  *
  * Pieces that are never in use at the same time share bytes:
  *
- *     plan_share_begin(&plan, LIFE_FORWARD);    qkv = plan_take(...);
- *     plan_share_next(&plan, LIFE_LOSS);        logits = plan_take(...);
+ *     plan_share_begin(&plan, LIFE_ATTENTION);  qkv = plan_take(...);
+ *     plan_share_next(&plan, LIFE_LOGITS);      logits = plan_take(...);
  *     plan_share_end(&plan);            // both begin at the same byte; the larger side counts
  */
 #pragma once

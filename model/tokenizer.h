@@ -35,7 +35,7 @@ int32_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1 */
 /* -1 when there is none. */
 int32_t tokenizer_bos(const struct tokenizer *t);
 int32_t tokenizer_eos(const struct tokenizer *t);
-/* Does the model expect BOS before a text prompt (add_bos_token, post-processor, add_bos)? */
+/* Does the model expect BOS before a text prompt (add_bos_token, post-processor)? */
 bool tokenizer_adds_bos(const struct tokenizer *t);
 /* All ids that end a reply: eos, eot, <|im_end|> and their kind. Returns the count (<= max). */
 int tokenizer_stop_ids(const struct tokenizer *t, int32_t *ids, int max);
@@ -70,7 +70,7 @@ bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
  * characters fused into one token). */
 size_t tokenizer_max_token_bytes(const struct tokenizer *t);
 
-/* Decoding is concatenation of token_bytes, with two exceptions kept here: special tokens are
+/* Decoding is concatenation of tokens' bytes, with two exceptions kept here: special tokens are
  * left out unless keep_special, and a SentencePiece text loses its one leading space.
  * Streaming decoders start with {0}. */
 struct token_decoder { bool started; bool keep_special; };

@@ -9,7 +9,7 @@
 #include "model/engine.h"
 #include "server/device.h"
 
-/* Plain variables for the option table; MODEL_OPTIONS points into one of these. */
+/* Plain variables for the option table: model_options_table points into one of these. */
 struct model_options {
     struct device_options device;
     const char *dtype, *kv_dtype;

@@ -36,7 +36,7 @@
 enum { CONTROL_BYTES = 4096, TRACE_DEPTH = 24, N_STACKS = 1 << 16 };
 enum kind { KIND_MEMORY = 1, KIND_FILE = 2, KIND_PROCESS = 4 };
 
-/* Shared with tests/faults/faults.py: fixed offsets. */
+/* Shared with tests/faults/control.py: fixed offsets. */
 struct control {
     _Atomic int64_t kinds;       /* 0: nothing counts */
     _Atomic int64_t first, last; /* these calls fail, the first being 1 */
@@ -49,7 +49,7 @@ struct control {
                                                failed: MODULE+OFFSET lines */
     uint64_t stacks[N_STACKS];   /* of the calls in their order: equal where the way to them was */
 };
-_Static_assert(offsetof(struct control, stacks) == CONTROL_BYTES, "faults.py knows it");
+_Static_assert(offsetof(struct control, stacks) == CONTROL_BYTES, "control.py knows it");
 
 static struct control *control; /* NULL: this process is none of the test's */
 static __thread bool inside;    /* this thread's calls are the library's own */
