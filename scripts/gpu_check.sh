@@ -36,7 +36,9 @@ while [ $# -gt 0 ]; do
 done
 # The toolkit: CUDA_HOME's, nvcc's own, or the newest that lies where they are installed.
 nvcc=$(readlink -f "$(command -v nvcc)" 2>/dev/null)
-[ -n "$nvcc" ] || nvcc=$(ls -d /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc 2>/dev/null | sort -V | tail -n 1)
+[ -n "$nvcc" ] ||
+    nvcc=$(ls -d /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc 2>/dev/null |
+           sort -V | tail -n 1)
 export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "${nvcc:-/usr/local/cuda/bin/nvcc}")")}
 work=build/gpu_check/$mode
 jobs=$(nproc)
@@ -52,8 +54,9 @@ failed=() profiling=0
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 show() { # results, as lines of a table
-    awk -F'\t' '$1 == "RESULT" { printf "%-8s %-50s %12s %-8s %s\n", $2, $3, $4 == 0 && $5 == "" ? "" : $4, $5, $6
-                                 fflush() }'
+    awk -F'\t' '$1 == "RESULT" {
+        printf "%-8s %-50s %12s %-8s %s\n", $2, $3, $4 == 0 && $5 == "" ? "" : $4, $5, $6
+        fflush() }'
 }
 
 result() { # SECTION NAME VALUE UNIT NOTE
@@ -85,8 +88,8 @@ step() {
     # No pipe: what a killed command leaves behind, stuck in the driver, must not hold us.
     timeout -k 5 "$limit" "$@" >"$work/step.log" 2>&1 </dev/null &
     local pid=$!
-    timeout $((limit + 20)) tail -n +1 -s 0.2 -f --pid=$pid "$work/step.log" | grep --line-buffered '^RESULT' \
-        | tee -a "$to" | show
+    timeout $((limit + 20)) tail -n +1 -s 0.2 -f --pid=$pid "$work/step.log" \
+        | grep --line-buffered '^RESULT' | tee -a "$to" | show
     wait $pid
     status=$?
     cat "$work/step.log" >>"$out/log.txt"
@@ -106,7 +109,9 @@ bench() { # NAME SECONDS ARGUMENT...
 
 # ---- build ----
 
-compute_capability() { nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '; }
+compute_capability() {
+    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '
+}
 
 # What the Makefile lets files of an instruction set use, by the end of their name.
 isa_flags() {
@@ -123,8 +128,9 @@ compile() {
     mkdir -p "$(dirname "$object")"
     case $source in
     *.cu)
-        "$CUDA_HOME/bin/nvcc" -std=c++20 -O3 -lineinfo -allow-unsupported-compiler -I. $headers $gencode -Xcompiler \
-            "-fno-exceptions -fno-rtti -fno-threadsafe-statics" -c -o "$object" "$source" ;;
+        "$CUDA_HOME/bin/nvcc" -std=c++20 -O3 -lineinfo -allow-unsupported-compiler -I. $headers \
+            $gencode -Xcompiler "-fno-exceptions -fno-rtti -fno-threadsafe-statics" \
+            -c -o "$object" "$source" ;;
     *)
         local flags="-O2"
         case $source in cpu/*) flags="-O3 -fno-math-errno $(isa_flags "$source")" ;; esac
@@ -145,13 +151,15 @@ link() {
 
 build() {
     local common sources tests machine wrap=()
-    tests=(tests/cuda/cases_*.c tests/cuda/cuda_side.c tests/cuda/test_cuda_ops.c tests/cuda/test_cuda_model.c
-           tests/cpu/cpu_util.c tests/model/engine_fixture.c tests/model/golden.c tests/model/train_fixture.c)
+    tests=(tests/cuda/cases_*.c tests/cuda/cuda_side.c tests/cuda/test_cuda_ops.c
+           tests/cuda/test_cuda_model.c tests/cpu/cpu_util.c tests/model/engine_fixture.c
+           tests/model/golden.c tests/model/train_fixture.c)
     common=(base/*.c model/*.c cpu/*.c scripts/bare/*.c $(ls cuda/*.c | grep -v cuda_none))
     local bench=(scripts/gpu/bench.c scripts/gpu/bench_*.c) cu=() libs="" extra=()
     bench=($(printf '%s\n' "${bench[@]}" | sort -u | grep -v bench_machine))
-    gencode="" newest=$(find base model cpu cuda scripts tests/cuda tests/cpu tests/model Makefile -newer Makefile -type f \
-                        -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+    gencode="" newest=$(find base model cpu cuda scripts tests/cuda tests/cpu tests/model Makefile \
+                        -newer Makefile -type f -printf '%T@ %p\n' \
+                        | sort -n | tail -n 1 | cut -d' ' -f2-)
     newest=${newest:-Makefile}
     case $mode in
     cpu)
@@ -165,13 +173,16 @@ build() {
     simulate)
         gencode="-gencode arch=compute_80,code=compute_80 --no-compress"
         cu=(scripts/gpu/bench_machine.cu) LD_CXX=${CXX:-c++}
-        extra=($(ls build/ptxsim/cuda/*.cu.o build/ptxsim/tests/ptxsim/*.o | grep -v 'cublas_load\|/test_\|seeded')) ;;
+        extra=($(ls build/ptxsim/cuda/*.cu.o build/ptxsim/tests/ptxsim/*.o \
+                 | grep -v 'cublas_load\|/test_\|seeded')) ;;
     esac
     sources=("${cu[@]}" "${common[@]}" "${bench[@]}" "${tests[@]}")
     export work gencode newest
     # What does not compile is named, and what can do without it goes on.
     local ok=0
-    printf '%s\n' "${sources[@]}" | xargs -P "$jobs" -I{} bash -c 'compile {} || { echo "cannot compile {}"; exit 1; }' || ok=1
+    printf '%s\n' "${sources[@]}" \
+        | xargs -P "$jobs" -I{} bash -c 'compile {} || { echo "cannot compile {}"; exit 1; }' \
+        || ok=1
     for name in gpt_load checkpoint_config dataset_add; do wrap+=("-Wl,--wrap=$name"); done
     local base=$(objects "${common[@]}" "${cu[@]}")
     link bench_gpu "${wrap[@]}" $(objects "${bench[@]}") $base "${extra[@]}" || ok=1
@@ -203,7 +214,8 @@ count_tests() { # NAME
 # and named; then with every access watched.
 run_again() { # PROGRAM
     [ -x "$work/$1" ] || return # it was not built, as was said
-    local program=$1 names name end=$((SECONDS + 100 * slower)) sanitizer=$(command -v compute-sanitizer)
+    local program=$1 names name end=$((SECONDS + 100 * slower))
+    local sanitizer=$(command -v compute-sanitizer)
     cp "$work/step.log" "$work/first.log"
     names=$(sed -n 's/^not ok [0-9]* - \([a-z0-9_]*\).*/\1/p' "$work/first.log")
     # A name without an outcome, and all after it, where the list was not finished.
@@ -212,7 +224,8 @@ run_again() { # PROGRAM
                  $(sed -n 's/.*cmocka_unit_test(\(.*\)),.*/\1/p' "tests/cuda/$program.c" \
                    | grep -vxFf <(sed -n 's/^# \(test_[a-z0-9_]*\)$/\1/p' "$work/first.log"))"
     for name in $names; do
-        [ $SECONDS -lt $end ] || { result tests "$name alone" 0 skipped "no time was left"; continue; }
+        [ $SECONDS -lt $end ] ||
+            { result tests "$name alone" 0 skipped "no time was left"; continue; }
         if step "$name alone" 20 env CUDA_LAUNCH_BLOCKING=1 "$work/$program" "$name"; then
             result tests "$name alone" 1 passed "$(grep -m1 '^ok' "$work/step.log")"
         elif [ -n "$sanitizer" ]; then
@@ -228,7 +241,8 @@ check_tests() {
     count_tests "every kernel against the CPU's"
     [ -z "${again:-}" ] || run_again test_cuda_ops
     if [ $mode = gpu ]; then # as training has them, where cuBLASLt is
-        step "gradients by cuBLASLt" 60 env CUDA_MODULE_LOADING=LAZY "$work/test_cuda_ops" test_products_backward
+        step "gradients by cuBLASLt" 60 \
+            env CUDA_MODULE_LOADING=LAZY "$work/test_cuda_ops" test_products_backward
         count_tests "gradients of products as training computes them"
     fi
     local model="*"
@@ -248,20 +262,22 @@ check_parity() {
 # Errors count; that there was no time for more does not.
 sanitize() { # TOOL SECONDS PATTERN
     local log=$work/sanitizer-$1.log left=$((budget - SECONDS - 5)) limit=$2
+    local found='(Invalid|Error|Race|.*hazard|Uninitialized|Barrier|Misaligned|Program hit)'
     [ "$left" -lt "$limit" ] && limit=$left
     [ "$limit" -lt 8 ] && result sanitizer "$1" 0 skipped "no time was left" && return
-    timeout -k 5 "$limit" compute-sanitizer --tool "$1" --print-limit 20 "$work/test_cuda_ops" "$3" >"$log" 2>&1
+    timeout -k 5 "$limit" compute-sanitizer --tool "$1" --print-limit 20 \
+        "$work/test_cuda_ops" "$3" >"$log" 2>&1
     local status=$? ok=$(grep -c '^ok' "$log")
     { echo; echo "### compute-sanitizer $1"; cat "$log"; } >>"$out/log.txt"
     if grep -q 'Device not supported' "$log"; then
         result sanitizer "$1" 0 skipped "it does not run here: $(grep -m1 'not supported' "$log")"
-    elif grep -qE '^========= +(Invalid|Error|Race|.*hazard|Uninitialized|Barrier|Misaligned|Program hit)' "$log" ||
-        grep -q '^not ok' "$log"; then
+    elif grep -q '^not ok' "$log" || grep -qE "^========= +$found" "$log"; then
         fail "compute-sanitizer $1" "it has found something" "$log"
     elif [ "$status" != 0 ] && [ "$status" != 124 ]; then
         fail "compute-sanitizer $1" "exit status $status" "$log"
     else
-        result sanitizer "$1" "$ok" tests "clean$([ "$status" = 124 ] && echo ", stopped after $limit s")"
+        local stopped=$([ "$status" = 124 ] && echo ", stopped after $limit s")
+        result sanitizer "$1" "$ok" tests "clean$stopped"
     fi
 }
 
@@ -292,7 +308,8 @@ measure_prefill() {
 }
 
 measure_train() {
-    local presets=(150M_1024 150M 350M_1024 small tiny_char 750M_1024 500M_1024 200M 250M 200M_1024 250M_1024 tiny)
+    local presets=(150M_1024 150M 350M_1024 small tiny_char 750M_1024 500M_1024 200M 250M
+                   200M_1024 250M_1024 tiny)
     [ $mode = gpu ] || presets=(150M) # they are cut to one shape
     for preset in "${presets[@]}"; do bench "train $preset" 25 train "configs/$preset.json" 6; done
 }
@@ -301,29 +318,38 @@ measure_train() {
 profile_kernels() { # NAME SKIP COUNT ARGUMENT...
     local name=$1 skip=$2 count=$3 csv=$work/ncu.csv
     shift 3
-    step "kernels of $name" 45 ncu --profile-from-start off --clock-control none --launch-skip "$skip" \
-        --launch-count "$count" --csv --page raw --print-units base --log-file "$csv" --metrics \
-        gpu__time_duration.sum,dram__bytes.sum,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed \
-        "$work/bench_gpu" "$device" "$@" || return
-    { echo; echo "### kernels of $name"; python3 scripts/gpu/ncu_table.py <"$csv"; } >>"$out/profile.txt" 2>&1
+    local metrics=gpu__time_duration.sum,dram__bytes.sum
+    metrics+=,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed
+    step "kernels of $name" 45 ncu --profile-from-start off --clock-control none \
+        --launch-skip "$skip" --launch-count "$count" --csv --page raw --print-units base \
+        --log-file "$csv" --metrics "$metrics" "$work/bench_gpu" "$device" "$@" || return
+    { echo; echo "### kernels of $name"; python3 scripts/gpu/ncu_table.py <"$csv"; } \
+        >>"$out/profile.txt" 2>&1
 }
 
 # Is Nsight Compute here, and may it read the counters?
 has_ncu() {
     command -v ncu >/dev/null && python3 -c 'import csv' 2>/dev/null || return 1
     timeout -k 5 40 ncu --clock-control none --launch-count 1 --metrics gpu__time_duration.sum \
-        "$work/bench_gpu" "$device" info >"$work/ncu.log" 2>&1 && ! grep -q '^==ERROR==' "$work/ncu.log" && return 0
+        "$work/bench_gpu" "$device" info >"$work/ncu.log" 2>&1 \
+        && ! grep -q '^==ERROR==' "$work/ncu.log" && return 0
     { echo; echo "### ncu"; cat "$work/ncu.log"; } >>"$out/log.txt"
-    result profile "Nsight Compute" 0 skipped "it does not run here: $(grep -m1 '^==ERROR==' "$work/ncu.log")"
+    result profile "Nsight Compute" 0 skipped \
+        "it does not run here: $(grep -m1 '^==ERROR==' "$work/ncu.log")"
     return 1
 }
 
 measure_profile() {
     local ncu=0 profiling=1
     [ $mode = gpu ] && has_ncu && ncu=1
-    for what in "decode configs/350M_1024.json 1" "decode configs/350M_1024.json 32" "train configs/150M_1024.json 2"; do
+    for what in "decode configs/350M_1024.json 1" "decode configs/350M_1024.json 32" \
+        "train configs/150M_1024.json 2"; do
         step "profile of $what" 30 "$work/bench_gpu" "$device" $small --profile $what || continue
-        { echo; echo "### operations of $what: each waited for"; grep -v '^RESULT' "$work/step.log"; } >>"$out/profile.txt"
+        {
+            echo
+            echo "### operations of $what: each waited for"
+            grep -v '^RESULT' "$work/step.log"
+        } >>"$out/profile.txt"
     done
     if [ $ncu = 1 ]; then
         profile_kernels "350M_1024, decode, batch 1" 400 600 decode configs/350M_1024.json 1
@@ -335,13 +361,15 @@ measure_profile() {
 measure_torch() {
     local t="${torch[*]}" preset
     [ $has_torch = 1 ] || { result torch torch 0 skipped "python3 has none"; return; }
-    grep -q True "$work/torch" || { result torch torch 0 skipped "it has no GPU: $(cat "$work/torch")"; return; }
+    grep -q True "$work/torch" ||
+        { result torch torch 0 skipped "it has no GPU: $(cat "$work/torch")"; return; }
     [ $mode = gpu ] || { result torch torch 0 skipped "not without a GPU"; return; }
     step "torch: rates" 40 $t rates
     for preset in 150M_1024 350M_1024; do
         step "torch: decode $preset" 40 $t decode "configs/$preset.json" 1 8 32 128
     done
-    step "torch: training" 60 $t train configs/150M_1024.json configs/150M.json configs/350M_1024.json
+    step "torch: training" 60 \
+        $t train configs/150M_1024.json configs/150M.json configs/350M_1024.json
     step "torch: training, compiled" 75 $t --compile train configs/150M_1024.json
 }
 
@@ -350,14 +378,21 @@ measure_torch() {
 write_json() {
     awk -F'\t' 'function text(s) { gsub(/[\\"]/, "\\\\&", s); return "\"" s "\"" }
         BEGIN { print "[" }
-        $1 == "RESULT" { printf "%s  {\"section\": %s, \"name\": %s, \"value\": %s, \"unit\": %s, \"note\": %s}",
-                         n++ ? ",\n" : "", text($2), text($3), $4 ~ /^-?[0-9.]+(e[-+]?[0-9]+)?$/ ? $4 : "null", text($5), text($6) }
+        function number(s) { return s ~ /^-?[0-9.]+(e[-+]?[0-9]+)?$/ ? s : "null" }
+        $1 == "RESULT" { printf "%s  {\"section\": %s, \"name\": %s, ", n++ ? ",\n" : "",
+                                text($2), text($3)
+                         printf "\"value\": %s, \"unit\": %s, \"note\": %s}",
+                                number($4), text($5), text($6) }
         END { print "\n]" }' "$out/results.tsv" >"$out/results.json"
 }
 
 write_results() {
     write_json
-    { date -u '+%F %T UTC'; git log -1 --format='commit %h' 2>/dev/null; show <"$out/results.tsv"; } >"$out/results.txt"
+    {
+        date -u '+%F %T UTC'
+        git log -1 --format='commit %h' 2>/dev/null
+        show <"$out/results.tsv"
+    } >"$out/results.txt"
 }
 
 summary() {
@@ -368,7 +403,8 @@ summary() {
     if [ ${#failed[@]} = 0 ]; then
         printf '\nall is well, in %d s; results lie in %s\n' "$SECONDS" "$out"
     else
-        printf '\nFAILED: %s; in %d s; results lie in %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" "$SECONDS" "$out"
+        printf '\nFAILED: %s; in %d s; results lie in %s\n' \
+            "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" "$SECONDS" "$out"
     fi
     [ ${#failed[@]} = 0 ]
 }
@@ -385,13 +421,15 @@ print(os.path.dirname(found[0]) if found else "")' 2>/dev/null)
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$CUDA_HOME/lib64${lt:+:$lt}
 # So may its header, where the toolkit was installed without.
 headers=""
-ls "$CUDA_HOME"/include/cublasLt.h "$CUDA_HOME"/targets/*/include/cublasLt.h /usr/include/cublasLt.h 2>/dev/null | grep -q . ||
+ls "$CUDA_HOME"/include/cublasLt.h "$CUDA_HOME"/targets/*/include/cublasLt.h \
+   /usr/include/cublasLt.h 2>/dev/null | grep -q . ||
     headers=${lt:+-isystem ${lt%/lib}/include}
 
 # torch is read from the disk while the compiler works.
 if python3 -c '' 2>/dev/null; then
-    (timeout -k 5 100 "${torch[@]:0:3}" -c 'import torch; print(torch.__version__, "for CUDA", torch.version.cuda,
-        "GPU:", torch.cuda.is_available())' >"$work/torch" 2>"$work/torch.log" || rm -f "$work/torch") &
+    (timeout -k 5 100 "${torch[@]:0:3}" -c 'import torch
+print(torch.__version__, "for CUDA", torch.version.cuda, "GPU:", torch.cuda.is_available())' \
+        >"$work/torch" 2>"$work/torch.log" || rm -f "$work/torch") &
 fi
 torch_pid=${!:-}
 
