@@ -24,11 +24,10 @@ const fact = (name, value, more) => el("div", {}, hint(name), el("b", {}, value)
 function showHeads({devices, process, kv_pages: pages}) {
     const planned = total(devices, "planned_bytes"), allocated = total(devices, "allocated_bytes");
     const drivers = devices.flatMap((device) => device.driver ?? []);
-    const same = allocated === planned;
     $("memory-heads").replaceChildren(
         fact("Process", amount(process.rss_bytes), `peak ${bytes(process.peak_rss_bytes)}`),
         fact("Models, planned", amount(planned, {id: "planned"}),
-            same ? "allocated: the same, to the byte" : `allocated ${bytes(allocated)}`),
+            `allocated: ${allocated === planned ? "the same, to the byte" : bytes(allocated)}`),
         fact("KV pages", `${count(pages.used)} / ${count(pages.total)}`,
             `most ever ${count(pages.high_water)}`),
         fact("Unexplained", amount(process.unexplained_bytes + total(drivers, "unexplained_bytes")),
@@ -96,8 +95,8 @@ function show(m) {
         hint("bar: in use, of planned", "tick: peak"));
     showPages(m.kv_pages);
     showProcess(m.process);
-    $("memory-driver").replaceChildren(
-        ...m.devices.filter((device) => device.driver).map(driverCard));
+    const counted = m.devices.filter((device) => device.driver);
+    $("memory-driver").replaceChildren(...counted.map(driverCard));
     $("memory-jobs").replaceChildren(...m.jobs.map(jobCard));
 }
 

@@ -25,15 +25,14 @@ const name = (job) => job.fine_tuned_model ?? job.suffix ?? job.id;
 /* How far it is: by its steps where their number was given, else by its time. */
 function share({status: state, step, training, started_at: begin, estimated_finish: end}) {
     if (state === "succeeded") return 1;
-    if (training?.max_iters) return step / training.max_iters;
-    return begin && end ? (Date.now() / 1000 - begin) / Math.max(1, end - begin) : 0;
+    if (training.max_iters) return step / training.max_iters;
+    return end ? (Date.now() / 1000 - begin) / Math.max(1, end - begin) : 0;
 }
 
-function progress(job) {
-    const of = job.training?.max_iters ? ` of ${count(job.training.max_iters)}` : "";
-    const left_s = job.estimated_finish - Date.now() / 1000;
-    return `step ${count(job.step)}${of}`
-        + (job.estimated_finish ? `, ${duration(Math.max(0, left_s))} left` : "");
+function progress({step, training, estimated_finish: end}) {
+    const of = training.max_iters ? ` of ${count(training.max_iters)}` : "";
+    const left_s = Math.max(0, end - Date.now() / 1000);
+    return `step ${count(step)}${of}${end ? `, ${duration(left_s)} left` : ""}`;
 }
 
 function showJobs(jobs) {
@@ -51,7 +50,8 @@ class Watch {
     constructor(id) {
         this.id = id;
         this.path = encodeURIComponent(id);
-        this.controller = new AbortController(); /* of all its requests */
+        this.end = new AbortController(); /* of all that it waits for */
+        this.signal = this.end.signal;
         this.points = {loss: [], valid: [], rate: [], pace: []};
         this.facts = el("div");
         this.note = el("p", {class: "note", role: "status"});
@@ -72,8 +72,7 @@ class Watch {
 
     /* The job itself, again and again; its events as they come. */
     async look() {
-        const {signal} = this.controller;
-        const job = await json(`v1/fine_tuning/jobs/${this.path}`, {signal});
+        const job = await json(`v1/fine_tuning/jobs/${this.path}`, {signal: this.signal});
         if (shown !== this) return;
         this.show(job);
         if (job.status !== this.status) {
@@ -129,7 +128,7 @@ class Watch {
     async follow() {
         this.follows = true;
         try {
-            const after = this.last ? `&after=${this.last}` : "", {signal} = this.controller;
+            const after = this.last ? `&after=${this.last}` : "", {signal} = this;
             const path = `v1/fine_tuning/jobs/${this.path}/events?stream=true${after}`;
             for await (const event of events(await request(path, {signal}))) this.take(event);
         } finally {
@@ -167,8 +166,7 @@ class Watch {
     }
 
     async listCheckpoints() {
-        const {signal} = this.controller;
-        const path = `v1/fine_tuning/jobs/${this.path}/checkpoints?limit=20`;
+        const path = `v1/fine_tuning/jobs/${this.path}/checkpoints?limit=20`, {signal} = this;
         const list = (await json(path, {signal})).data, ids = list.map(({id}) => id).join();
         if (ids === this.ids) return; /* a button that is about to be pressed stays */
         this.ids = ids;
@@ -182,7 +180,7 @@ class Watch {
 
 function choose(id) {
     if ((shown?.id ?? "") === id) return;
-    shown?.controller.abort();
+    shown?.end.abort();
     shown = id ? new Watch(id) : null;
     $("job").hidden = !id;
 }
