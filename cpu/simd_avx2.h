@@ -1,5 +1,5 @@
-/* The vector vocabulary of the *_simd.h files in AVX2 and FMA: 8 lanes. `n` lanes means the first n,
- * 0..8; loads put zero in the others, stores leave their memory alone. */
+/* The vector vocabulary of the *_simd.h files in AVX2 and FMA: 8 lanes. `n` lanes means the first
+ * n, 0..8; loads put zero in the others, stores leave their memory alone. */
 #pragma once
 
 #include <immintrin.h>

@@ -16,7 +16,8 @@
  * Element types: f32 everywhere, or bf16 or f16 where computes_in says so ("activation type"):
  * weights have it, or are quantized when serving; operands of matrix products are rounded to it
  * (nearest even; to 8 bits beside quantized weights), sums are f32; the residual stream, norms,
- * softmax and logits stay f32; the KV cache has the activation type, or one that keeps_kv_in allows.
+ * softmax and logits stay f32; the KV cache has the activation type,
+ * or one that keeps_kv_in allows.
  *
  * Shape letters: see model/config.h. R rows (tokens of this step), S spans (sequences of it). */
 #pragma once

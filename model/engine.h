@@ -3,7 +3,7 @@
  *
  * A request's life (the engine thread takes every edge but the first):
  *
- *   engine_submit           pages reserved         prompt done         stop, length, cancel, deadline
+ *   engine_submit           pages reserved         prompt done        stop, length, cancel, deadline
  *  ───────────────▶ QUEUED ───────────────▶ RUNNING: prefill ──▶ decode ────────────────────▶ DONE
  *        │             └───────────────────── cancel, deadline, shutdown ─────────────────────────▲
  *        └ refused: ERR_BUSY (queue full), ERR_NO_FIT (never fits), ERR_INVALID,

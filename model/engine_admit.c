@@ -14,8 +14,8 @@ static int32_t choice_pages(const struct engine_params *p)
     return (int32_t)ceil_div(computed, KV_PAGE_TOKENS);
 }
 
-/* Those of the prompt that all choices share. Its last token is left to every choice: its logits are
- * what it starts from. */
+/* Those of the prompt that all choices share. Its last token is left to every choice: its logits
+ * are what it starts from. */
 static int32_t shared_pages(const struct engine_params *p)
 {
     return (p->n_prompt - 1) / KV_PAGE_TOKENS;

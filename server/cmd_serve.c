@@ -150,8 +150,8 @@ static size_t options_table(struct serve_options *o, struct option *table)
         {"log-format", OPTION_STRING, &o->log_format, 0, 0, "text|json",
          "A line of text, or an object, for each event."},
         {"log-requests", OPTION_FLAG, &o->http.log_requests, 0, 0, NULL,
-         "Do not log a line a request: its id (X-Request-Id), the key's name, route, status, tokens "
-         "and times; never their text. Probes that find all well stay out in any case."},
+         "Do not log a line a request: its id (X-Request-Id), the key's name, route, status, "
+         "tokens and times; never their text. Probes that find all well stay out in any case."},
         {"hint", OPTION_FLAG, &o->hint, 0, 0, NULL,
          "Print what to try when ready: a curl line, the web page's address."},
     };

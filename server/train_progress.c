@@ -55,8 +55,8 @@ void train_progress_print_driver(const struct device *d, const struct memory_pla
     struct device_memory driver;
     if (!d->ops->memory || !d->ops->memory(d, &driver)) return;
     int64_t in_use = driver.total_bytes - driver.free_bytes;
-    log_info("memory: %s says %.1f MiB of %.1f MiB are in use: %.1f MiB at the start, %.1f MiB of the "
-             "plan, %.1f MiB for kernels and by others since", d->name, mib(in_use),
+    log_info("memory: %s says %.1f MiB of %.1f MiB are in use: %.1f MiB at the start, %.1f MiB of "
+             "the plan, %.1f MiB for kernels and by others since", d->name, mib(in_use),
              mib(driver.total_bytes), mib(driver.start_bytes), mib(m->device_bytes),
              mib(in_use - driver.start_bytes - m->device_bytes));
 }

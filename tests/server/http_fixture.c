@@ -85,7 +85,8 @@ void http_fixture_open(struct http_fixture *f, const struct http_options *o)
     struct process_baseline baseline = {0};
     struct http_options usual;
     http_fixture_options(&usual);
-    if (!http_start(o ? o : &usual, &f->api, f->metrics, &baseline, &f->server, &err)) fail_msg("%s", err.text);
+    if (!http_start(o ? o : &usual, &f->api, f->metrics, &baseline, &f->server, &err))
+        fail_msg("%s", err.text);
 }
 
 void http_fixture_close(struct http_fixture *f)

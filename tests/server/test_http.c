@@ -102,8 +102,8 @@ static void test_routes_that_answer_at_once(void **state)
 
 static void test_what_is_not_there(void **state)
 {
-    static const char *const paths[] = {"/page", "/v1", "/v1/models/", "/v1/completions/", "/health/x",
-                                        "/%ff%fe", "/..", "//health"};
+    static const char *const paths[] = {"/page", "/v1", "/v1/models/", "/v1/completions/",
+                                        "/health/x", "/%ff%fe", "/..", "//health"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         char request[200];
         snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: x\r\n" CLOSE "\r\n", paths[i]);
