@@ -6,7 +6,7 @@ import subprocess
 
 from gptd import ROOT
 
-FLAGS = ["-std=c17", "-D_GNU_SOURCE", "-fsyntax-only", "-w", "-Werror=implicit-function-declaration",
+FLAGS = ["-std=c17", "-D_GNU_SOURCE", "-fsyntax-only", "-Werror=implicit-function-declaration",
          "-Iscripts/bare", "-I."]
 
 
