@@ -6,7 +6,7 @@
 # Needs nvcc and a C compiler, no library and no network: scripts/bare stands for those that gptd
 # has. Where python3 has torch, its numbers and its speed stand beside gptd's. Results appear as
 # they are known, and lie in DIR (build/gpu_check/out) as results.txt and results.json after every
-# section, with every log in log.txt and what profilers said in profile.txt. A section that
+# step, with every log in log.txt and what profilers said in profile.txt. A section that
 # fails, or that takes longer than it may, is reported with its last lines; the others go
 # on. Tests that fail are run again one by one, kernels waited for, and under
 # compute-sanitizer. Exit status: 1 if any failed.
@@ -90,15 +90,21 @@ step() {
     local pid=$!
     timeout $((limit + 20)) tail -n +1 -s 0.2 -f --pid=$pid "$work/step.log" \
         | grep --line-buffered '^RESULT' | tee -a "$to" | show
-    wait $pid
-    status=$?
+    # Nor must one that is there even after it was killed: it is left behind.
+    if kill -0 $pid 2>/dev/null; then
+        status=137
+    else
+        wait $pid
+        status=$?
+    fi
     cat "$work/step.log" >>"$out/log.txt"
     case $status in
-    0) return 0 ;;
+    0) ;;
     124 | 137) fail "$name" "took longer than $limit s" "$work/step.log" ;;
     *) fail "$name" "exit status $status" "$work/step.log" ;;
     esac
-    return 1
+    write_results # whoever is cut off has this much
+    [ $status = 0 ]
 }
 
 bench() { # NAME SECONDS ARGUMENT...

@@ -241,7 +241,7 @@ static void check_splits(int first)
     static const struct schedule schedules[] = {
         /* Decoding, split where that pays; position 511, which writes its key itself, ends a block's eight times 64. */
         {1, {{510}, {1}, {1}, {1}, {1}, {1}, {1}, {6}}},
-        {1, {{200}, {13}, {299}, {10}}},                     /* in chunks of a prompt */
+        {1, {{200}, {312}, {1}, {9}}}, /* in chunks of a prompt; position 512, split too, begins a block */
         {4, {{510, 40, 3, 1}, {3, 30, 2, 1}, {9, 1, 1, 1}}}, /* beside others */
     };
     enum { N_SCHEDULES = sizeof schedules / sizeof *schedules, TOKENS = 522 };

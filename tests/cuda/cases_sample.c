@@ -40,7 +40,7 @@ static void requests_make(struct requests *q, int64_t vocab, int round)
         if (i == 2 || i == 4) p.top_k = 1 + round * 5;
         if (i == 4 || i == 5) p.top_p = 0.6f;
         if (i == 7 || i == 5) p.min_p = 0.05f;
-        if (i >= 6) p.repetition_penalty = 1.3f, p.presence_penalty = 0.5f, p.frequency_penalty = 0.2f;
+        if (i >= 6) p.repetition_penalty = 1.3f, p.presence_penalty = 0.5f, p.frequency_penalty = 1.7f;
         if (i % 2 && vocab >= 21) p.n_bias = 3, p.bias = q->bias;
         q->params[i] = p;
         q->rows[i] = (struct sample_row){
@@ -107,6 +107,55 @@ void test_sampling(void **state)
             for (int64_t r = 0; r < ROWS; r++) compare(&out[1][r], &out[0][r], r);
         }
     free(logits);
+    sides_close(sides);
+}
+
+/* Two tokens of which one, A, was there before: so often in the prompt, so often in the output. Which is the best? */
+void test_penalties(void **state)
+{
+    enum { A = 3, B = 1, N_VOCAB = 5, MAX_HISTORY = 4 };
+    static const struct {
+        float a, b, repetition, presence, frequency;
+        int32_t in_prompt, in_output, want;
+    } cases[] = {
+        {1, 0.6f, 1, 0.5f, 0, 0, 1, B},     {1, 0.4f, 1, 0.5f, 0, 0, 1, A},
+        {1, 0.6f, 1, 0.5f, 0, 1, 0, A},     {1, 0.4f, 1, 0.5f, 0, 0, 3, A}, /* once, of the output alone */
+        {1, 0.5f, 1, 0, 0.2f, 0, 3, B},     {1, 0.5f, 1, 0, 0.2f, 0, 2, A},     {1, 0.5f, 1, 0, 0.2f, 3, 0, A},
+        {1, 0.8f, 1.3f, 0, 0, 1, 0, B},     {1, 0.7f, 1.3f, 0, 0, 0, 3, A},
+        {-1, -1.2f, 1.3f, 0, 0, 0, 1, B},   {-1, -1.4f, 1.3f, 0, 0, 0, 1, A}, /* below 0 it multiplies */
+        {1, 0.25f, 1.25f, 0.3f, 0.1f, 1, 2, A}, {1, 0.35f, 1.25f, 0.3f, 0.1f, 1, 2, B}, /* 0.8 - 0.5 */
+    };
+    enum { N = sizeof cases / sizeof *cases };
+    struct workspace_shape plan = {
+        .dtype = DTYPE_F32, .max_rows = N, .max_logit_rows = N, .n_embd = 16, .n_ff = 16, .n_head = 1,
+        .n_kv_head = 1, .head_dim = 16, .vocab_size = N_VOCAB, .block_size = MAX_HISTORY,
+    };
+    struct side sides[N_SIDES];
+    struct sample_params params[N];
+    struct sample_row rows[N];
+    struct sample_out out[N];
+    int32_t history[N][MAX_HISTORY];
+    float logits[N * N_VOCAB];
+    sides_open(sides, &plan);
+    for (int i = 0; i < N; i++) {
+        int32_t n = 0;
+        for (int j = 0; j < N_VOCAB; j++) logits[i * N_VOCAB + j] = -9;
+        logits[i * N_VOCAB + A] = cases[i].a, logits[i * N_VOCAB + B] = cases[i].b;
+        history[i][n++] = 0;
+        while (n < 1 + cases[i].in_prompt + cases[i].in_output) history[i][n++] = A;
+        sample_params_init(&params[i]);
+        params[i].temperature = 0;
+        params[i].repetition_penalty = cases[i].repetition;
+        params[i].presence_penalty = cases[i].presence;
+        params[i].frequency_penalty = cases[i].frequency;
+        rows[i] = (struct sample_row){.params = &params[i], .history = history[i], .n_history = n,
+                                      .n_prompt = 1 + cases[i].in_prompt, .forced = -1};
+    }
+    for (int s = 0; s < N_SIDES; s++) {
+        sample(&sides[s], logits, N, N_VOCAB, rows, out);
+        for (int i = 0; i < N; i++)
+            if (out[i].id != cases[i].want) fail_msg("case %d: %d is the best, got %d", i, cases[i].want, out[i].id);
+    }
     sides_close(sides);
 }
 

@@ -34,6 +34,7 @@ void test_rope_backward(void **state);
 
 /* cases_sample.c */
 void test_sampling(void **state);
+void test_penalties(void **state);
 void test_sampling_of_hard_rows(void **state);
 
 /* cases_optimizer.c */

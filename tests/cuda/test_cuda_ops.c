@@ -76,6 +76,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_attention_backward_without_tensor_cores),
         cmocka_unit_test(test_rope_backward),
         cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_sampling_of_hard_rows),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_adamw_of_many_tensors),
