@@ -220,13 +220,13 @@ void test_rows_do_not_know_their_neighbours(void **state)
     free(all), free(some), free(o);
 }
 
-/* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. */
-void test_wide_products(void **state)
+/* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. Operands of 16 bits, of the types
+ * before `end`. */
+static void check_wide_products(int end)
 {
     enum { ROWS = 130, OUTS = 16390, INS = 40 };
     static const int64_t counts[] = {2, 17, ROWS};
     struct cpu_rng rng = {7};
-    skip_without_cuda();
     float *x = malloc(ROWS * INS * sizeof *x), *w = malloc((size_t)OUTS * INS * sizeof *w);
     float *results[3];
     cpu_rng_fill(&rng, x, ROWS * INS);
@@ -234,7 +234,7 @@ void test_wide_products(void **state)
     set_multiprocessors(1);
     struct side sides[N_SIDES];
     sides_open(sides, &plan);
-    for (int t = 1; t < N_OPERAND_TYPES; t++) {
+    for (int t = 1; t < end; t++) {
         enum dtype type = operand_types[t][0];
         int n_counts = t < 3 ? 3 : 1; /* quantized weights have no tiles of their own */
         for (int c = 0; c < n_counts; c++) {
@@ -258,6 +258,21 @@ void test_wide_products(void **state)
     sides_close(sides);
     set_multiprocessors(4);
     free(x), free(w);
+}
+
+void test_wide_products(void **state)
+{
+    skip_without_cuda();
+    check_wide_products(N_OPERAND_TYPES);
+}
+
+/* A GPU that runs the code of sm_80, but whose blocks have no room for the largest tiles. */
+void test_wide_products_in_less_shared_memory(void **state)
+{
+    if (!ptxsim_set_compute_capability) skip();
+    ptxsim_set_compute_capability(86);
+    check_wide_products(2);
+    ptxsim_set_compute_capability(0);
 }
 
 /* ---- with the norm before and SwiGLU after ---- */

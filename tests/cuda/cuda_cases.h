@@ -7,6 +7,7 @@ void test_quantized_products(void **state);
 void test_products_without_tensor_cores(void **state);
 void test_rows_do_not_know_their_neighbours(void **state);
 void test_wide_products(void **state);
+void test_wide_products_in_less_shared_memory(void **state);
 void test_norms_and_gates_of_products(void **state);
 void test_weights_come_back(void **state);
 void test_products_backward(void **state);

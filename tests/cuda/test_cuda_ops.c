@@ -56,6 +56,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_products_without_tensor_cores),
         cmocka_unit_test(test_rows_do_not_know_their_neighbours),
         cmocka_unit_test(test_wide_products),
+        cmocka_unit_test(test_wide_products_in_less_shared_memory),
         cmocka_unit_test(test_norms_and_gates_of_products),
         cmocka_unit_test(test_products_backward),
         cmocka_unit_test(test_gradients_are_rounded_by_place_and_key),
