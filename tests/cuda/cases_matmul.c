@@ -134,6 +134,30 @@ void test_weights_come_back(void **state)
     sides_close(sides);
 }
 
+/* Matrices larger than the workspace go through it, and come back, a few rows at a time. */
+void test_weights_in_pieces(void **state)
+{
+    static const enum dtype all[] = {DTYPE_F32, DTYPE_F16, DTYPE_Q8_0, DTYPE_Q4_0};
+    enum { OUTS = 10, INS = 33, ROOM = 4 * INS * (int)sizeof(float) + 20 /* four rows, and no fifth */ };
+    struct side sides[N_SIDES];
+    sides_open(sides, &plan);
+    struct side *s = &sides[SIDE_CUDA];
+    struct operands *o = operands_new(9);
+    float whole[OUTS * INS], pieces[OUTS * INS];
+    for (size_t t = 0; t < sizeof all / sizeof *all; t++) {
+        struct matrix w = side_matrix(s, all[t], OUTS, INS, o->w);
+        read_matrix(s, &w, whole);
+        s->d->ops->set_workspace(s->d, side_bytes(s, ROOM, NULL), ROOM);
+        w = side_matrix(s, all[t], OUTS, INS, o->w);
+        read_matrix(s, &w, pieces);
+        assert_memory_equal(pieces, whole, sizeof whole);
+        s->d->ops->set_workspace(s->d, s->blocks[0].p, (int64_t)s->blocks[0].bytes);
+        side_clear(s);
+    }
+    free(o);
+    sides_close(sides);
+}
+
 /* Against the product with the very weights that are stored, in double. Operands of tensor cores are rounded to the
  * type of the rows first. */
 static void check_quantized(int stride)

@@ -10,6 +10,7 @@ void test_wide_products(void **state);
 void test_wide_products_in_less_shared_memory(void **state);
 void test_norms_and_gates_of_products(void **state);
 void test_weights_come_back(void **state);
+void test_weights_in_pieces(void **state);
 void test_products_backward(void **state);
 void test_gradients_are_rounded_by_place_and_key(void **state);
 void test_products_backward_by_library(void **state);

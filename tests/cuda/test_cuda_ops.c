@@ -51,6 +51,7 @@ int main(int argc, char **argv)
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights_come_back),
+        cmocka_unit_test(test_weights_in_pieces),
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_quantized_products),
         cmocka_unit_test(test_products_without_tensor_cores),

@@ -44,6 +44,14 @@ static void test_workspace(void **state)
     assert_int_equal(hopper->train->workspace_bytes(hopper, &s), 32 << 20);
     assert_true(hopper->ops->workspace_bytes(hopper, &s) == serving);
     assert_int_equal(training % DEVICE_ALIGN, 0);
+    /* Sums of slices: three vectors of all slices together, or of one slice of the widest row; and a number for each
+     * row and head. */
+    struct workspace_shape wide = s, many = s;
+    wide.n_ff = 600000;
+    many.max_rows = 1 << 20;
+    assert_true(training >= 3 * CUDA_SLICE_FLOATS * (int64_t)sizeof(float));
+    assert_true(d->train->workspace_bytes(d, &wide) >= 3 * 2 * wide.n_ff * (int64_t)sizeof(float));
+    assert_true(d->train->workspace_bytes(d, &many) >= many.max_rows * many.n_head * (int64_t)sizeof(float));
     /* Few rows are never split further than there are. */
     struct workspace_shape one = s;
     one.max_rows = 1;
