@@ -16,6 +16,7 @@
 #pragma weak ptxsim_set_compute_capability
 #pragma weak ptxsim_set_multiprocessors
 #pragma weak ptxsim_set_cublas
+#pragma weak ptxsim_code
 #pragma weak ptxsim_cublas_products
 
 struct shape { int64_t rows, n_out, n_in; };
@@ -293,7 +294,7 @@ void test_wide_products(void **state)
 /* A GPU that runs the code of sm_80, but whose blocks have no room for the largest tiles. */
 void test_wide_products_in_less_shared_memory(void **state)
 {
-    if (!ptxsim_set_compute_capability) skip();
+    if (!ptxsim_set_compute_capability || ptxsim_code() < 80) skip();
     ptxsim_set_compute_capability(86);
     check_wide_products(2);
     ptxsim_set_compute_capability(0);
