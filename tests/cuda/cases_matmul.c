@@ -245,41 +245,53 @@ void test_rows_do_not_know_their_neighbours(void **state)
     free(all), free(some), free(o);
 }
 
-/* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. Operands of 16 bits, of the types
- * before `end`. */
+/* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. */
+enum { WIDE_ROWS = 130, WIDE_OUTS = 16390, WIDE_INS = 328 };
+
+/* Products of 2 rows and of more, up to `rows`: the same bits, and the values of the weights that are stored. */
+static void check_wide_product(struct side *s, const enum dtype types_of[2], int64_t rows, int64_t n_in,
+                               const float *x, const float *w)
+{
+    static const int64_t counts[] = {2, 17, WIDE_ROWS};
+    enum dtype type = side_dtype(s, types_of[0]);
+    float *stored = malloc((size_t)(WIDE_OUTS * n_in) * sizeof *stored), *results[3] = {0};
+    for (int c = 0; c < 3 && counts[c] <= rows; c++) {
+        results[c] = malloc((size_t)(counts[c] * WIDE_OUTS) * sizeof **results);
+        struct matrix m = side_matrix(s, types_of[1], WIDE_OUTS, n_in, w);
+        struct tensor out = side_tensor(s, DTYPE_F32, counts[c], WIDE_OUTS, NULL);
+        s->d->ops->matmul(s->d, out, side_tensor(s, types_of[0], counts[c], n_in, x), &m, NULL, EPILOGUE_NONE);
+        side_read(s, out, results[c]);
+        if (c == 0) read_matrix(s, &m, stored);
+        side_clear(s);
+        assert_memory_equal(results[c], results[0], (size_t)(counts[0] * WIDE_OUTS) * sizeof **results);
+    }
+    for (int64_t at = 0; at < counts[0] * WIDE_OUTS; at++) {
+        double want = 0;
+        int64_t r = at / WIDE_OUTS, n = at % WIDE_OUTS;
+        for (int64_t k = 0; k < n_in; k++)
+            want += (double)rounded_to(type, rounded_to(types_of[0], x[r * n_in + k]))
+                    * rounded_to(type, stored[n * n_in + k]);
+        assert_near(results[0][at], want, 2e-5, "wide product", r, n);
+    }
+    for (int c = 0; c < 3; c++) free(results[c]);
+    free(stored);
+}
+
+/* Operands of 16 bits, of the types before `end`; of the first, more inputs too than kernels have under way. */
 static void check_wide_products(int end)
 {
-    enum { ROWS = 130, OUTS = 16390, INS = 40 };
-    static const int64_t counts[] = {2, 17, ROWS};
     struct cpu_rng rng = {7};
-    float *x = malloc(ROWS * INS * sizeof *x), *w = malloc((size_t)OUTS * INS * sizeof *w);
-    float *results[3];
-    cpu_rng_fill(&rng, x, ROWS * INS);
-    cpu_rng_fill(&rng, w, (int64_t)OUTS * INS);
+    float *x = malloc(WIDE_ROWS * WIDE_INS * sizeof *x), *w = malloc((size_t)WIDE_OUTS * WIDE_INS * sizeof *w);
+    cpu_rng_fill(&rng, x, WIDE_ROWS * WIDE_INS);
+    cpu_rng_fill(&rng, w, (int64_t)WIDE_OUTS * WIDE_INS);
     set_multiprocessors(1);
     struct side sides[N_SIDES];
     sides_open(sides, &plan);
     for (int t = 1; t < end; t++) {
-        enum dtype type = operand_types[t][0];
-        int n_counts = t < 3 ? 3 : 1; /* quantized weights have no tiles of their own */
-        for (int c = 0; c < n_counts; c++) {
-            struct side *s = &sides[SIDE_CUDA];
-            results[c] = malloc((size_t)(counts[c] * OUTS) * sizeof **results);
-            struct matrix m = side_matrix(s, operand_types[t][1], OUTS, INS, w);
-            struct tensor out = side_tensor(s, DTYPE_F32, counts[c], OUTS, NULL);
-            s->d->ops->matmul(s->d, out, side_tensor(s, type, counts[c], INS, x), &m, NULL, EPILOGUE_NONE);
-            side_read(s, out, results[c]);
-            side_clear(s);
-            assert_memory_equal(results[c], results[0], (size_t)(counts[0] * OUTS) * sizeof **results);
-        }
-        for (int64_t at = 0; t == 1 && at < counts[0] * OUTS; at++) {
-            double want = 0;
-            for (int64_t k = 0; k < INS; k++)
-                want += (double)rounded_to(type, x[at / OUTS * INS + k]) * rounded_to(type, w[at % OUTS * INS + k]);
-            assert_near(results[0][at], want, 2e-5, "wide product", at / OUTS, at % OUTS);
-        }
-        for (int c = 0; c < n_counts; c++) free(results[c]);
+        bool quantized = t >= 3; /* such weights have no tiles of their own */
+        check_wide_product(&sides[SIDE_CUDA], operand_types[t], quantized ? 2 : WIDE_ROWS, 40, x, w);
     }
+    check_wide_product(&sides[SIDE_CUDA], operand_types[1], 2, WIDE_INS, x, w);
     sides_close(sides);
     set_multiprocessors(4);
     free(x), free(w);

@@ -93,14 +93,14 @@ void test_adamw(void **state)
     for (int s = 0; s < N_SIDES; s++) out[s] = malloc(MAX_VALUES * sizeof(float));
     cpu_rng_fill(&rng, w, MAX_VALUES);
     cpu_rng_fill(&rng, grads, STEPS * MAX_VALUES);
-    /* Some whose second moments are less than 8 bits hold beside the others', where the noise is the CPU's. */
-    for (int i = 0; i < STEPS * MAX_VALUES; i++) uneven[i] = i % 7 == 3 ? grads[i] * 1e-6f : grads[i];
     for (int f = 0; f < N_FORMATS; f++) {
         const struct side *cuda = &sides[SIDE_CUDA]; /* formats of GPUs that compute in bf16 */
         if (side_dtype(cuda, formats[f].dtype) != formats[f].dtype) continue;
         if (side_dtype(cuda, formats[f].grad) != formats[f].grad) continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             int64_t values = shapes[i].n_out * shapes[i].n_in;
+            /* Where the noise is the CPU's, some elements' second moments are less than 8 bits hold beside others'. */
+            for (int64_t k = 0; k < STEPS * values; k++) uneven[k] = k % values % 7 == 3 ? grads[k] * 1e-6f : grads[k];
             for (int s = 0; s < N_SIDES; s++)
                 optimize(&sides[s], formats[f], shapes[i].n_out, shapes[i].n_in, shapes[i].packed, w,
                          shapes[i].packed ? grads : uneven, out[s]);
