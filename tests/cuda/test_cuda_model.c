@@ -223,6 +223,25 @@ static void test_device_memory_is_zero_or_refused(void **state)
     d->ops->close(d);
 }
 
+/* What the driver does not launch, here for its size, is found at the next wait at the latest. */
+static void test_refused_launch_is_a_failure(void **state)
+{
+    enum { N = 16, TOO_MANY = 65536 * 32 }; /* more rows than grids of plain products have blocks for */
+    struct device *d = cuda_or_skip();
+    struct error err;
+    void *p = d->ops->alloc(d, N * N * sizeof(float), &err); /* nobody gets to read it */
+    must(p != NULL, &err);
+    struct tensor x = {p, DTYPE_F32, TOO_MANY, N};
+    struct matrix w = {.data = p, .dtype = DTYPE_F32, .n_out = N, .n_in = N};
+    d->ops->matmul(d, x, x, &w, NULL, EPILOGUE_NONE);
+    assert_false(d->ops->sync(d, &err));
+    assert_int_equal(err.code, ERR_DEVICE);
+    assert_non_null(strstr(err.text, "failed in matmul"));
+    assert_non_null(strstr(err.text, "cudaErrorInvalidConfiguration"));
+    d->ops->free(d, p, N * N * sizeof(float));
+    d->ops->close(d);
+}
+
 /* Steps that cannot be recorded are no reason to run without: it is the GPU that has failed. */
 static void test_refused_recordings(void **state)
 {
@@ -625,6 +644,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_calls_of_a_decoding_step),
         cmocka_unit_test(test_refused_page_locked_memory),
         cmocka_unit_test(test_device_memory_is_zero_or_refused),
+        cmocka_unit_test(test_refused_launch_is_a_failure),
         cmocka_unit_test(test_refused_recordings),
         cmocka_unit_test(test_attention_is_told_of_all_keys),
         cmocka_unit_test(test_requests_do_not_know_their_company),
