@@ -3,9 +3,9 @@
  *   gelu      x Phi(x), or its tanh form (Hendrycks & Gimpel 2016)      out, in [R, F] of one type
  *   swiglu    silu(gate) up (Shazeer 2020)                             gate_up [R, 2F], gate first
  *
- * Grid: a thread as many elements as are 16 bytes of the widest operand, or one where rows are not made of whole such runs.
- * Bytes: each operand once. Some 20 operations an element: bound by the bytes. CPU twins: gelu_row, swiglu_row
- * and their backward (cpu/rows_simd.h, cpu/train_simd.h). */
+ * Grid: a thread as many elements as are 16 bytes of the widest operand, or one where rows are not
+ * made of whole such runs. Bytes: each operand once. Some 20 operations an element: bound by the
+ * bytes. CPU twins: gelu_row, swiglu_row and their backward (cpu/rows_simd.h, cpu/train_simd.h). */
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 
@@ -33,8 +33,8 @@ __global__ void gelu_backward_kernel(T *dx, const float *dy, const T *pre, int64
     store_packed(dx + i, x);
 }
 
-/* Where the gate of element i of [R, cols] lies in [R, 2 cols]. Most indices are short, and divisions of 64
- * bits long. */
+/* Where the gate of element i of [R, cols] lies in [R, 2 cols]. Most indices are short, and
+ * divisions of 64 bits long. */
 __device__ __forceinline__ int64_t gate_at(int64_t i, int64_t cols)
 {
     return i + (i >> 32 ? i / cols : (uint32_t)i / (uint32_t)cols) * cols;

@@ -18,7 +18,8 @@
 
 static constexpr int CHUNK = 512, WARP_QUERIES = QUERIES / ATTENTION_WARPS;
 
-/* What some keys gave one query: p are relative to max. Element part * 32 + lane of the sum of values. */
+/* What some keys gave one query: p are relative to max. Element part * 32 + lane of the sum of
+ * values. */
 template <int PARTS> struct softmax_state { float max, sum, acc[PARTS]; };
 
 template <int PARTS> __device__ __forceinline__ softmax_state<PARTS> no_keys()
@@ -85,7 +86,8 @@ __device__ void load_keys(const attention_args<T> &a, const tile_of_span &t, int
     }
 }
 
-/* 32 keys for one query: `score` is lane's key's, -inf where it is not seen; `keep` dropout's factor. */
+/* 32 keys for one query: `score` is lane's key's, -inf where it is not seen; `keep` dropout's
+ * factor. */
 template <int PARTS>
 __device__ __forceinline__ void take_keys(softmax_state<PARTS> &s, float score, float keep, const float *v,
                                           int32_t n)
@@ -246,7 +248,8 @@ static void attend_plain(struct cuda_device *c, attention_args<T> args, int64_t 
     unsigned tiles = (unsigned)(ceil_div((int64_t)args.rows * args.a.group, QUERIES) + args.n_spans);
     unsigned chunks = (unsigned)ceil_div(max_keys, CHUNK);
     int64_t bytes = (int64_t)chunks * args.rows * args.a.n_head * (n + 2) * (int64_t)sizeof(float);
-    /* Few tiles leave most of the GPU idle: then chunks get blocks of their own, if there is room. */
+    /* Few tiles leave most of the GPU idle: then chunks get blocks of their own, if there is
+     * room. */
     bool split = chunks > 1 && (int64_t)tiles * args.a.n_kv_head < 2 * c->n_multiprocessors
                  && bytes <= c->workspace_bytes;
     if (split) args.partial = (float *)cuda_workspace(c, 0, bytes);

@@ -1,9 +1,9 @@
-/* What attention's forward and backward kernels share: how queries are grouped, how spans are found, dropout's
- * factors.
+/* What attention's forward and backward kernels share: how queries are grouped, how spans are
+ * found, dropout's factors.
  *
- * A tile is up to 16 queries that read the same keys: positions of one span by query heads of one KV head,
- * query i of a tile being position i / group, head i % group. Tiles of all spans are counted through, and
- * a block finds its span by halving the list. */
+ * A tile is up to 16 queries that read the same keys: positions of one span by query heads of one
+ * KV head, query i of a tile being position i / group, head i % group. Tiles of all spans are
+ * counted through, and a block finds its span by halving the list. */
 #pragma once
 
 #include "cuda/cuda_internal.h"
@@ -27,10 +27,10 @@ struct tile_of_span {
     int32_t first, n; /* queries [first, first + n) of the span */
 };
 
-/* Queries of a span: rows x group. Span i's tiles are numbered from (the queries before it) / (queries a tile) + i,
- * which leaves room for as many as the spans before it can have, each with a last one that is not full; so
- * some numbers are nobody's. ceil(all queries / queries a tile) + n_spans numbers are enough. Log2(spans) loads of
- * one int32_t. False: there is no such tile. */
+/* Queries of a span: rows x group. Span i's tiles are numbered from (the queries before it) /
+ * (queries a tile) + i, which leaves room for as many as the spans before it can have, each with a
+ * last one that is not full; so some numbers are nobody's. ceil(all queries / queries a tile) +
+ * n_spans numbers are enough. Log2(spans) loads of one int32_t. False: there is no such tile. */
 __device__ __forceinline__ bool find_tile(const span *spans, int32_t n_spans, int32_t group, int32_t tile,
                                           int32_t queries_a_tile, tile_of_span &out)
 {
@@ -95,8 +95,10 @@ __device__ __forceinline__ float *partial_of(const attention_args<T> &a, int32_t
 /* Query heads of a KV head that a block of decoding has at most. */
 static constexpr int DECODE_HEADS = 16;
 
-/* cuda/attention_mma.cu: has this GPU tensor cores, and the shared memory for heads of this size? */
+/* cuda/attention_mma.cu: has this GPU tensor cores, and the shared memory for heads of this
+ * size? */
 bool cuda_attention_has_mma(const struct cuda_device *c, int32_t head_dim);
-/* 16-bit caches, by tensor cores. No span has more than max_keys keys. False, and nothing is done: it has not. */
+/* 16-bit caches, by tensor cores. No span has more than max_keys keys. False, and nothing is done:
+ * it has not. */
 bool cuda_attention_mma(struct cuda_device *c, attention_args<bf16> args, int64_t max_keys);
 bool cuda_attention_mma(struct cuda_device *c, attention_args<f16> args, int64_t max_keys);

@@ -19,7 +19,8 @@
 
 static constexpr int DELTA_WARPS = 8;
 
-/* Grid: a warp a (row, head), two elements a lane at a time. Bytes: out and dout once; bound by them. */
+/* Grid: a warp a (row, head), two elements a lane at a time. Bytes: out and dout once; bound by
+ * them. */
 template <class T> __global__ void __launch_bounds__(DELTA_WARPS *WARP) delta_kernel(backward_args<T> a)
 {
     int64_t item = (int64_t)blockIdx.x * DELTA_WARPS + threadIdx.x / WARP, n = a.a.head_dim;
@@ -40,12 +41,12 @@ __device__ __forceinline__ void put_gradient(const backward_args<T> &a, int64_t 
     else ((float *)a.dqkv)[at] = y;
 }
 
-/* Queries of a tile, where a lane has PARTS elements of a head. Half as many of the largest heads: before
- * sm_70 no block gets more than 48 KiB of shared memory. No bit depends on it. */
+/* Queries of a tile, where a lane has PARTS elements of a head. Half as many of the largest heads:
+ * before sm_70 no block gets more than 48 KiB of shared memory. No bit depends on it. */
 template <int PARTS> static constexpr int TILE_OF = PARTS < 4 ? QUERIES : QUERIES / 2;
 
-/* Shared memory of both kernels: a tile's queries and their do [TILE][K], keys [32][K + 1], values [32][K + 1],
- * and p z and ds [TILE][33]; all f32. */
+/* Shared memory of both kernels: a tile's queries and their do [TILE][K], keys [32][K + 1], values
+ * [32][K + 1], and p z and ds [TILE][33]; all f32. */
 struct backward_rooms { float *q, *dout, *k, *v, *p, *ds; };
 static constexpr int PAIR_STRIDE = KEYS + 1;
 
@@ -95,7 +96,8 @@ __device__ void load_keys(const backward_args<T> &a, const span &sp, int32_t kv_
     }
 }
 
-/* p z and ds of a tile's queries by 32 keys, to shared memory: lanes are keys, warps share the queries. */
+/* p z and ds of a tile's queries by 32 keys, to shared memory: lanes are keys, warps share the
+ * queries. */
 template <int TILE, class T>
 __device__ void pairs(const backward_args<T> &a, const tile_of_span &t, int32_t kv_head, int32_t key0,
                       const backward_rooms &s)
@@ -130,7 +132,8 @@ __device__ void pairs(const backward_args<T> &a, const tile_of_span &t, int32_t 
     }
 }
 
-/* Grid: tiles of queries, KV heads. A warp adds up dq of its queries; lanes are elements of the head. */
+/* Grid: tiles of queries, KV heads. A warp adds up dq of its queries; lanes are elements of the
+ * head. */
 template <class T, int PARTS>
 __global__ void __launch_bounds__(ATTENTION_THREADS) queries_kernel(backward_args<T> a)
 {

@@ -1,5 +1,5 @@
-/* What the kernels of attention's backward pass share: their arguments, and where rows of qkv and dqkv have a
- * head. */
+/* What the kernels of attention's backward pass share: their arguments, and where rows of qkv and
+ * dqkv have a head. */
 #pragma once
 
 #include "cuda/attention.cuh"
@@ -28,7 +28,7 @@ __device__ __forceinline__ int64_t key_at(const attention_shape &a, int64_t row,
     return query_at(a, row, a.n_head + which * a.n_kv_head + kv_head);
 }
 
-/* cuda/attention_backward_mma.cu. False, and nothing is done: this GPU's tensor cores or shared memory do not do for
- * it. */
+/* cuda/attention_backward_mma.cu. False, and nothing is done: this GPU's tensor cores or shared
+ * memory do not do for it. */
 bool cuda_attention_backward_mma(struct cuda_device *c, const backward_args<bf16> &args);
 bool cuda_attention_backward_mma(struct cuda_device *c, const backward_args<f16> &args);

@@ -1,8 +1,8 @@
 /* Attention's backward pass on tensor cores, in 16 bits: formulas in attention_backward.cu.
  *
- * A block has 64 own rows, 16 a warp, and walks past 32 rows at a time: queries past their keys for dq, keys past
- * their queries for dk and dv. p and ds are rounded to 16 bits. 14 K operations a pair of query and key: bound by
- * mma.sync, and nearly as much by ldmatrix.
+ * A block has 64 own rows, 16 a warp, and walks past 32 rows at a time: queries past their keys for
+ * dq, keys past their queries for dk and dv. p and ds are rounded to 16 bits. 14 K operations a
+ * pair of query and key: bound by mma.sync, and nearly as much by ldmatrix.
  *
  * Grid: tiles of queries x KV heads; tiles of keys x KV heads. CPU twin: cpu_attention_backward. */
 #include "cuda/attention_backward.cuh"
@@ -10,8 +10,8 @@
 static constexpr int OWN = 64, WALK = 32;
 static constexpr float LOG2_E = 1.4426950409f;
 
-/* The block's own rows and those that it walks past, D >= K elements and 8 more, so that ldmatrix meets no bank
- * twice. Of queries: q and do; of keys: k and v. */
+/* The block's own rows and those that it walks past, D >= K elements and 8 more, so that ldmatrix
+ * meets no bank twice. Of queries: q and do; of keys: k and v. */
 template <class T, int D> struct flash_rooms {
     T own[2][OWN][D + 8];
     T walk[2][2][WALK][D + 8];               /* two stages */
@@ -40,7 +40,8 @@ template <class T> struct row_source {
     }
 };
 
-/* ROWS rows from `first` on of both tensors, zeros past the end of rows and heads, in the background. */
+/* ROWS rows from `first` on of both tensors, zeros past the end of rows and heads, in the
+ * background. */
 template <class T, int D, int ROWS>
 __device__ __forceinline__ void fetch(T (&to)[2][ROWS][D + 8], const row_source<T> &from, int32_t first)
 {
@@ -73,7 +74,8 @@ __device__ __forceinline__ void left(uint32_t (&r)[4], const T (*rows)[S], int m
     ldmatrix_x4(r, &rows[m + matrix % 2 * 8 + lane % 8][k + matrix / 2 * 8]);
 }
 
-/* The right operand for outputs n .. n + 15 at depth k .. k + 15, of rows [n][k] or, turned, [k][n]. */
+/* The right operand for outputs n .. n + 15 at depth k .. k + 15, of rows [n][k] or, turned,
+ * [k][n]. */
 template <class T, int S>
 __device__ __forceinline__ void right(uint32_t (&r)[4], const T (*rows)[S], int n, int k)
 {
@@ -116,8 +118,8 @@ __device__ __forceinline__ void as_left(uint32_t (&r)[4], const float (&low)[4],
 
 static constexpr int PARTS_WALKED = WALK / 8; /* fragments of 8 columns */
 
-/* x: scores, becomes z p; y: do . v, becomes ds. Element e of lane 4 g + q in fragment f is the pair of own row
- * g + e / 2 * 8 and walked row f * 8 + 2 q + e % 2. */
+/* x: scores, becomes z p; y: do . v, becomes ds. Element e of lane 4 g + q in fragment f is the
+ * pair of own row g + e / 2 * 8 and walked row f * 8 + 2 q + e % 2. */
 template <bool KEYS_OWN, class T>
 __device__ __forceinline__ void pair_gradients(float (&x)[PARTS_WALKED][4], float (&y)[PARTS_WALKED][4],
                                                const row_source<T> &queries, int32_t own0, int32_t walk0,
@@ -213,8 +215,8 @@ __device__ __forceinline__ void add_rows(float (&sum)[D / 8][4], const float (&x
     }
 }
 
-/* 16 columns of a row that four lanes have as pairs of two fragments: four columns beside each other a lane, so that
- * these lanes write 32 bytes at once. Every lane of the warp is here. */
+/* 16 columns of a row that four lanes have as pairs of two fragments: four columns beside each
+ * other a lane, so that these lanes write 32 bytes at once. Every lane of the warp is here. */
 template <class T> __device__ __forceinline__ packed<T, 4> four_columns(uint32_t low, uint32_t high)
 {
     int lane = threadIdx.x % WARP, from = lane / 4 * 4 + lane % 2 * 2;
@@ -229,7 +231,8 @@ template <class T> __device__ __forceinline__ packed<T, 4> four_columns(uint32_t
     return *reinterpret_cast<packed<T, 4> *>(&pairs);
 }
 
-/* Columns d .. d + 15 of the row that begins at `at`, if it is there: half e of two fragments, scaled. */
+/* Columns d .. d + 15 of the row that begins at `at`, if it is there: half e of two fragments,
+ * scaled. */
 template <class T>
 __device__ __forceinline__ void put_columns(const backward_args<T> &b, int64_t at, int d, bool there,
                                             const float (&low)[4], const float (&high)[4], int e,
@@ -265,8 +268,9 @@ __device__ __forceinline__ void put_rows(const row_source<T> &own, const tile_of
     }
 }
 
-/* Grid: tiles of 64 keys (KEYS_OWN; else queries) of all spans, KV heads. D: the head's size rounded up to a
- * multiple of 32. Left to itself ptxas spills a register of the large ones that it takes for small. */
+/* Grid: tiles of 64 keys (KEYS_OWN; else queries) of all spans, KV heads. D: the head's size
+ * rounded up to a multiple of 32. Left to itself ptxas spills a register of the large ones that it
+ * takes for small. */
 template <class T, int D, bool KEYS_OWN>
 __global__ void __launch_bounds__(ATTENTION_THREADS, KEYS_OWN || D < 96 ? 0 : LARGE_BLOCKS)
     flash_kernel(backward_args<T> a)

@@ -26,8 +26,8 @@ static constexpr int PROMPT_WARPS = 4, DECODE_WARPS = 8;
 static constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 static constexpr int LONG_KEYS = 1024; /* more are spread over multiprocessors, if few sequences have them */
 
-/* Rows g and g + 8 of a warp's tile, for lane g * 4 + q: p are relative to 2^max. Elements d * 8 + 2q, 2q + 1 of the
- * head's sum of values. */
+/* Rows g and g + 8 of a warp's tile, for lane g * 4 + q: p are relative to 2^max. Elements d * 8 +
+ * 2q, 2q + 1 of the head's sum of values. */
 template <int DEPTH> struct tile_state { float max[2], sum[2], acc[DEPTH / 8][4]; };
 
 /* How the maximum changes when keys are joined, and with it what was summed. */
@@ -64,8 +64,8 @@ __device__ __forceinline__ void join(tile_state<DEPTH> &to, const tile_state<DEP
 
 /* ---- queries ---- */
 
-/* A warp's queries [first, first + n) of a span, and lane's two of them. turned: those queries [n][K], normed and
- * rotated, or NULL, and they are in qkv. */
+/* A warp's queries [first, first + n) of a span, and lane's two of them. turned: those queries
+ * [n][K], normed and rotated, or NULL, and they are in qkv. */
 template <int DEPTH> struct tile_queries {
     uint32_t q[DEPTH / 16][4];
     int32_t row[2], head[2], last[2]; /* row of the step; last: the position up to which it sees keys, -1: none */
@@ -102,8 +102,8 @@ __device__ __forceinline__ tile_queries<DEPTH> load_queries(const attention_args
 
 /* ---- one block of keys ---- */
 
-/* Of 16 keys of a page, two groups of 8 are columns of S: so that lane q's columns 2q and 2q + 1 of both are the
- * keys 4q .. 4q + 3. */
+/* Of 16 keys of a page, two groups of 8 are columns of S: so that lane q's columns 2q and 2q + 1 of
+ * both are the keys 4q .. 4q + 3. */
 __device__ __forceinline__ int key_of_column(int group, int g) { return g / 2 * 4 + group * 2 + g % 2; }
 __device__ __forceinline__ int column_of_key(int key) { return key / 2 % 2 * 8 + key / 4 * 2 + key % 2; }
 
@@ -157,8 +157,9 @@ template <class T> __device__ __forceinline__ uint32_t pair_of(float low, float 
     return *reinterpret_cast<const uint32_t *>(&p);
 }
 
-/* The block of keys from key0 on, for the warp's tile. keys(page, group, d): of the group's g-th key, elements
- * d * 16 + 4q .. + 3 of the head; values(page, d): of element d * 8 + g, keys 4q .. 4q + 3 of the page. */
+/* The block of keys from key0 on, for the warp's tile. keys(page, group, d): of the group's g-th
+ * key, elements d * 16 + 4q .. + 3 of the head; values(page, d): of element d * 8 + g, keys 4q ..
+ * 4q + 3 of the page. */
 template <class T, int DEPTH, class Keys, class Values>
 __device__ __forceinline__ void attend_block(tile_state<DEPTH> &out, const attention_args<T> &a,
                                              const tile_queries<DEPTH> &t, int32_t key0, Keys keys,
@@ -217,8 +218,8 @@ __device__ __forceinline__ void put_lse(const attention_args<T> &a, int64_t row,
 
 /* ---- prompts ---- */
 
-/* Shared memory of a block of keys: keys [64][stride] by page and column, values [pages][K][16]. Strides that are odd
- * multiples of 32 bytes: 8 bytes a lane meet no bank twice. */
+/* Shared memory of a block of keys: keys [64][stride] by page and column, values [pages][K][16].
+ * Strides that are odd multiples of 32 bytes: 8 bytes a lane meet no bank twice. */
 __host__ __device__ __forceinline__ int32_t key_stride(int32_t n) { return n + (n % 32 == 0 ? 16 : 0); }
 __host__ __device__ __forceinline__ int32_t block_elements(int32_t n) { return BLOCK * (key_stride(n) + n); }
 
@@ -374,9 +375,10 @@ __device__ __forceinline__ void attend_from_memory(tile_state<DEPTH> &out, const
     }
 }
 
-/* What kv_write does, for the row that is all of span s: the queries to `turned`, the key and the value to their
- * page, from which this block alone reads them in this kernel. With a.partial other blocks have queries of the
- * same; only that of the row's own block of keys writes. A warp a head. */
+/* What kv_write does, for the row that is all of span s: the queries to `turned`, the key and the
+ * value to their page, from which this block alone reads them in this kernel. With a.partial other
+ * blocks have queries of the same; only that of the row's own block of keys writes. A warp a
+ * head. */
 template <class T>
 __device__ __forceinline__ void write_row(const attention_args<T> &a, const span &s, int32_t kv_head,
                                           float *turned, bool writes_kv)
@@ -396,9 +398,9 @@ __device__ __forceinline__ void write_row(const attention_args<T> &a, const span
     __syncthreads(); /* queries in shared memory, key and value in the page */
 }
 
-/* Spans of one row each. Grid: tiles of 16 heads of a KV head by spans, KV heads, and 1 or, with a.partial, as many
- * as DECODE_WARPS blocks of keys need. Shared memory: with a.writes queries and a key [queries + 1][K], then, without
- * a.partial, partials [warps][queries][K + 2]. */
+/* Spans of one row each. Grid: tiles of 16 heads of a KV head by spans, KV heads, and 1 or, with
+ * a.partial, as many as DECODE_WARPS blocks of keys need. Shared memory: with a.writes queries and
+ * a key [queries + 1][K], then, without a.partial, partials [warps][queries][K + 2]. */
 template <class T, int DEPTH>
 __global__ void __launch_bounds__(DECODE_WARPS *WARP, 1) decode_kernel(attention_args<T> a)
 {

@@ -1,22 +1,25 @@
-/* The best of a row of logits without sorting it, and a draw from them. Candidates are the logits above minus
- * infinity; their order is that of values downwards, then of ids upwards.
+/* The best of a row of logits without sorting it, and a draw from them. Candidates are the logits
+ * above minus infinity; their order is that of values downwards, then of ids upwards.
  *
- * A probability is an integer here: 2^40 times its share of the best one's, rounded down. So sums depend on no order,
- * threads may add in any, and cuts and draws are exact to the integers: V of them are off by less than V 2^-40 of the
- * best one's probability, which for all vocabularies is less than the rounding of expf.
+ * A probability is an integer here: 2^40 times its share of the best one's, rounded down. So sums
+ * depend on no order, threads may add in any, and cuts and draws are exact to the integers: V of
+ * them are off by less than V 2^-40 of the best one's probability, which for all vocabularies is
+ * less than the rounding of expf.
  *
- * The best k, or those that make up a share, end at a cut. It is found as a radix sort would find it: a histogram
- * over the distances from the best, the bin in which the cut falls, a histogram over that bin, and so on; 2,048 bins a
- * time, so that three are enough for any distance. Distances in f32 keep the order but for near values that end at
- * the same one: if the cut falls among those, it goes on by their values, and among equal values by ids.
- * Once what can still be kept is little, it is gathered in shared memory, and the row is read no more. */
+ * The best k, or those that make up a share, end at a cut. It is found as a radix sort would find
+ * it: a histogram over the distances from the best, the bin in which the cut falls, a histogram
+ * over that bin, and so on; 2,048 bins a time, so that three are enough for any distance. Distances
+ * in f32 keep the order but for near values that end at the same one: if the cut falls among those,
+ * it goes on by their values, and among equal values by ids. Once what can still be kept is little,
+ * it is gathered in shared memory, and the row is read no more. */
 #pragma once
 
 #include "cuda/logits.cuh"
 
 static constexpr int BINS = 2048, GATHERED = 1024, LOGITS_WARPS = (int)LOGITS_THREADS / WARP;
 
-/* Where the cut falls: the bin (BINS: beyond all), and the sum and number of what is in the bins before it. */
+/* Where the cut falls: the bin (BINS: beyond all), and the sum and number of what is in the bins
+ * before it. */
 struct bin_found { uint32_t bin, n_before; uint64_t before; };
 
 /* A block's shared memory. */
@@ -40,7 +43,8 @@ __device__ __forceinline__ float from_ordered(uint32_t u)
     return __uint_as_float(u & 0x80000000u ? u & 0x7FFFFFFFu : ~u);
 }
 
-/* Kept is what is nearer to the best; at this distance, what is above the value; of equals, ids up to this one. */
+/* Kept is what is nearer to the best; at this distance, what is above the value; of equals, ids up
+ * to this one. */
 struct cut { float distance, value; int32_t id; };
 
 __device__ __forceinline__ bool keeps(const cut &c, float distance, float x, int32_t id)
@@ -75,7 +79,8 @@ __device__ __forceinline__ uint64_t weight(const candidates &c, float distance)
     return (uint64_t)(u & 0x7FFFFFu | 0x800000u) << 17 >> min(127 - (u >> 23), 63u);
 }
 
-/* f(value, id) for the logits [first, last) of a row, by `step` threads of which this is number `me`. */
+/* f(value, id) for the logits [first, last) of a row, by `step` threads of which this is number
+ * `me`. */
 template <class F>
 __device__ __forceinline__ void each_logit(const float *x, int32_t first, int32_t last, int32_t me,
                                            int32_t step, F f)
@@ -150,9 +155,10 @@ __device__ __forceinline__ uint64_t sum_before(uint64_t x, uint64_t *sums)
 
 /* ---- in order of ids ---- */
 
-/* The first candidate, in order of ids, at which the sum of weights is over `limit`, which is below the sum of all:
- * over limit 2^-24 of all, with `of_all`. `ties`: those of the cut's value weigh 1, others nothing. Each warp adds
- * up a part of the range, and the one that goes over is the next range. One reading and a bit. */
+/* The first candidate, in order of ids, at which the sum of weights is over `limit`, which is below
+ * the sum of all: over limit 2^-24 of all, with `of_all`. `ties`: those of the cut's value weigh 1,
+ * others nothing. Each warp adds up a part of the range, and the one that goes over is the next
+ * range. One reading and a bit. */
 __device__ __forceinline__ int32_t first_over(const candidates &c, bool ties, uint64_t limit, bool of_all)
 {
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = 0, n = c.n;
@@ -182,7 +188,8 @@ __device__ __forceinline__ int32_t first_over(const candidates &c, bool ties, ui
 
 /* ---- gathering ---- */
 
-/* Sorts the first n of list upwards: Batcher's bitonic network, in which a thread has a pair a time. */
+/* Sorts the first n of list upwards: Batcher's bitonic network, in which a thread has a pair a
+ * time. */
 __device__ __forceinline__ void sort_list(uint64_t *list, int32_t n)
 {
     static_assert(GATHERED <= 2 * LOGITS_THREADS);
@@ -254,11 +261,12 @@ __device__ __forceinline__ bin_found find_bin(candidate_room *r, uint64_t missin
     return r->found;
 }
 
-/* Keeps the best `number` of what is kept, or, where that is 0, the least set of the best whose probabilities reach
- * this share of all; all, if there are no more. `hint`: a distance within which the cut probably falls, so that no more
- * than the candidates up to there are counted.
+/* Keeps the best `number` of what is kept, or, where that is 0, the least set of the best whose
+ * probabilities reach this share of all; all, if there are no more. `hint`: a distance within which
+ * the cut probably falls, so that no more than the candidates up to there are counted.
  *
- * One reading a histogram, one to gather: two for what is few, five at most and two more for ties. */
+ * One reading a histogram, one to gather: two for what is few, five at most and two more for
+ * ties. */
 __device__ __forceinline__ void cut_down(candidates &c, uint32_t number, float share, float hint)
 {
     candidate_room *r = c.room;

@@ -15,7 +15,8 @@ struct loss_args { const float *scale; float smooth, z_loss; };
 /* Of a row's gradient: exp(x - shift) factor - spread, less at_target at the target. */
 struct gradient_args { float shift, factor, spread, at_target; int32_t target; };
 
-/* Run i of EACH logits. Gradients may be written where logits lie: each thread writes what it alone has read. */
+/* Run i of EACH logits. Gradients may be written where logits lie: each thread writes what it alone
+ * has read. */
 template <int EACH, class T>
 __device__ __forceinline__ void write_run(T *dx, const packed<float, EACH> &x, int64_t i,
                                           const gradient_args &a)

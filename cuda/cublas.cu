@@ -1,5 +1,6 @@
-/* Products by cuBLASLt: see cublas.h. Its matrices lie in columns: our rows of m are its columns of m, so its D
- * [m, n] is our d [n, m], its A [m, k] our a, and its B our b, transposed when ours is turned. */
+/* Products by cuBLASLt: see cublas.h. Its matrices lie in columns: our rows of m are its columns of
+ * m, so its D [m, n] is our d [n, m], its A [m, k] our a, and its B our b, transposed when ours is
+ * turned. */
 #include "cuda/cublas.h"
 
 #include <stdio.h>
@@ -7,8 +8,9 @@
 
 #include "cuda/cuda_internal.h"
 
-/* A micro-batch has some ten kinds of products, each of which has a plan by the micro-batch's rows. Where text flows these
- * are of one or two lengths; documents that are kept apart make ever new ones. */
+/* A micro-batch has some ten kinds of products, each of which has a plan by the micro-batch's rows.
+ * Where text flows these are of one or two lengths; documents that are kept apart make ever new
+ * ones. */
 static constexpr int MAX_PLANS = 64;
 
 /* What an algorithm is chosen by. */
@@ -126,8 +128,9 @@ static bool describe(const cublas_calls &calls, const blas_shape &s, blas_plan *
                   == CUBLAS_STATUS_SUCCESS;
 }
 
-/* A sum over k may be cut into parts, which weights with few outputs need to fill a GPU, if the parts meet in the
- * workspace, in f32, in a step of its own: nothing then depends on which block comes first. */
+/* A sum over k may be cut into parts, which weights with few outputs need to fill a GPU, if the
+ * parts meet in the workspace, in f32, in a step of its own: nothing then depends on which block
+ * comes first. */
 static bool set_preferences(const cublas_calls &calls, cublasLtMatmulPreference_t preference,
                             uint64_t workspace, uint32_t alignment)
 {
@@ -161,9 +164,10 @@ static bool choose(struct cublas *b, const blas_shape &s, uint64_t workspace, bl
     return ok;
 }
 
-/* The shape's plan. A new one takes the place of the oldest: what a plan holds is a function of its shape, so that
- * the bits of a product never depend on which shapes came before it, and a run that is resumed goes on as one that was
- * not. Plans are the host's alone: the stream, and what was recorded of it, need them no longer. */
+/* The shape's plan. A new one takes the place of the oldest: what a plan holds is a function of its
+ * shape, so that the bits of a product never depend on which shapes came before it, and a run that
+ * is resumed goes on as one that was not. Plans are the host's alone: the stream, and what was
+ * recorded of it, need them no longer. */
 static blas_plan *plan_for(struct cublas *b, const blas_shape &s, const void *gelu_of,
                            uint64_t workspace)
 {

@@ -1,8 +1,10 @@
-/* cuBLASLt for the large products of the backward pass. The forward ones are our own kernels', because the bits
- * of a row must be the same in any batch; gradients need only be the same in every run.
+/* cuBLASLt for the large products of the backward pass. The forward ones are our own kernels',
+ * because the bits of a row must be the same in any batch; gradients need only be the same in every
+ * run.
  *
- * The library (over 500 MB) is opened at run time and never linked. Where it is missing, cuda_blas_product says so
- * and our own kernels do the work. Owned by the device, used by its thread. */
+ * The library (over 500 MB) is opened at run time and never linked. Where it is missing,
+ * cuda_blas_product says so and our own kernels do the work. Owned by the device, used by its
+ * thread. */
 #pragma once
 
 #include <cublasLt.h>
@@ -26,14 +28,17 @@ struct cublas_calls {
     decltype(&cublasLtMatmul) matmul;
 };
 
-/* cublas_load.cu: false where no library is found that has them all. It stays open until the process ends. */
+/* cublas_load.cu: false where no library is found that has them all. It stays open until the
+ * process ends. */
 bool cublas_load(struct cublas_calls *calls);
 
-/* d [n, m] = (added: d +) the sum over k of b and a, in rows: row i of d is the sum over t of b(i, t) times row t of
- * a. All strides in elements; a and b of one type, d f32 or of theirs. gelu_of [n, m], of d's type and stride: each
- * sum is multiplied by the slope of tanh GELU there before it is rounded; NULL: it is not.
+/* d [n, m] = (added: d +) the sum over k of b and a, in rows: row i of d is the sum over t of b(i,
+ * t) times row t of a. All strides in elements; a and b of one type, d f32 or of theirs. gelu_of
+ * [n, m], of d's type and stride: each sum is multiplied by the slope of tanh GELU there before it
+ * is rounded; NULL: it is not.
  *
- *   a [k, m] rows of a_stride;  b [n, k] rows of b_stride, or turned: [k, n];  d rows of d_stride */
+ *   a [k, m] rows of a_stride;  b [n, k] rows of b_stride, or turned: [k, n];  d rows of
+ * d_stride */
 struct blas_product {
     enum dtype type, d_type; /* of a and b; of d */
     bool turned, added;
@@ -44,12 +49,12 @@ struct blas_product {
 
 struct cuda_device;
 struct cublas;
-/* The library's state of a device, with its part of the device's description, ", cuBLASLt 13.1"; NULL where
- * it is missing (or no memory is). */
+/* The library's state of a device, with its part of the device's description, ", cuBLASLt 13.1";
+ * NULL where it is missing (or no memory is). */
 struct cublas *cublas_open(char *text, size_t text_bytes);
 void cublas_close(struct cublas *b);
-/* Puts the product on the stream, with the workspace as scratch. Its algorithm is chosen when a shape is seen first
- * (by trainer_warm_up, before the first step) and kept; it depends on the shape alone, so that a run's products are the same
- * bits every time. False: not done, nothing happened; the library is
- * missing or knows no way. */
+/* Puts the product on the stream, with the workspace as scratch. Its algorithm is chosen when a
+ * shape is seen first (by trainer_warm_up, before the first step) and kept; it depends on the shape
+ * alone, so that a run's products are the same bits every time. False: not done, nothing happened;
+ * the library is missing or knows no way. */
 bool cuda_blas_product(struct cuda_device *c, const struct blas_product *p);

@@ -1,5 +1,5 @@
-/* A CUDA GPU as a device: opening, memory, the tables of operations. Everything runs on one stream in order;
- * the first failure sticks and is reported by device_sync. */
+/* A CUDA GPU as a device: opening, memory, the tables of operations. Everything runs on one stream
+ * in order; the first failure sticks and is reported by device_sync. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -189,14 +189,16 @@ static bool try_out(struct cuda_device *c, const cudaDeviceProp *prop, struct er
 
 void cuda_device_will_train(void) { setenv("CUDA_MODULE_LOADING", "LAZY", 1); }
 
-/* cuBLASLt is opened only then: else all of its kernels would be loaded, more than some GPUs hold beside a model. */
+/* cuBLASLt is opened only then: else all of its kernels would be loaded, more than some GPUs hold
+ * beside a model. */
 static bool loads_when_used(void)
 {
     const char *loading = getenv("CUDA_MODULE_LOADING");
     return loading && strcmp(loading, "LAZY") == 0;
 }
 
-/* Takes the context and loads the kernels, so that what they cost is known before the first arena. */
+/* Takes the context and loads the kernels, so that what they cost is known before the first
+ * arena. */
 static bool begin(struct cuda_device *c, struct error *err)
 {
     size_t free_bytes = 0, total = 0;
@@ -221,8 +223,8 @@ static bool begin(struct cuda_device *c, struct error *err)
     return true;
 }
 
-/* Kernels are loaded when the context is made, not when each is first used: no step allocates, and what they take is
- * known. The driver reads this once; who set it otherwise is heeded. */
+/* Kernels are loaded when the context is made, not when each is first used: no step allocates, and
+ * what they take is known. The driver reads this once; who set it otherwise is heeded. */
 static cudaError_t count_devices(int *n)
 {
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);

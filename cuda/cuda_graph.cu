@@ -1,5 +1,5 @@
-/* Steps recorded once and launched at once: CUDA graphs. A launch of its own costs a kernel some two microseconds
- * of the host's time, a node of a graph about one of the GPU's. */
+/* Steps recorded once and launched at once: CUDA graphs. A launch of its own costs a kernel some
+ * two microseconds of the host's time, a node of a graph about one of the GPU's. */
 #include "cuda/cuda_internal.h"
 
 void cuda_graph_begin(struct device *d)

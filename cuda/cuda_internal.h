@@ -1,5 +1,5 @@
-/* What the files of cuda/ share: the device struct, launching, and the operations of model/device.h and
- * model/device_train.h, one group a .cu file. Owned by the engine's (or trainer's) thread. */
+/* What the files of cuda/ share: the device struct, launching, and the operations of model/device.h
+ * and model/device_train.h, one group a .cu file. Owned by the engine's (or trainer's) thread. */
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,8 +26,8 @@ struct cuda_device {
     char description[384];
 };
 
-/* Every operation begins with it: a thread works on GPU 0 until it names another, and operations come from whichever
- * thread has the device at the time. */
+/* Every operation begins with it: a thread works on GPU 0 until it names another, and operations
+ * come from whichever thread has the device at the time. */
 static inline struct cuda_device *cuda_of(struct device *d)
 {
     struct cuda_device *c = (struct cuda_device *)d;
@@ -60,8 +60,8 @@ static inline void *cuda_workspace(struct cuda_device *c, int64_t offset, int64_
     default: ASSERT(!"a type that activations have");                                               \
     }
 
-/* Launches on the device's stream; arguments are converted to the kernel's parameters. A grid of 0 blocks is
- * nothing to do. */
+/* Launches on the device's stream; arguments are converted to the kernel's parameters. A grid of 0
+ * blocks is nothing to do. */
 template <class... P, class... A>
 void cuda_launch(struct cuda_device *c, const char *what, void (*kernel)(P...), dim3 grid, dim3 block,
                  size_t shared_bytes, A... args)
@@ -75,8 +75,9 @@ void cuda_launch(struct cuda_device *c, const char *what, void (*kernel)(P...), 
     cuda_note(c, cudaGetLastError(), what);
 }
 
-/* The same for a kernel that calls wait_for_previous: where the GPU can (sm_90), its blocks start while the kernel before
- * it still runs, so that a chain of short kernels is not bound by launching them. */
+/* The same for a kernel that calls wait_for_previous: where the GPU can (sm_90), its blocks start
+ * while the kernel before it still runs, so that a chain of short kernels is not bound by launching
+ * them. */
 template <class... P, class... A>
 void cuda_launch_early(struct cuda_device *c, const char *what, void (*kernel)(P...), dim3 grid,
                        dim3 block, size_t shared_bytes, A... args)

@@ -1,7 +1,7 @@
 /* Weights from the host and back: f32 rows by way of the workspace, a piece at a time.
  *
- * Grid: a block a row; a warp's lanes are the 32 inputs of a quantized block. Bytes: 4 a weight over the bus.
- * CPU twins: cpu_matrix_write, cpu_matrix_read. */
+ * Grid: a block a row; a warp's lanes are the 32 inputs of a quantized block. Bytes: 4 a weight
+ * over the bus. CPU twins: cpu_matrix_write, cpu_matrix_read. */
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 #include "cuda/quant.cuh"
@@ -15,14 +15,15 @@ __device__ void write_row(plain_rows<T> to, int64_t n, const float *from, int64_
         to.data[n * to.stride + k] = from_f32<T>(k < n_in ? from[k] : 0);
 }
 
-/* A block with a NaN has it as its scale: codes have none, and a broken weight is not to become a wrong one. */
+/* A block with a NaN has it as its scale: codes have none, and a broken weight is not to become a
+ * wrong one. */
 __device__ __forceinline__ float scale_or_nan(float scale, float x)
 {
     return __any_sync(0xFFFFFFFFu, isnan(x)) ? CUDART_NAN_F : scale;
 }
 
-/* The scale takes the largest magnitude to 127, as GGML's reference has it; codes are made with the scale
- * before it is rounded. */
+/* The scale takes the largest magnitude to 127, as GGML's reference has it; codes are made with the
+ * scale before it is rounded. */
 __device__ void write_row(q8_rows to, int64_t n, const float *from, int64_t n_in)
 {
     for (int64_t k = threadIdx.x; k < to.stride; k += blockDim.x) {

@@ -46,7 +46,8 @@ int64_t cuda_attention_workspace(const struct workspace_shape *s)
 
 int64_t cuda_backward_workspace(const struct workspace_shape *s)
 {
-    /* One slice of the widest row may be more than the slices' share; norms have up to three sums. */
+    /* One slice of the widest row may be more than the slices' share; norms have up to three
+     * sums. */
     int64_t widest = max_i64(max_i64(s->n_embd, 2 * s->n_ff), s->vocab_size);
     int64_t sums = 3 * max_i64(CUDA_SLICE_FLOATS, widest) * (int64_t)sizeof(float);
     int64_t delta = s->max_rows * s->n_head * (int64_t)sizeof(float);

@@ -1,5 +1,5 @@
-/* How many bytes things take on a CUDA device: plain C, compiled into every build, so that a plan for a
- * GPU needs neither the GPU nor the toolkit. The device itself uses the very same functions.
+/* How many bytes things take on a CUDA device: plain C, compiled into every build, so that a plan
+ * for a GPU needs neither the GPU nor the toolkit. The device itself uses the very same functions.
  *
  * Layouts:
  *   matrix    [n_out, n_in] row-major, each row padded to 16 bytes
@@ -33,7 +33,8 @@ int64_t cuda_attention_workspace(const struct workspace_shape *s);
  * squares. */
 enum { CUDA_ROW_SLICES = 512, CUDA_SLICE_FLOATS = 1 << 19 };
 int64_t cuda_backward_workspace(const struct workspace_shape *s);
-/* cuBLASLt's scratch, in training: whether the library is there or not, so that a plan does not depend on it. */
+/* cuBLASLt's scratch, in training: whether the library is there or not, so that a plan does not
+ * depend on it. */
 int64_t cuda_blas_workspace(int32_t sm);
 
 #ifdef __cplusplus

@@ -3,9 +3,10 @@
  *   dropout       out = keep in, rounded to out's type
  *   add_dropout   x += keep y
  *
- * Grid: a thread four elements, which share a Philox counter; loads and stores of 16 bytes from f32, 8 from 16
- * bits. Bytes: each operand once. Without dropout no arithmetic; with it some 60 integer operations for four elements: bound by
- * the bytes either way. CPU twin: dropout_row (cpu/train_simd.h); the factors are the same bits. */
+ * Grid: a thread four elements, which share a Philox counter; loads and stores of 16 bytes from
+ * f32, 8 from 16 bits. Bytes: each operand once. Without dropout no arithmetic; with it some 60
+ * integer operations for four elements: bound by the bytes either way. CPU twin: dropout_row
+ * (cpu/train_simd.h); the factors are the same bits. */
 #include "cuda/dropout.cuh"
 
 enum { DROPOUT_THREADS = 256, EACH = 4 };

@@ -13,7 +13,8 @@ static inline struct keep keep_of(struct dropout drop)
     return {(uint32_t)((double)drop.p * 4294967296.0), 1 / (1 - drop.p), drop.key, drop.p > 0};
 }
 
-/* The factors of elements first .. first + N - 1: N is 1, or 4 and first a multiple of it. Without dropout ones. */
+/* The factors of elements first .. first + N - 1: N is 1, or 4 and first a multiple of it. Without
+ * dropout ones. */
 template <int N> __device__ __forceinline__ packed<float, N> keep_factors(const keep &k, uint64_t first)
 {
     static_assert(N == 1 || N == 4);

@@ -2,17 +2,18 @@
  *
  *   dwte[tokens[r]] += dx[r];  dwpe[positions[r]] += dx[r]          f32, rows added in order
  *
- * No atomics: the block of row r does nothing if an earlier row has the same index; else it adds up all later
- * ones with it, EMBED_RUN rows' loads under way at a time. Grid: a block a row. Bytes: dx once, each touched row read
- * and written once; indices R^2 / 2 times 4 from the second-level cache, four a thread. One addition an element: bound
- * by the bytes, or where one token is every tenth and more by what one multiprocessor reads. CPU twin:
- * cpu_embed_backward. */
+ * No atomics: the block of row r does nothing if an earlier row has the same index; else it adds up
+ * all later ones with it, EMBED_RUN rows' loads under way at a time. Grid: a block a row. Bytes: dx
+ * once, each touched row read and written once; indices R^2 / 2 times 4 from the second-level
+ * cache, four a thread. One addition an element: bound by the bytes, or where one token is every
+ * tenth and more by what one multiprocessor reads. CPU twin: cpu_embed_backward. */
 #include "cuda/cuda_internal.h"
 #include "cuda/gpu.cuh"
 
 enum { EMBED_THREADS = 256, EMBED_RUN = 8, INDICES_EACH = 4, INDICES = EMBED_THREADS * INDICES_EACH };
 
-/* Which of the thread's indices, from j on and below end, are `mine`: bits. j is a multiple of INDICES_EACH. */
+/* Which of the thread's indices, from j on and below end, are `mine`: bits. j is a multiple of
+ * INDICES_EACH. */
 __device__ __forceinline__ uint32_t matches(const int32_t *index, int32_t j, int32_t end, int32_t mine)
 {
     packed<int32_t, INDICES_EACH> v;
@@ -26,7 +27,8 @@ __device__ __forceinline__ uint32_t matches(const int32_t *index, int32_t j, int
     return bits;
 }
 
-/* The rows of [j0, j0 + INDICES) below end whose index is `mine`, in order, into `found`; returns how many. */
+/* The rows of [j0, j0 + INDICES) below end whose index is `mine`, in order, into `found`; returns
+ * how many. */
 __device__ __forceinline__ int32_t find_rows(int32_t *found, int32_t *of_warp, const int32_t *index,
                                              int32_t j0, int32_t end, int32_t mine)
 {

@@ -1,10 +1,10 @@
-/* What kernels share: element types, loads of 16 bytes, sums over a warp and a block, and the only inline PTX
- * of the project (mma.sync, ldmatrix, cp.async), each in a small wrapper. The only file with
- * #if on the architecture.
+/* What kernels share: element types, loads of 16 bytes, sums over a warp and a block, and the only
+ * inline PTX of the project (mma.sync, ldmatrix, cp.async), each in a small wrapper. The only file
+ * with #if on the architecture.
  *
  * Rules of all kernels: blocks never wait for each other; lanes order memory by __syncwarp and
- * __syncthreads alone; sums in an order fixed by the index, or of integers, so that two runs give the same bits:
- * hence no atomics but sums of integers in shared memory. */
+ * __syncthreads alone; sums in an order fixed by the index, or of integers, so that two runs give
+ * the same bits: hence no atomics but sums of integers in shared memory. */
 #pragma once
 
 #include <cuda_bf16.h>
@@ -54,8 +54,8 @@ __device__ __forceinline__ void store_packed(T *p, const packed<T, N> &v)
     *reinterpret_cast<packed<T, N> *>(p) = v;
 }
 
-/* x Phi(x), or its tanh form (Hendrycks & Gimpel 2016): one function, so that an activation that is computed
- * again has the bits of the product's epilogue. */
+/* x Phi(x), or its tanh form (Hendrycks & Gimpel 2016): one function, so that an activation that is
+ * computed again has the bits of the product's epilogue. */
 __device__ __forceinline__ float gelu(float x, bool exact)
 {
     if (exact) return 0.5f * x * erfcf(-0.7071067812f * x);
@@ -90,7 +90,8 @@ __device__ __forceinline__ float warp_max(float x)
     return x;
 }
 
-/* Over a block of whole warps; every thread gets the result. `room` [32] is shared memory that nobody else uses. */
+/* Over a block of whole warps; every thread gets the result. `room` [32] is shared memory that
+ * nobody else uses. */
 __device__ __forceinline__ float block_sum(float x, float *room)
 {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n = blockDim.x / WARP;
@@ -113,7 +114,8 @@ __device__ __forceinline__ float block_max(float x, float *room)
 
 /* ---- inline PTX ---- */
 
-/* d += a b: a [16, 16] row-major, b [16, 8] column-major, d [16, 8] f32, in mma.sync's fragments. */
+/* d += a b: a [16, 16] row-major, b [16, 8] column-major, d [16, 8] f32, in mma.sync's
+ * fragments. */
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                           bf16)
 {
@@ -150,8 +152,8 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4],
 #endif
 }
 
-/* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix
- * l / 8. For kernels with mma_16816, which are not launched on GPUs without it. */
+/* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8
+ * of matrix l / 8. For kernels with mma_16816, which are not launched on GPUs without it. */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row)
 {
 #if __CUDA_ARCH__ >= 750
@@ -178,9 +180,10 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *
 #endif
 }
 
-/* For kernels that cuda_launch_early starts: everything that earlier kernels write or read may be touched from here on, and
- * the kernel after this one may begin to start. Every thread calls it, before it may leave. Before it a kernel may
- * load what no kernel writes, or none that is close: weights. */
+/* For kernels that cuda_launch_early starts: everything that earlier kernels write or read may be
+ * touched from here on, and the kernel after this one may begin to start. Every thread calls it,
+ * before it may leave. Before it a kernel may load what no kernel writes, or none that is close:
+ * weights. */
 __device__ __forceinline__ void wait_for_previous()
 {
 #if __CUDA_ARCH__ >= 900
@@ -193,8 +196,8 @@ __device__ __forceinline__ void wait_for_previous()
 #endif
 }
 
-/* 2 to 16 bytes that this kernel reads once and nobody writes meanwhile: they take no room in the first-level
- * cache, where the GPU can be told. */
+/* 2 to 16 bytes that this kernel reads once and nobody writes meanwhile: they take no room in the
+ * first-level cache, where the GPU can be told. */
 #if __CUDA_ARCH__ >= 700
 #define LD_ONCE "ld.global.nc.L1::no_allocate."
 #else
@@ -217,8 +220,8 @@ template <class V> __device__ __forceinline__ V load_once(const V *from)
     return to.value;
 }
 
-/* 16 bytes from global to shared memory, in the background where the GPU can; not valid: zeros, and src is not
- * read. */
+/* 16 bytes from global to shared memory, in the background where the GPU can; not valid: zeros, and
+ * src is not read. */
 __device__ __forceinline__ void copy_async_16(void *dst, const void *src, bool valid)
 {
 #if __CUDA_ARCH__ >= 800

@@ -1,6 +1,7 @@
-/* Norms and rotation of a head, and the way of a key and a value into their page: by the kernel of prompts
- * (cuda/kv_write.cu) and by attention of decoding rows, which does it for itself (cuda/attention_mma.cu). The same
- * bits: no multiplication is fused with an addition unless it says so. */
+/* Norms and rotation of a head, and the way of a key and a value into their page: by the kernel of
+ * prompts (cuda/kv_write.cu) and by attention of decoding rows, which does it for itself
+ * (cuda/attention_mma.cu). The same bits: no multiplication is fused with an addition unless it
+ * says so. */
 #pragma once
 
 #include "cuda/cuda_internal.h"
@@ -39,8 +40,8 @@ __device__ __forceinline__ void norm_head(float (&x)[HEAD_PARTS], const float *w
         if (p * WARP + lane < n) x[p] = __fmul_rn(x[p], __fmul_rn(scale, weight[p * WARP + lane]));
 }
 
-/* A warp's query or key of row r, from `from` to `to` [n], which may be one: normed with `weight`, if there is one,
- * and rotated, if there is a table. */
+/* A warp's query or key of row r, from `from` to `to` [n], which may be one: normed with `weight`,
+ * if there is one, and rotated, if there is a table. */
 __device__ __forceinline__ void turn_head(float *to, const float *from, const kv_write_args &a,
                                           const float *weight, int64_t r)
 {

@@ -1,6 +1,6 @@
-/* Log-probabilities of a row of logits: one function for sampling and for the loss, so that training and
- * serving report the same bits. The order of the sum is fixed by the vocabulary's size and the block's, which
- * is LOGITS_THREADS everywhere. */
+/* Log-probabilities of a row of logits: one function for sampling and for the loss, so that
+ * training and serving report the same bits. The order of the sum is fixed by the vocabulary's size
+ * and the block's, which is LOGITS_THREADS everywhere. */
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -19,8 +19,8 @@ __device__ __forceinline__ float clean_logit(float x)
     return isnan(x) ? -CUDART_INF_F : x == CUDART_INF_F ? CUDART_MAX_NORMAL_F : x;
 }
 
-/* What a thread knows of the logits that it has read: their highest, and the first of the loads with which that
- * came; the sum of exp(x - highest), and of x. */
+/* What a thread knows of the logits that it has read: their highest, and the first of the loads
+ * with which that came; the sum of exp(x - highest), and of x. */
 struct logits_seen { float highest, sum, plain; int64_t at; };
 
 template <int EACH>
@@ -62,8 +62,8 @@ template <int EACH> __device__ __forceinline__ logits_seen read_logits(const flo
     return seen;
 }
 
-/* A thread's part of one reading of the row by a block of LOGITS_THREADS, 4 n bytes. x is aligned to 16 bytes where n
- * is a multiple of 4. */
+/* A thread's part of one reading of the row by a block of LOGITS_THREADS, 4 n bytes. x is aligned
+ * to 16 bytes where n is a multiple of 4. */
 __device__ __forceinline__ logits_seen read_row(const float *x, int64_t n)
 {
     return n % 4 == 0 ? read_logits<4>(x, n / 4) : read_logits<1>(x, n);
@@ -86,8 +86,8 @@ __device__ __forceinline__ logsumexp row_logsumexp(const float *x, int64_t n, fl
     return join_seen(seen, highest, room);
 }
 
-/* The lowest id that this thread saw with the row's highest logit, in the loads that it looks at again; INT32_MAX:
- * it saw none. */
+/* The lowest id that this thread saw with the row's highest logit, in the loads that it looks at
+ * again; INT32_MAX: it saw none. */
 template <int EACH>
 __device__ __forceinline__ int32_t seen_id(const float *x, int64_t n, const logits_seen &seen, float highest)
 {

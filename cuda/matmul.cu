@@ -119,21 +119,22 @@ __device__ __forceinline__ void half_step(float (&d)[4], const packed<T, 8> &low
 
 /* ---- few rows ---- */
 
-/* Where sum (row r, output n) of a warp lies in its room: pairs of lanes' stores, and outputs side by side, meet no
- * bank twice. */
+/* Where sum (row r, output n) of a warp lies in its room: pairs of lanes' stores, and outputs side
+ * by side, meet no bank twice. */
 template <int OUTS> __device__ __forceinline__ int sum_place(int r, int n)
 {
     return r * OUTS + (n ^ r / (WARP / OUTS) % (OUTS / MMA_OUTS) * MMA_OUTS);
 }
 
-/* Elements from one normed row to the next in shared memory: lanes of two rows meet no bank twice. */
+/* Elements from one normed row to the next in shared memory: lanes of two rows meet no bank
+ * twice. */
 __host__ __device__ __forceinline__ int32_t normed_stride(int32_t n_in)
 {
     return (n_in + STEP - 1) / STEP * STEP + HALF;
 }
 
-/* The rows, normed, to shared memory; a warp a row. Every block does it for itself: 4 C bytes a row from the
- * second-level cache, against a kernel in between. */
+/* The rows, normed, to shared memory; a warp a row. Every block does it for itself: 4 C bytes a row
+ * from the second-level cache, against a kernel in between. */
 template <class T> __device__ __forceinline__ void norm_rows(T *to, const product &p)
 {
     int lane = threadIdx.x % WARP, n_warps = blockDim.x / WARP;
@@ -165,10 +166,10 @@ __device__ __forceinline__ void finish_gated(const product &p, int64_t r, int64_
     ((T *)p.out)[r * p.gate_outs + n] = from_f32<T>(swiglu(gate, up));
 }
 
-/* TILES of 16 rows, GROUPS of 8 outputs a warp, weights loaded AHEAD steps before their turn. The warps of a block
- * are the runs of one or more such groups. With gates, half of the groups are gates and half the ups that belong
- * to them. Four steps ahead is for one run, two warps a block. Shared memory: sums [warps][rows][outputs], then normed
- * rows. */
+/* TILES of 16 rows, GROUPS of 8 outputs a warp, weights loaded AHEAD steps before their turn. The
+ * warps of a block are the runs of one or more such groups. With gates, half of the groups are
+ * gates and half the ups that belong to them. Four steps ahead is for one run, two warps a block.
+ * Shared memory: sums [warps][rows][outputs], then normed rows. */
 template <class T, class Row, int TILES, int GROUPS, int AHEAD>
 __global__ void __launch_bounds__(AHEAD == 4 ? 2 * WARP : SLICES * WARP,
                                   TILES > 1 || Row::QUANTIZED ? 1 : AHEAD == 4 ? 6 : 2)
@@ -180,7 +181,8 @@ few_kernel(product p, Row w, const T *x)
     float *sums = (float *)memory;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     int run = warp % p.runs, n_warps = blockDim.x / WARP, n_groups = n_warps / p.runs;
-    /* Outputs, or results of gates, a warp; the second half of its groups begins `apart` from the first. */
+    /* Outputs, or results of gates, a warp; the second half of its groups begins `apart` from the
+     * first. */
     int outs = p.gate_outs ? OUTS / 2 : OUTS;
     int32_t apart = p.gate_outs ? p.gate_outs : HALF_GROUPS * MMA_OUTS;
     int64_t n0 = ((int64_t)blockIdx.x * n_groups + warp / p.runs) * outs + g;
@@ -500,7 +502,8 @@ template <class Tile, bool ONE_RUN, class T, class Row>
 static void launch_many(struct cuda_device *c, product p, Row w, const T *x)
 {
     unsigned outs = (unsigned)ceil_div(p.n_out, Tile::OUTS), rows = (unsigned)ceil_div(p.rows, Tile::ROWS);
-    /* What is walked through again and again should be the side that the second-level cache holds. */
+    /* What is walked through again and again should be the side that the second-level cache
+     * holds. */
     p.rows_first = p.rows < p.n_out;
     dim3 grid = p.rows_first ? dim3(rows, outs) : dim3(outs, rows);
     cuda_launch(c, "matmul", many_kernel<T, Row, Tile, ONE_RUN>, grid, dim3(tile_threads<Tile>()),
@@ -509,7 +512,8 @@ static void launch_many(struct cuda_device *c, product p, Row w, const T *x)
 
 static bool is_one_run(const product &p) { return p.runs == 1 && p.n_out >= WIDE_OUTS; }
 
-/* How outputs are spread over blocks, by what keeps the multiprocessors busy. None of it changes a bit. */
+/* How outputs are spread over blocks, by what keeps the multiprocessors busy. None of it changes a
+ * bit. */
 template <class T, class Row>
 static void launch_mma(struct cuda_device *c, const product &p, Row w, const T *x)
 {

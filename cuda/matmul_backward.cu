@@ -26,8 +26,8 @@ static constexpr uint32_t NOISE_STREAM = 0x67726164;
 /* A matrix in memory: [rows, cols], `stride` elements from row to row. */
 template <class T> struct view { const T *data; int64_t rows, cols, stride; };
 
-/* Where out[m, n] goes: m below rows, n below cols. WRITE: dx, in f32; ROUND and SLOPE: dx, in the operands' type; ADD:
- * to dw. */
+/* Where out[m, n] goes: m below rows, n below cols. WRITE: dx, in f32; ROUND and SLOPE: dx, in the
+ * operands' type; ADD: to dw. */
 struct result {
     void *data;
     int32_t rows, cols;
@@ -103,7 +103,8 @@ template <int SIZE> struct tile {
     static constexpr int PIECES = STEP * SIZE / 8 / THREADS; /* of 8 elements a thread */
 };
 
-/* A warp's 16 x 32 results on their way out: [m][n], or where dx's columns are m, [n][m]. No bank twice. */
+/* A warp's 16 x 32 results on their way out: [m][n], or where dx's columns are m, [n][m]. No bank
+ * twice. */
 static constexpr int OUT_ROWS = 16, BY_M = 40, BY_N = 20, OUT_FLOATS = OUT_ROWS * BY_M;
 
 template <class T, bool TURNED, int SIZE> struct stage {
@@ -142,7 +143,8 @@ __device__ __forceinline__ void fetch(stage<T, TURNED, SIZE> &s, const view<T> &
     }
 }
 
-/* Fragments of 16 steps from t on. a: outputs m .. m + 15. Lane l gives row l % 8 of matrix l / 8. */
+/* Fragments of 16 steps from t on. a: outputs m .. m + 15. Lane l gives row l % 8 of matrix l /
+ * 8. */
 template <class T, bool TURNED, int SIZE>
 __device__ __forceinline__ void left(uint32_t (&r)[4], const stage<T, TURNED, SIZE> &s, int t, int m)
 {
@@ -181,8 +183,8 @@ __device__ __forceinline__ void add_stage(float (&d)[MS][4][4], const stage<T, T
     }
 }
 
-/* The 16 x 32 results of the warp from (m, n) on: to its part of shared memory, then out, those beside each other in
- * memory by lanes beside each other. */
+/* The 16 x 32 results of the warp from (m, n) on: to its part of shared memory, then out, those
+ * beside each other in memory by lanes beside each other. */
 template <class T, bool TURNED>
 __device__ __forceinline__ void put_tile(const result &out, float *room, const float (&d)[4][4], int m,
                                          int n)
@@ -204,7 +206,8 @@ __device__ __forceinline__ void put_tile(const result &out, float *room, const f
     }
 }
 
-/* Blocks of 256 threads: a multiprocessor since sm_80 is to have two of them. Stages are fetched STAGES - 1 ahead. Each result is the same chain over t whatever the size of the tile. */
+/* Blocks of 256 threads: a multiprocessor since sm_80 is to have two of them. Stages are fetched
+ * STAGES - 1 ahead. Each result is the same chain over t whatever the size of the tile. */
 template <class T, bool TURNED, int SIZE>
 __global__ void __launch_bounds__(tile<SIZE>::THREADS, SIZE == 128 ? LARGE_BLOCKS - 1 : 0)
     mma_kernel(result out, view<T> a, view<T> b, int64_t depth)

@@ -3,8 +3,9 @@
  *   out = (x - mean) / sqrt(var + eps) * weight + bias      x f32 [R, C], out f32 or 16 bits
  *   out = x / sqrt(mean of squares + eps) * weight + bias
  *
- * Grid: a block a row. Bytes: 4 C read, out written; the row's second and third reading hit the first-level
- * cache. Some 6 FLOPs an element: bound by bytes. CPU twin: norm_row (cpu/rows_simd.h). */
+ * Grid: a block a row. Bytes: 4 C read, out written; the row's second and third reading hit the
+ * first-level cache. Some 6 FLOPs an element: bound by bytes. CPU twin: norm_row
+ * (cpu/rows_simd.h). */
 #include "cuda/cuda_internal.h"
 #include "cuda/row_norm.cuh"
 

@@ -1,22 +1,24 @@
-/* The backward pass of LayerNorm and RMSNorm. With z = (x - mean) s, s = 1 / deviation, g = dy weight:
+/* The backward pass of LayerNorm and RMSNorm. With z = (x - mean) s, s = 1 / deviation, g = dy
+ * weight:
  *
  *   dx += s (g - mean(g) - z mean(g z))      without mean(g) for RMSNorm      dx, dy, x f32 [R, C]
  *   dweight += sum over rows of dy z;  dbias += sum over rows of dy
  *
  * and for the branch before the norm: next = dropout(dx), of 16 bits or f32, and its column sums.
  *
- * Grid: a block a slice of rows, which it takes one by one; a thread always has the same columns and adds up their
- * part of the sums as it goes. Then the slices are summed. Rows that are wider than what blocks' threads hold
- * are read again, from the first-level cache. Bytes: 16 C a row (x, dy, dx in and out), 2 C for the branch in 16 bits,
- * and the slices' sums. Some 20 operations an element: bound by the bytes. CPU twin: norm_backward_row and
- * norm_backward_columns (cpu/train_simd.h), cpu_dropout. */
+ * Grid: a block a slice of rows, which it takes one by one; a thread always has the same columns
+ * and adds up their part of the sums as it goes. Then the slices are summed. Rows that are wider
+ * than what blocks' threads hold are read again, from the first-level cache. Bytes: 16 C a row (x,
+ * dy, dx in and out), 2 C for the branch in 16 bits, and the slices' sums. Some 20 operations an
+ * element: bound by the bytes. CPU twin: norm_backward_row and norm_backward_columns
+ * (cpu/train_simd.h), cpu_dropout. */
 #include "cuda/dropout.cuh"
 #include "cuda/row_sums.cuh"
 
 enum { NORM_THREADS_MAX = 256, SHARED_COLUMNS_MAX = 3072 /* 36 KiB of sums */ };
 
-/* Where a row of a slice goes and adds to: its dx and the branch's dy (NULL: none), from the tensor's element `first`
- * on, and the slice's sums. */
+/* Where a row of a slice goes and adds to: its dx and the branch's dy (NULL: none), from the
+ * tensor's element `first` on, and the slice's sums. */
 template <class T> struct norm_out {
     float *dx, *dweight, *dbias, *dbranch;
     T *branch;
@@ -118,8 +120,9 @@ struct norm_backward_args {
     keep drop;
 };
 
-/* Sums [slices][n] of dweight, then of dbias, then of the branch; slice blockIdx.x is at work on its own, in shared
- * memory (IN_SHARED: of 3 n floats) or where it goes. There are few slices: registers for four blocks do. */
+/* Sums [slices][n] of dweight, then of dbias, then of the branch; slice blockIdx.x is at work on
+ * its own, in shared memory (IN_SHARED: of 3 n floats) or where it goes. There are few slices:
+ * registers for four blocks do. */
 template <int EACH, bool IN_SHARED, class T>
 __global__ void __launch_bounds__(NORM_THREADS_MAX, 4) norm_backward_kernel(norm_backward_args a)
 {

@@ -70,12 +70,12 @@ __device__ __forceinline__ uint32_t noise_bits(int64_t i, uint32_t step, bool se
 __device__ __forceinline__ float widen(uint16_t high) { return __uint_as_float((uint32_t)high << 16); }
 __device__ __forceinline__ float fourth(float u) { return u * u * (u * u); }
 
-/* Four elements in a row, of which the first n exist: all but at the end of a vector, since rows of matrices are
- * padded. */
+/* Four elements in a row, of which the first n exist: all but at the end of a vector, since rows of
+ * matrices are padded. */
 struct four { float at[4]; };
 
-/* Their bits as they lie in memory. Loading and understanding them are two steps, so that the loads of all that an
- * element has are under way together. */
+/* Their bits as they lie in memory. Loading and understanding them are two steps, so that the loads
+ * of all that an element has are under way together. */
 struct raw { uint32_t at[4]; };
 
 /* WORDS 4, 2 or 1: elements of as many bytes. */
@@ -126,8 +126,8 @@ __device__ __forceinline__ four f16_of(const raw &r)
     return x;
 }
 
-/* Left to the compiler, stores of one run in two branches become four of an element each, which write every sector
- * four times. */
+/* Left to the compiler, stores of one run in two branches become four of an element each, which
+ * write every sector four times. */
 __device__ __forceinline__ void store_words(void *p, const packed<uint32_t, 4> &w)
 {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
@@ -490,7 +490,8 @@ template <class T> __device__ double chunk_squares(const T *x, int64_t begin, in
     return sum;
 }
 
-/* Grid: a block a chunk of an array, chunks of all arrays counted through. Bytes: each gradient once. */
+/* Grid: a block a chunk of an array, chunks of all arrays counted through. Bytes: each gradient
+ * once. */
 __global__ void __launch_bounds__(SQUARES_THREADS) squares_kernel(double *sums, squares_table t)
 {
     __shared__ double room[SQUARES_THREADS];

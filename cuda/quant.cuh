@@ -45,8 +45,9 @@ struct q4_rows {
     }
 };
 
-/* Inputs k .. k + 7 (k a multiple of 8, below the stride) of row n: as they lie in memory (load_raw), and as operands
- * of a product (widen). Between the two a kernel has other things to do. */
+/* Inputs k .. k + 7 (k a multiple of 8, below the stride) of row n: as they lie in memory
+ * (load_raw), and as operands of a product (widen). Between the two a kernel has other things to
+ * do. */
 template <class T> __device__ __forceinline__ packed<T, 8> load_raw(plain_rows<T> w, int64_t n, int64_t k)
 {
     return load_once((const packed<T, 8> *)(w.data + n * w.stride + k));

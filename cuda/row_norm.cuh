@@ -1,9 +1,10 @@
-/* LayerNorm and RMSNorm of a row, for who has a block of threads for it (cuda/norm.cu) and who has a warp (products
- * of few rows, cuda/matmul.cu): the same bits.
+/* LayerNorm and RMSNorm of a row, for who has a block of threads for it (cuda/norm.cu) and who has
+ * a warp (products of few rows, cuda/matmul.cu): the same bits.
  *
- * One tree of sums, fixed by the row's length n. A row is pieces of 128 elements, four a lane, which are added in
- * pairs; piece i belongs to share i % 8, which adds its pieces upwards; a lane adds its eight shares in order, then
- * the warp its lanes. A block has a warp a share; a warp has all shares, and all their loads under way. */
+ * One tree of sums, fixed by the row's length n. A row is pieces of 128 elements, four a lane,
+ * which are added in pairs; piece i belongs to share i % 8, which adds its pieces upwards; a lane
+ * adds its eight shares in order, then the warp its lanes. A block has a warp a share; a warp has
+ * all shares, and all their loads under way. */
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -22,7 +23,8 @@ static inline norm_args norm_args_of(const struct norm *n) { return {n->weight, 
 
 struct row_stats { float mean, scale; };
 
-/* Elements i .. i + 3 of [n]: rows begin at multiples of 16 bytes where n is a multiple of 4. Zeros past the end. */
+/* Elements i .. i + 3 of [n]: rows begin at multiples of 16 bytes where n is a multiple of 4. Zeros
+ * past the end. */
 __device__ __forceinline__ packed<float, 4> load_piece(const float *row, int32_t i, int32_t n)
 {
     packed<float, 4> x = {};
@@ -36,8 +38,8 @@ __device__ __forceinline__ packed<float, 4> load_piece(const float *row, int32_t
     return x;
 }
 
-/* Of x - mean, or of its squares, where there is a row. No multiplication is fused with an addition: which ones would
- * be is the compiler's choice, here and there another. */
+/* Of x - mean, or of its squares, where there is a row. No multiplication is fused with an
+ * addition: which ones would be is the compiler's choice, here and there another. */
 template <bool SQUARES>
 __device__ __forceinline__ float piece_sum(const packed<float, 4> &x, float mean, int32_t i, int32_t n)
 {
@@ -69,7 +71,8 @@ __device__ __forceinline__ float warp_row_sum(const float *row, int32_t n, float
     return warp_sum(total);
 }
 
-/* The same by a block of NORM_SHARES warps. room [NORM_SHARES][WARP]: shared memory that nobody else uses. */
+/* The same by a block of NORM_SHARES warps. room [NORM_SHARES][WARP]: shared memory that nobody
+ * else uses. */
 template <bool SQUARES>
 __device__ __forceinline__ float block_row_sum(const float *row, int32_t n, float mean,
                                                float (*room)[WARP])

@@ -1,5 +1,5 @@
-/* Sums over rows without atomics: slices of rows, fixed by the number of rows alone, are summed in order;
- * then the slices are, in an order fixed by their number. */
+/* Sums over rows without atomics: slices of rows, fixed by the number of rows alone, are summed in
+ * order; then the slices are, in an order fixed by their number. */
 #pragma once
 
 #include "cuda/cuda_internal.h"
@@ -7,8 +7,8 @@
 
 enum { SLICE_ROWS_MIN = 32, SLICE_COLUMNS = 32, SLICE_WARPS = 8 };
 
-/* How many slices rows of `cols` are cut into: at most CUDA_ROW_SLICES, and so that all sums are at most
- * CUDA_SLICE_FLOATS (or one slice). */
+/* How many slices rows of `cols` are cut into: at most CUDA_ROW_SLICES, and so that all sums are at
+ * most CUDA_SLICE_FLOATS (or one slice). */
 static inline int64_t row_slices(int64_t rows, int64_t cols)
 {
     int64_t slices = (rows + SLICE_ROWS_MIN - 1) / SLICE_ROWS_MIN, room = CUDA_SLICE_FLOATS / cols;
@@ -25,9 +25,9 @@ __host__ __device__ __forceinline__ int64_t slice_begin(int64_t slice, int64_t s
 /* Up to three vectors that have slices' sums; NULL: none. */
 struct sliced { float *out[3]; };
 
-/* out[i] += the slices' sums [slices][n], one vector's after the other's: a warp every SLICE_WARPS-th slice in order,
- * then the warps in order. By blocks of (SLICE_COLUMNS, SLICE_WARPS), a column a lane; a vector a row of the grid.
- * Bytes: 4 slices n each. */
+/* out[i] += the slices' sums [slices][n], one vector's after the other's: a warp every
+ * SLICE_WARPS-th slice in order, then the warps in order. By blocks of (SLICE_COLUMNS,
+ * SLICE_WARPS), a column a lane; a vector a row of the grid. Bytes: 4 slices n each. */
 static __global__ void add_slices_kernel(sliced to, const float *sums, int64_t slices, int64_t n)
 {
     float *out = blockIdx.y == 0 ? to.out[0] : blockIdx.y == 1 ? to.out[1] : to.out[2];

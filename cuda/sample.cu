@@ -1,13 +1,15 @@
-/* From a row of logits to a token: model/sampler.h says what, this says how, without sorting a vocabulary.
+/* From a row of logits to a token: model/sampler.h says what, this says how, without sorting a
+ * vocabulary.
  *
- * Few logits are changed by penalties, bias and bans: they are changed in place and put back, so that
- * log-probabilities and ranks see the raw ones. Cuts and draws: candidates.cuh.
+ * Few logits are changed by penalties, bias and bans: they are changed in place and put back, so
+ * that log-probabilities and ranks see the raw ones. Cuts and draws: candidates.cuh.
  *
- * Grid: a block a row. Readings of the row, 4 V bytes each: greedy one, a plain draw two, top_k and top_p three
- * together as long as what can be drawn is among the best thousand; one more for changes, three for alternatives and a
- * rank. Bound by a multiprocessor's bandwidth to the second-level cache, some 60 bytes a clock: expected, not measured,
- * 2 us a reading of 50,304 logits and 6 us of 151,936, whatever the number of rows up to that of multiprocessors. CPU
- * twin: cpu_sample; draws may differ where rounding decides. */
+ * Grid: a block a row. Readings of the row, 4 V bytes each: greedy one, a plain draw two, top_k and
+ * top_p three together as long as what can be drawn is among the best thousand; one more for
+ * changes, three for alternatives and a rank. Bound by a multiprocessor's bandwidth to the
+ * second-level cache, some 60 bytes a clock: expected, not measured, 2 us a reading of 50,304
+ * logits and 6 us of 151,936, whatever the number of rows up to that of multiprocessors. CPU twin:
+ * cpu_sample; draws may differ where rounding decides. */
 #include "cuda/candidates.cuh"
 #include "cuda/cuda_internal.h"
 
@@ -78,7 +80,8 @@ __device__ __forceinline__ int32_t draw(candidates c, const sample_request &q, f
         if (by_share ? q.top_p < 1 : q.top_k > 0 && q.top_k < n_vocab)
             cut_down(c, by_share ? 0 : q.top_k, q.top_p, hint);
     }
-    /* What min_p drops is dropped from the set that top_p takes, not from the sum that it is a share of. */
+    /* What min_p drops is dropped from the set that top_p takes, not from the sum that it is a
+     * share of. */
     c.least = q.min_p;
     return first_over(c, false, (uint32_t)(q.uniform * 0x1p24f), true);
 }
@@ -101,7 +104,8 @@ sample_kernel(sample_out *out, float *logits, const sample_request *requests, in
     for (;; changed = true) {
         seen = read_row(x, n);
         highest = block_max(seen.highest, floats);
-        /* Each thread has seen one at least as good as this: some five hundred are, and few more than thousands. */
+        /* Each thread has seen one at least as good as this: some five hundred are, and few more
+         * than thousands. */
         hint = highest + block_max(-seen.highest, floats);
         if (!changed) z = join_seen(seen, highest, floats), raw_hint = hint;
         if (changed || q.n_changes == 0) break;

@@ -83,9 +83,10 @@ struct trainer_options {
     struct trainer_listener listener;
 };
 
-/* What the run will take, without allocating it; `see` (may be NULL) gets every piece of both arenas. Needs
- * config and model alone; of the device only its sizes, so that one that is not there will do. Data
- * and sets count when they are given. ERR_NO_FIT when the bytes do not fit 63 bits. */
+/* What the run will take, without allocating it; `see` (may be NULL) gets every piece of both
+ * arenas. Needs config and model alone; of the device only its sizes, so that one that is not there
+ * will do. Data and sets count when they are given. ERR_NO_FIT when the bytes do not fit 63
+ * bits. */
 bool trainer_plan(const struct trainer_options *o, const struct device *d, plan_listener see,
                   void *ctx, struct memory_plan *out, struct error *err) MUST_CHECK;
 

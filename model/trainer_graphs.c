@@ -1,10 +1,12 @@
-/* A micro-batch's forward and backward pass as one launch, where the device can record: hundreds of operations, which
- * in small models take longer to ask for than to run. All that differs from one micro-batch to the next lies in
- * device memory, except how many rows and spans there are: each such shape has a recording of its own. */
+/* A micro-batch's forward and backward pass as one launch, where the device can record: hundreds of
+ * operations, which in small models take longer to ask for than to run. All that differs from one
+ * micro-batch to the next lies in device memory, except how many rows and spans there are: each
+ * such shape has a recording of its own. */
 #include "model/trainer_internal.h"
 
-/* The recording of the micro-batch's shape, or the room for it; NULL: it is seen for the first time. A shape that has not
- * come again yet gives way to newer ones; one that has been recorded stays. */
+/* The recording of the micro-batch's shape, or the room for it; NULL: it is seen for the first
+ * time. A shape that has not come again yet gives way to newer ones; one that has been recorded
+ * stays. */
 static struct trainer_graph *graph_of(struct trainer *t, const struct batch *b)
 {
     for (int i = 0; i < TRAINER_MAX_GRAPHS; i++)

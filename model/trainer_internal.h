@@ -34,8 +34,8 @@ struct trainer {
     void *device_arena, *host_arena;
     void *workspace;
     int64_t workspace_bytes;
-    /* Host memory of n_staged micro-batches: rows on their way up, losses [max_rows] on their way down. Others use the
-     * first of each between steps. */
+    /* Host memory of n_staged micro-batches: rows on their way up, losses [max_rows] on their way
+     * down. Others use the first of each between steps. */
     int64_t n_micro_batches, n_staged; /* of a step; the smaller of that and TRAINER_MAX_STAGED */
     struct gpt_rows host_rows[TRAINER_MAX_STAGED], device_rows;
     struct loss_row *losses[TRAINER_MAX_STAGED];
@@ -60,9 +60,10 @@ void trainer_release(struct trainer *t);
  * that is not finite, and a spike, are ERR_INVALID, with nothing updated. */
 bool trainer_learn(struct trainer *t, struct trainer_step *out, struct error *err) MUST_CHECK;
 
-/* Has the device compute the next step's first and last micro-batch and forgets the result. A device that records
- * (a GPU) then has loaded its kernels and chosen its algorithms before the first step, which could otherwise fail for
- * want of the driver's memory and would take longer than the others. Does nothing on other devices. */
+/* Has the device compute the next step's first and last micro-batch and forgets the result. A
+ * device that records (a GPU) then has loaded its kernels and chosen its algorithms before the
+ * first step, which could otherwise fail for want of the driver's memory and would take longer than
+ * the others. Does nothing on other devices. */
 bool trainer_warm_up(struct trainer *t, struct error *err) MUST_CHECK;
 
 /* trainer_graphs.c: gpt_train_micro_step, recorded when its shape comes a second time. */

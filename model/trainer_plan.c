@@ -149,7 +149,8 @@ static void free_arrays(struct layer_arrays *a)
     free(a->frozen);
 }
 
-/* The data in memory: text that was read. A set is often another split of the data to learn from. */
+/* The data in memory: text that was read. A set is often another split of the data to learn
+ * from. */
 static int64_t data_bytes(const struct trainer_options *o)
 {
     int64_t bytes = o->data ? dataset_memory(o->data) : 0;

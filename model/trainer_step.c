@@ -22,7 +22,8 @@ static bool bad_sequence(int64_t why, int64_t index, struct error *err)
                      (long long)index);
 }
 
-/* Fills the host's rows of its turn with micro-batch i of the step (1, 2, ...). Returns its targets, or -1. */
+/* Fills the host's rows of its turn with micro-batch i of the step (1, 2, ...). Returns its
+ * targets, or -1. */
 static int64_t fill_rows(struct trainer *t, int64_t step, int64_t i, struct error *err)
 {
     const struct train_config *c = &t->options.config;
@@ -65,7 +66,8 @@ static uint64_t random_key(uint64_t seed, int64_t step, int64_t micro)
     return (uint64_t)words[1] << 32 | words[0];
 }
 
-/* Has the losses of a micro-batch brought to the host's rows i; they are there after the next wait. */
+/* Has the losses of a micro-batch brought to the host's rows i; they are there after the next
+ * wait. */
 static void bring_losses(struct trainer *t, int64_t i, int64_t n_rows)
 {
     t->device->ops->download(t->device, t->losses[i], t->train.losses,
@@ -88,8 +90,8 @@ bool trainer_sum_losses(struct trainer *t, int64_t n_rows, struct loss_sum *sum,
     return true;
 }
 
-/* Waits for the device, for the losses of the n micro-batches that it was given since the last wait; what they lay in
- * is the host's again. */
+/* Waits for the device, for the losses of the n micro-batches that it was given since the last
+ * wait; what they lay in is the host's again. */
 static bool collect(struct trainer *t, int64_t n, struct loss_sum *sum, struct error *err)
 {
     if (!t->device->ops->sync(t->device, err)) return false;
@@ -97,8 +99,9 @@ static bool collect(struct trainer *t, int64_t n, struct loss_sum *sum, struct e
     return true;
 }
 
-/* Gradients of the mean loss over the step's targets, and their norm; *rows: the tokens computed. One wait for the
- * device, if the host can hold all micro-batches: while one is computed, it gives the next. */
+/* Gradients of the mean loss over the step's targets, and their norm; *rows: the tokens computed.
+ * One wait for the device, if the host can hold all micro-batches: while one is computed, it gives
+ * the next. */
 static bool accumulate(struct trainer *t, int64_t step, int64_t targets, struct trainer_step *out,
                        int64_t *rows, struct error *err)
 {
@@ -140,8 +143,8 @@ static bool bad_step(const struct trainer *t, int64_t step, const char *what, do
                      t->options.dir);
 }
 
-/* May the weights be updated? With a loss scale, gradients that are not finite make the step one to be
- * skipped. */
+/* May the weights be updated? With a loss scale, gradients that are not finite make the step one to
+ * be skipped. */
 static bool check_step(struct trainer *t, struct trainer_step *s, struct error *err)
 {
     struct loss_scale *scale = &t->state.loss_scale;
@@ -158,8 +161,8 @@ static bool check_step(struct trainer *t, struct trainer_step *s, struct error *
     return true;
 }
 
-/* From gradients to weights. The optimizer's own count of steps leaves out those that were skipped. Nobody
- * waits for the update: the next step's work goes behind it. */
+/* From gradients to weights. The optimizer's own count of steps leaves out those that were skipped.
+ * Nobody waits for the update: the next step's work goes behind it. */
 static bool update(struct trainer *t, struct trainer_step *s, struct error *err)
 {
     double unscale = 1 / loss_scale_factor(&t->state.loss_scale);

@@ -33,8 +33,8 @@ __global__ void copy_words(uint4 *to, const uint4 *from, int64_t n)
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) to[i] = from[i];
 }
 
-/* The sum is stored only if it is a number that it never is, so that the reads stay. Four loads under way a
- * thread. */
+/* The sum is stored only if it is a number that it never is, so that the reads stay. Four loads
+ * under way a thread. */
 __global__ void read_words(uint32_t *out, const uint4 *from, int64_t n)
 {
     int64_t step = (int64_t)gridDim.x * blockDim.x, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,5 +1,6 @@
-/* Keys, values and attention on the CUDA device: against the CPU's, and the same bits however a sequence is cut
- * into steps, whoever runs beside it, and whether its keys are split among blocks. */
+/* Keys, values and attention on the CUDA device: against the CPU's, and the same bits however a
+ * sequence is cut into steps, whoever runs beside it, and whether its keys are split among
+ * blocks. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,7 +31,8 @@ enum { N_HEADS = sizeof head_shapes / sizeof *head_shapes };
 static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
 enum { N_TYPES = 3 };
 
-/* Sequences that take turns: step s has counts[s][i] rows of sequence i; ends with a step of no rows. */
+/* Sequences that take turns: step s has counts[s][i] rows of sequence i; ends with a step of no
+ * rows. */
 struct schedule {
     int32_t n_seqs;
     int32_t counts[24][MAX_SEQS];
@@ -233,13 +235,14 @@ static void check_attention(int first)
 
 void test_attention(void **state) { check_attention(0); }
 
-/* A long sequence alone, a token at a time near its end (few queries: keys are split among blocks), against the
- * same sequence in other pieces and beside others (not split). */
+/* A long sequence alone, a token at a time near its end (few queries: keys are split among blocks),
+ * against the same sequence in other pieces and beside others (not split). */
 static void check_splits(int first)
 {
     static const struct heads shapes[] = {{4, 2, 16}, {3, 1, 48}, {2, 1, 80}};
     static const struct schedule schedules[] = {
-        /* Decoding, split where that pays; position 511, which writes its key itself, ends a block's eight times 64. */
+        /* Decoding, split where that pays; position 511, which writes its key itself, ends a
+         * block's eight times 64. */
         {1, {{510}, {1}, {1}, {1}, {1}, {1}, {1}, {6}}},
         {1, {{200}, {312}, {1}, {9}}}, /* in chunks of a prompt; position 512, split too, begins a block */
         {4, {{510, 40, 3, 1}, {3, 30, 2, 1}, {9, 1, 1, 1}}}, /* beside others */
@@ -289,8 +292,8 @@ void test_attention_without_tensor_cores(void **state)
 
 /* ---- backward ---- */
 
-/* Documents in one micro-batch: spans that begin at position 0. The last rows of 33 and 65 are the only ones to see the
- * first key of what kernels take 16, 32 or 64 of. */
+/* Documents in one micro-batch: spans that begin at position 0. The last rows of 33 and 65 are the
+ * only ones to see the first key of what kernels take 16, 32 or 64 of. */
 static const int32_t documents[] = {1, 33, 17, 65};
 enum { N_DOCUMENTS = 4, DOCUMENT_ROWS = 1 + 33 + 17 + 65, DOCUMENT_PAGES = 5 };
 
@@ -313,7 +316,8 @@ static struct batch document_batch(struct side *d)
                           .pages = side_ints(d, pages, N_DOCUMENTS * DOCUMENT_PAGES)};
 }
 
-/* The gradient, f32 or (where the device can) rounded; forward's results are given, the same on both sides. */
+/* The gradient, f32 or (where the device can) rounded; forward's results are given, the same on
+ * both sides. */
 static void attention_backward(struct side *d, const struct setting *t, const float *qkv, const float *out,
                                const float *lse, const float *dout, bool rounded, float *dqkv)
 {
@@ -363,8 +367,9 @@ static double size_of(const float *x, const float *minus, int64_t n)
     return sqrt(sum / (double)n);
 }
 
-/* f32's results. Or those of tensor cores, where the gradient of the output, weights and their gradients are
- * rounded to the type before they meet: errors of half a last place each, which add up over keys and heads. */
+/* f32's results. Or those of tensor cores, where the gradient of the output, weights and their
+ * gradients are rounded to the type before they meet: errors of half a last place each, which add
+ * up over keys and heads. */
 static void assert_gradients(const float *got, const float *want, int64_t rows, int64_t cols,
                              enum dtype type, bool tensor_cores)
 {
@@ -420,8 +425,8 @@ void test_attention_backward(void **state)
                            types[t] != DTYPE_F32);
 }
 
-/* Not in f16 either without them, nor on a GPU that lacks the shared memory for the largest heads. That of sm_61 has
- * the least of it, for whatever kernels. */
+/* Not in f16 either without them, nor on a GPU that lacks the shared memory for the largest heads.
+ * That of sm_61 has the least of it, for whatever kernels. */
 void test_attention_backward_without_tensor_cores(void **state)
 {
     if (!ptxsim_set_compute_capability) skip();

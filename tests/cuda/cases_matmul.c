@@ -1,5 +1,5 @@
-/* Products and their gradients on the CUDA device: against the CPU's over awkward shapes, and the same bits
- * whatever rows stand beside a row. */
+/* Products and their gradients on the CUDA device: against the CPU's over awkward shapes, and the
+ * same bits whatever rows stand beside a row. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -159,8 +159,8 @@ void test_weights_in_pieces(void **state)
     sides_close(sides);
 }
 
-/* Against the product with the very weights that are stored, in double. Operands of tensor cores are rounded to the
- * type of the rows first. */
+/* Against the product with the very weights that are stored, in double. Operands of tensor cores
+ * are rounded to the type of the rows first. */
 static void check_quantized(int stride)
 {
     static const enum dtype quantized[] = {DTYPE_Q8_0, DTYPE_Q4_0};
@@ -248,7 +248,8 @@ void test_rows_do_not_know_their_neighbours(void **state)
 /* As many outputs as a vocabulary has: one run of inputs, and tiles of their own. */
 enum { WIDE_ROWS = 130, WIDE_OUTS = 16390, WIDE_INS = 328 };
 
-/* Products of 2 rows and of more, up to `rows`: the same bits, and the values of the weights that are stored. */
+/* Products of 2 rows and of more, up to `rows`: the same bits, and the values of the weights that
+ * are stored. */
 static void check_wide_product(struct side *s, const enum dtype types_of[2], int64_t rows, int64_t n_in,
                                const float *x, const float *w)
 {
@@ -277,7 +278,8 @@ static void check_wide_product(struct side *s, const enum dtype types_of[2], int
     free(stored);
 }
 
-/* Operands of 16 bits, of the types before `end`; of the first, more inputs too than kernels have under way. */
+/* Operands of 16 bits, of the types before `end`; of the first, more inputs too than kernels have
+ * under way. */
 static void check_wide_products(int end)
 {
     struct cpu_rng rng = {7};
@@ -343,7 +345,8 @@ static void norm_product(struct side *s, const struct operands *o, const struct 
     side_clear(s);
 }
 
-/* One operation has the bits of all, on either side of the numbers of rows from which it is several kernels. */
+/* One operation has the bits of all, on either side of the numbers of rows from which it is several
+ * kernels. */
 void test_norms_and_gates_of_products(void **state)
 {
     static const int64_t counts[] = {1, 3, 8, 9, 16, 17, 40, 64, 65};
@@ -377,7 +380,8 @@ void test_norms_and_gates_of_products(void **state)
 
 enum { DX, DX_ROUNDED, DX_GELU, DX_GELU_EXACT, N_DX };
 
-/* dx, or the gradient of what an activation before it had; the CPU takes two operations and rounds once. */
+/* dx, or the gradient of what an activation before it had; the CPU takes two operations and rounds
+ * once. */
 static void backward_x(struct side *s, const struct operands *o, struct shape sh, enum dtype type, int what,
                        float *result)
 {
@@ -414,8 +418,8 @@ static void backward_w(struct side *s, const struct operands *o, struct shape sh
     side_clear(s);
 }
 
-/* Rounding up or down by chance keeps the mean: by how many units in the last place of bf16 are values farther from 0
- * than the other side's, on average? Of those near 0 that says nothing. */
+/* Rounding up or down by chance keeps the mean: by how many units in the last place of bf16 are
+ * values farther from 0 than the other side's, on average? Of those near 0 that says nothing. */
 static double mean_excess(const float *got, const float *other, int64_t n)
 {
     double sum = 0;
@@ -525,8 +529,8 @@ static int64_t library_products(struct side *s, const struct operands *o, struct
     return ptxsim_cublas_products() - before;
 }
 
-/* Of two layers of one shape, whose activations lie in different places: by the library, which keeps a plan for the
- * shape, and by our own kernels. */
+/* Of two layers of one shape, whose activations lie in different places: by the library, which
+ * keeps a plan for the shape, and by our own kernels. */
 static void slopes_of_two_layers(const struct operands *o, bool library, float *result)
 {
     struct side sides[N_SIDES], *s = &sides[SIDE_CUDA];
@@ -561,8 +565,9 @@ void test_slopes_of_two_layers_by_library(void **state)
     free(o);
 }
 
-/* However many shapes there were, the next one is the library's too: else the bits of a product would depend on what
- * came before, and a run that was resumed would go on otherwise than one that was not. */
+/* However many shapes there were, the next one is the library's too: else the bits of a product
+ * would depend on what came before, and a run that was resumed would go on otherwise than one that
+ * was not. */
 void test_more_shapes_than_plans_by_library(void **state)
 {
     enum { N = 70 };
@@ -579,8 +584,8 @@ void test_more_shapes_than_plans_by_library(void **state)
     ptxsim_set_cublas(false);
 }
 
-/* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels, and so does the
- * slope that the library does not have. */
+/* With cuBLASLt's stand-in, which refuses rows that are not aligned: these fall to our own kernels,
+ * and so does the slope that the library does not have. */
 void test_products_backward_by_library(void **state)
 {
     if (!ptxsim_set_cublas) skip();

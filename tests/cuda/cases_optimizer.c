@@ -99,14 +99,15 @@ void test_adamw(void **state)
         if (side_dtype(cuda, formats[f].grad) != formats[f].grad) continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             int64_t values = shapes[i].n_out * shapes[i].n_in;
-            /* Where the noise is the CPU's, some elements' second moments are less than 8 bits hold beside others'. */
+            /* Where the noise is the CPU's, some elements' second moments are less than 8 bits hold
+             * beside others'. */
             for (int64_t k = 0; k < STEPS * values; k++) uneven[k] = k % values % 7 == 3 ? grads[k] * 1e-6f : grads[k];
             for (int s = 0; s < N_SIDES; s++)
                 optimize(&sides[s], formats[f], shapes[i].n_out, shapes[i].n_in, shapes[i].packed, w,
                          shapes[i].packed ? grads : uneven, out[s]);
             bool noisy = formats[f].m != MOMENT_F32 || formats[f].v != MOMENT_F32;
-            /* Elements of a packed matrix count otherwise on the CPU, and with them the noise of the moments; a
-             * step moves a weight by 0.01. */
+            /* Elements of a packed matrix count otherwise on the CPU, and with them the noise of
+             * the moments; a step moves a weight by 0.01. */
             double tolerance = formats[f].dtype == DTYPE_F32 ? 1e-6 : tolerance_of(formats[f].dtype);
             if (noisy && shapes[i].packed) tolerance += 2e-3;
             if (noisy && !shapes[i].packed) tolerance = 1e-5;
@@ -176,7 +177,8 @@ static double sum_of(struct side *s, const struct adamw_tensor *tensors, const b
     return sum;
 }
 
-/* Tensors of many lengths in the three types of gradients, padded matrices too; some are left out. */
+/* Tensors of many lengths in the three types of gradients, padded matrices too; some are left
+ * out. */
 static double grad_squares(struct side *s, const float *x)
 {
     static const int64_t counts[] = {1, 255, 256, 257, 5000, 0, 70000, 32768, 65536, 3};

@@ -145,7 +145,8 @@ void test_norms(void **state)
     sides_close(sides);
 }
 
-/* Wider than what a block keeps of its sums in shared memory, in runs of four and not; several slices of rows. */
+/* Wider than what a block keeps of its sums in shared memory, in runs of four and not; several
+ * slices of rows. */
 void test_norms_of_wide_rows_backward(void **state)
 {
     enum { ROWS = 34, WIDEST = 4100 };

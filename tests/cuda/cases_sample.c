@@ -1,5 +1,5 @@
-/* Sampling on the CUDA device: the CPU's tokens, log-probabilities, ranks and alternatives; and over rows that make it
- * hard, what the definition says. */
+/* Sampling on the CUDA device: the CPU's tokens, log-probabilities, ranks and alternatives; and
+ * over rows that make it hard, what the definition says. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -110,7 +110,8 @@ void test_sampling(void **state)
     sides_close(sides);
 }
 
-/* Two tokens of which one, A, was there before: so often in the prompt, so often in the output. Which is the best? */
+/* Two tokens of which one, A, was there before: so often in the prompt, so often in the output.
+ * Which is the best? */
 void test_penalties(void **state)
 {
     enum { A = 3, B = 1, N_VOCAB = 5, MAX_HISTORY = 4 };

@@ -28,8 +28,8 @@ void schedule_seed(uint32_t seed)
     if (ptxsim_set_seed) ptxsim_set_seed(seed);
 }
 
-/* What the side_... functions have made since the last side_clear but one: a failure far away, on a GPU that nobody
- * here has, must say which case it was. */
+/* What the side_... functions have made since the last side_clear but one: a failure far away, on a
+ * GPU that nobody here has, must say which case it was. */
 static struct { char text[512]; size_t length; bool over; } operands;
 
 static void note_operand(const struct side *s, const char *kind, enum dtype dtype, int64_t rows, int64_t cols)
@@ -123,8 +123,8 @@ struct random_key side_key(struct side *s, uint64_t key)
     return (struct random_key){side_bytes(s, sizeof base, &base), add, key >> 60 << 60};
 }
 
-/* On the interpreter the code decides: of sm_80, it runs kernels of bf16 without tensor cores too, for devices that are
- * said to be older. */
+/* On the interpreter the code decides: of sm_80, it runs kernels of bf16 without tensor cores too,
+ * for devices that are said to be older. */
 static bool lacks_bf16(const struct side *s)
 {
     return on_interpreter() ? ptxsim_code() < 80 : !s->d->ops->computes_in(s->d, DTYPE_BF16);

@@ -1,9 +1,9 @@
-/* The tests of cuda/: every operation runs on two sides, the CPU's reference kernels and a CUDA device, and the
- * results are compared. The CUDA device is a GPU, or the interpreter of tests/ptxsim where the
- * program is linked with it: the cases are the same.
+/* The tests of cuda/: every operation runs on two sides, the CPU's reference kernels and a CUDA
+ * device, and the results are compared. The CUDA device is a GPU, or the interpreter of
+ * tests/ptxsim where the program is linked with it: the cases are the same.
  *
- * f16, which the CPU does not compute in, is compared with f32 on numbers that f16 holds. On GPUs before sm_80, which do
- * not compute in bf16, f16 is compared with the CPU's bf16. */
+ * f16, which the CPU does not compute in, is compared with f32 on numbers that f16 holds. On GPUs
+ * before sm_80, which do not compute in bf16, f16 is compared with the CPU's bf16. */
 #pragma once
 
 #include "model/device.h"
@@ -22,8 +22,8 @@ struct side {
 
 /* Skips the test where no CUDA device is: for those that take memory before they open one. */
 void skip_without_cuda(void);
-/* Both devices, with the workspace that the shape asks for and not a byte more. Skips the test where no CUDA
- * device is. */
+/* Both devices, with the workspace that the shape asks for and not a byte more. Skips the test
+ * where no CUDA device is. */
 void sides_open(struct side sides[N_SIDES], const struct workspace_shape *shape);
 void sides_close(struct side sides[N_SIDES]);
 /* Frees what the side_... functions below gave. */
@@ -40,7 +40,8 @@ float *side_floats(struct side *s, const float *from, int64_t n);
 /* A stream of random bits with this key. */
 struct random_key side_key(struct side *s, uint64_t key);
 
-/* The type that stands for `dtype` on this side: f32 for f16 on the CPU; f16 for bf16 on GPUs without it. */
+/* The type that stands for `dtype` on this side: f32 for f16 on the CPU; f16 for bf16 on GPUs
+ * without it. */
 enum dtype side_dtype(const struct side *s, enum dtype dtype);
 /* A tensor of the type with these values, rounded to it; NULL: never written. */
 struct tensor side_tensor(struct side *s, enum dtype dtype, int64_t rows, int64_t cols,
@@ -57,7 +58,8 @@ void side_read_floats(struct side *s, const float *p, int64_t n, float *out);
 
 /* x as the type holds it. */
 float rounded_to(enum dtype dtype, float x);
-/* How far results of the type may be from the CPU's: the rounding of the type, and of sums in f32. */
+/* How far results of the type may be from the CPU's: the rounding of the type, and of sums in
+ * f32. */
 double tolerance_of(enum dtype dtype);
 /* |got - want| <= tolerance max(1, |want|) for all n, or the test fails with places, values and the operands that the
  * side_... functions made. */

@@ -1,6 +1,7 @@
-/* Tensors of more than 2^32 elements on the CUDA device, on the interpreter: each operation's results at both ends
- * against the CPU's for the same values. Between the ends nothing is written, and of each grid a few blocks at the
- * ends are run; an index that 32 bits cannot hold goes astray and is seen. */
+/* Tensors of more than 2^32 elements on the CUDA device, on the interpreter: each operation's
+ * results at both ends against the CPU's for the same values. Between the ends nothing is written,
+ * and of each grid a few blocks at the ends are run; an index that 32 bits cannot hold goes astray
+ * and is seen. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -365,7 +366,8 @@ static void test_embeddings(void **state)
 
 enum { N_RESULTS = 16 }; /* at the end: what the last blocks of every kernel give */
 
-/* The last row's last results, of a huge matrix by `rows` rows; and by the very weights, in double. */
+/* The last row's last results, of a huge matrix by `rows` rows; and by the very weights, in
+ * double. */
 static void check_product(struct side *s, enum dtype dtype, int64_t rows, const struct values *v)
 {
     enum dtype type = dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
@@ -457,8 +459,8 @@ static void weight_gradient(struct side *s, enum dtype dtype, const struct value
     side_clear(s);
 }
 
-/* dx = dy W with a matrix as wide as a launch can count: of its rows, which lie one after another on CUDA, the ends
- * are written. */
+/* dx = dy W with a matrix as wide as a launch can count: of its rows, which lie one after another
+ * on CUDA, the ends are written. */
 static void input_gradient(struct side *s, enum dtype dtype, const struct values *v, float *out)
 {
     enum { ROWS = 8, OUT = 2112, NEAR_IN = 512, FAR_IN = 32 * 65535 };

@@ -1,5 +1,6 @@
-/* Whole small models on the CUDA device: the engine's greedy text is the other implementations', and the first steps
- * of training have the CPU's losses. On a GPU, or on the interpreter of tests/ptxsim (make test-cuda). */
+/* Whole small models on the CUDA device: the engine's greedy text is the other implementations',
+ * and the first steps of training have the CPU's losses. On a GPU, or on the interpreter of
+ * tests/ptxsim (make test-cuda). */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +34,8 @@ static void must(bool ok, const struct error *err)
     if (!ok) fail_msg("%s", err->text);
 }
 
-/* The last GPU: where there are several, the engine's and the trainer's threads have to name theirs. */
+/* The last GPU: where there are several, the engine's and the trainer's threads have to name
+ * theirs. */
 static struct device *cuda_or_skip(void)
 {
     struct error err;
@@ -133,8 +135,9 @@ static void test_llama_is_served_in_narrow_types(void **state)
     check_model("tests/golden/llama", DTYPE_Q8_0, 0.3);
 }
 
-/* Five more tokens cost five times: one copy up, the recorded step, one copy down, one wait, and no launch beside it,
- * whatever a request asks of sampling; all copies by way of page-locked memory. */
+/* Five more tokens cost five times: one copy up, the recorded step, one copy down, one wait, and no
+ * launch beside it, whatever a request asks of sampling; all copies by way of page-locked
+ * memory. */
 static void check_decoding_calls(struct engine *engine, const struct sample_params *sampling)
 {
     enum { SHORT = 2, MORE = 5 };
@@ -203,7 +206,8 @@ static void test_refused_page_locked_memory(void **state)
     d->ops->close(d);
 }
 
-/* Memory is zero at first; what is refused leaves the device as it was, for whoever asks for errors of launches. */
+/* Memory is zero at first; what is refused leaves the device as it was, for whoever asks for errors
+ * of launches. */
 static void test_device_memory_is_zero_or_refused(void **state)
 {
     enum { N = 1024 };
@@ -264,8 +268,8 @@ static void test_refused_recordings(void **state)
 
 /* ---- how many keys attention is told of ---- */
 
-/* Attention of few rows is spread over as many blocks as its batch says that there may be keys: what it does not
- * say, nobody reads. Only contexts longer than the models' here are spread. */
+/* Attention of few rows is spread over as many blocks as its batch says that there may be keys:
+ * what it does not say, nobody reads. Only contexts longer than the models' here are spread. */
 static struct {
     void (*kv_attention)(struct device *, struct tensor, struct tensor, const struct batch *,
                          const struct attention *, const struct kv_cache *, int32_t);
@@ -319,7 +323,8 @@ static void test_attention_is_told_of_all_keys(void **state)
 
 enum { N_COMPANY = 5 };
 
-/* Prompts that begin alike, of several lengths; two choices; draws and greedy ones; one whose prompt is scored. */
+/* Prompts that begin alike, of several lengths; two choices; draws and greedy ones; one whose
+ * prompt is scored. */
 static void company_init(struct job jobs[N_COMPANY])
 {
     static const int32_t prompts[] = {3, 17, 9, 34, 12}, tokens[] = {6, 5, 6, 3, 4};
@@ -344,8 +349,8 @@ static void render_company(struct job jobs[N_COMPANY], struct buf *out)
     }
 }
 
-/* Requests have the same bits alone and with others, which takes recordings of as many rows as decode; prompts come a
- * row a step, which none of these is for. */
+/* Requests have the same bits alone and with others, which takes recordings of as many rows as
+ * decode; prompts come a row a step, which none of these is for. */
 static void test_requests_do_not_know_their_company(void **state)
 {
     struct device *d = cuda_of_type_or_skip(DTYPE_BF16);
@@ -441,9 +446,10 @@ struct step_calls {
     int64_t uploads, downloads, waits;
 };
 
-/* A step after the warm-up, whose micro-batches are of its shapes: each is one copy up, one launch and one copy down, of its losses. The
- * gradients' norm is a copy more, and behind it is the only wait, unless there are more micro-batches than the
- * host holds. All copies are by way of page-locked memory. */
+/* A step after the warm-up, whose micro-batches are of its shapes: each is one copy up, one launch
+ * and one copy down, of its losses. The gradients' norm is a copy more, and behind it is the only
+ * wait, unless there are more micro-batches than the host holds. All copies are by way of
+ * page-locked memory. */
 static void check_calls(const struct step_calls *want)
 {
     enum { BEFORE = 2, OTHER_KERNELS = 3 /* of the norm two, and AdamW's */ };
@@ -495,7 +501,8 @@ static void test_training_with_cublas_has_near_losses(void **state)
     assert_true(ptxsim_cublas_products() > 0);
 }
 
-/* Where text flows, all micro-batches are of the shapes that the warm-up had: no step waits for a choice. */
+/* Where text flows, all micro-batches are of the shapes that the warm-up had: no step waits for a
+ * choice. */
 static void test_algorithms_are_chosen_before_the_first_step(void **state)
 {
     if (!ptxsim_set_cublas) skip();
@@ -520,8 +527,8 @@ static void test_algorithms_are_chosen_before_the_first_step(void **state)
     d->ops->close(d);
 }
 
-/* Data of documents that are kept apart: sequences of 16 rows in one span, in two equal ones, in two others. The last
- * token of a document has no row. */
+/* Data of documents that are kept apart: sequences of 16 rows in one span, in two equal ones, in
+ * two others. The last token of a document has no row. */
 static void use_documents(struct train_fixture *f)
 {
     static const char *const lines[] = {"the cat sees she.", "a dog lik", "my bird f", "she fo", "the old man "};
@@ -534,8 +541,8 @@ static void use_documents(struct train_fixture *f)
     train_fixture_open_data(f);
 }
 
-/* Micro-batches of as many rows, whose spans differ in number and in length: what is launched again is what was
- * recorded of just such a one. */
+/* Micro-batches of as many rows, whose spans differ in number and in length: what is launched again
+ * is what was recorded of just such a one. */
 static void test_recorded_steps_of_documents(void **state)
 {
     enum { DOCUMENT_STEPS = 3 };
@@ -589,10 +596,10 @@ static void run_scaled(struct train_fixture *f, const char *name, double scale, 
     train_fixture_end(f);
 }
 
-/* f16 begins with a scale at which gradients overflow. The micro-batch is recorded in the first step, so only if
- * what is launched from then on reads the scale of its own step do gradients become finite when it has been
- * halved often enough. Then they are those of a run with a small scale whose weights never moved: the skipped steps
- * have left them alone. */
+/* f16 begins with a scale at which gradients overflow. The micro-batch is recorded in the first
+ * step, so only if what is launched from then on reads the scale of its own step do gradients
+ * become finite when it has been halved often enough. Then they are those of a run with a small
+ * scale whose weights never moved: the skipped steps have left them alone. */
 static void test_f16_loss_scale_reaches_recorded_steps(void **state)
 {
     const double scale = 0x1p24;

@@ -1,6 +1,6 @@
-/* Every operation of the CUDA device against the CPU's reference kernels, over awkward shapes: on a GPU where there is
- * one, and on the interpreter of tests/ptxsim in the program that is linked with it (make test-cuda), which also
- * watches every access. An argument is a pattern of test names. */
+/* Every operation of the CUDA device against the CPU's reference kernels, over awkward shapes: on a
+ * GPU where there is one, and on the interpreter of tests/ptxsim in the program that is linked with
+ * it (make test-cuda), which also watches every access. An argument is a pattern of test names. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,14 +18,15 @@
 #pragma weak ptxsim_coverage
 #pragma weak ptxsim_speed
 
-/* Floors and budgets are of sm_80's code: older code also has kernels of bf16, which nobody calls there. */
+/* Floors and budgets are of sm_80's code: older code also has kernels of bf16, which nobody calls
+ * there. */
 static void skip_other_code(void)
 {
     if (!on_interpreter() || ptxsim_code() != 80) skip();
 }
 
-/* Last: the cases above came to every kernel, and to most instructions: nvcc unrolls loops into copies for lengths
- * that small shapes do not have. */
+/* Last: the cases above came to every kernel, and to most instructions: nvcc unrolls loops into
+ * copies for lengths that small shapes do not have. */
 static void test_every_kernel_was_run(void **state)
 {
     skip_other_code();
@@ -37,8 +38,8 @@ static void test_every_kernel_was_run(void **state)
     assert_true(enough);
 }
 
-/* ... and left figures of every kernel's memory traffic. `make cuda-budgets` adds ptxas's report of registers, or
- * renews the table. */
+/* ... and left figures of every kernel's memory traffic. `make cuda-budgets` adds ptxas's report of
+ * registers, or renews the table. */
 static void test_kernels_keep_to_their_budgets(void **state)
 {
     skip_other_code();

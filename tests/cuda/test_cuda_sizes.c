@@ -1,4 +1,5 @@
-/* Sizes on a CUDA device: layouts as stated, and never less than what an operation is told to use. */
+/* Sizes on a CUDA device: layouts as stated, and never less than what an operation is told to
+ * use. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -44,8 +45,8 @@ static void test_workspace(void **state)
     assert_int_equal(hopper->train->workspace_bytes(hopper, &s), 32 << 20);
     assert_true(hopper->ops->workspace_bytes(hopper, &s) == serving);
     assert_int_equal(training % DEVICE_ALIGN, 0);
-    /* Sums of slices: three vectors of all slices together, or of one slice of the widest row; and a number for each
-     * row and head. */
+    /* Sums of slices: three vectors of all slices together, or of one slice of the widest row; and
+     * a number for each row and head. */
     struct workspace_shape wide = s, many = s;
     wide.n_ff = 600000;
     many.max_rows = 1 << 20;

@@ -1,6 +1,6 @@
-// Arithmetic, logic, comparison and conversion: one function an operation and type, chosen when an instruction
-// is decoded. Approximate operations (.approx) are computed as exactly as the host can: the hardware's last
-// bits are not imitated.
+// Arithmetic, logic, comparison and conversion: one function an operation and type, chosen when an
+// instruction is decoded. Approximate operations (.approx) are computed as exactly as the host can:
+// the hardware's last bits are not imitated.
 #include <algorithm>
 
 #include "tests/ptxsim/lanes.h"
@@ -169,7 +169,8 @@ template <class T> static void insert_bits(warp &w, const instruction &i, uint32
     }
 }
 
-// n bits of a from bit `at` on; a signed type's are extended by their highest, or by a's where they end behind it.
+// n bits of a from bit `at` on; a signed type's are extended by their highest, or by a's where they
+// end behind it.
 template <class T> static inline T extracted(T a, uint32_t at, uint32_t n)
 {
     constexpr uint32_t BITS = sizeof(T) * 8;
@@ -378,7 +379,8 @@ template <class D> static inline D integer_of(double x)
     return x <= low ? std::numeric_limits<D>::min() : x >= high ? std::numeric_limits<D>::max() : (D)x;
 }
 
-// Sources may lie in wider registers than their type, and results in wider ones: sign-extended there.
+// Sources may lie in wider registers than their type, and results in wider ones: sign-extended
+// there.
 template <class D, class S> static void run_convert(warp &w, const instruction &i, uint32_t lanes)
 {
     for (int l = 0; l < LANES; l++) {

@@ -1,4 +1,5 @@
-// Kernels' budgets: what their traffic was and what ptxas said of their registers, beside a checked-in table.
+// Kernels' budgets: what their traffic was and what ptxas said of their registers, beside a
+// checked-in table.
 #include <cxxabi.h>
 
 #include <algorithm>
@@ -89,7 +90,8 @@ static budgets measured()
     return all;
 }
 
-// What `ptxas -v` printed: "Compiling entry function 'k' for 'sm_80'", then its spills, then "Used 40 registers".
+// What `ptxas -v` printed: "Compiling entry function 'k' for 'sm_80'", then its spills, then "Used
+// 40 registers".
 static void read_ptxas(const char *path, budgets &all)
 {
     std::ifstream in(path);

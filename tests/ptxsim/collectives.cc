@@ -3,7 +3,8 @@
 
 namespace ptxsim {
 
-// src: value, b, c, members. c: bits 0-4 the clamp, bits 8-12 the mask that cuts the warp into segments.
+// src: value, b, c, members. c: bits 0-4 the clamp, bits 8-12 the mask that cuts the warp into
+// segments.
 void run_shuffle(warp &w, const instruction &i, uint32_t lanes)
 {
     const uint32_t *a = lanes_of<uint32_t>(w, i.src[0]);
@@ -53,10 +54,9 @@ void run_warp_barrier(warp &w, const instruction &, uint32_t lanes)
         fail_at(w, 0, "too many warp barriers between two block barriers");
 }
 
-// D [16, 8] = A [16, DEPTH] B [DEPTH, 8] + C, f32 sums. Registers: PTX ISA, "Matrix Fragments for mma.m16n8k16", and
-// m16n8k8, which has their first halves.
-// The products are exact; their sum is rounded once, which no hardware promises: results agree with it to the
-// rounding of f32 sums.
+// D [16, 8] = A [16, DEPTH] B [DEPTH, 8] + C, f32 sums. Registers: PTX ISA, "Matrix Fragments for
+// mma.m16n8k16", and m16n8k8, which has their first halves. The products are exact; their sum is
+// rounded once, which no hardware promises: results agree with it to the rounding of f32 sums.
 template <int DEPTH, float VALUE(uint16_t)> static void run_mma(warp &w, const instruction &i, uint32_t)
 {
     enum { A = DEPTH / 4, B = DEPTH / 8 }; // registers

@@ -77,7 +77,8 @@ bool ptxsim_every_form_was_run()
     for (const auto &m : all_modules())
         for (const auto &k : m->kernels)
             for (const instruction &i : k.second->code) {
-                // The end of a kernel is not written down; and who runs a trap does not come back to ask.
+                // The end of a kernel is not written down; and who runs a trap does not come back
+                // to ask.
                 if (!i.form || i.run == run_trap) continue;
                 if (i.executed) run.insert(*i.form);
                 else missing.emplace(*i.form, k.second.get());

@@ -1,5 +1,5 @@
-// The calls of cuBLASLt that cuda/ makes, in the place of the library: plain sums on the host, and every argument
-// looked at. What does not fit ends the process, as a kernel's mistakes do.
+// The calls of cuBLASLt that cuda/ makes, in the place of the library: plain sums on the host, and
+// every argument looked at. What does not fit ends the process, as a kernel's mistakes do.
 #include "cuda/cublas.h"
 
 #include <cmath>
@@ -128,7 +128,8 @@ static cublasStatus_t preference_set(cublasLtMatmulPreference_t handle,
 
 static int64_t size_of(cudaDataType type) { return type == CUDA_R_32F ? 4 : 2; }
 
-// Operands that do not begin, or go on, at multiples of 16 bytes have no algorithm here: callers need another way.
+// Operands that do not begin, or go on, at multiples of 16 bytes have no algorithm here: callers
+// need another way.
 static bool has_algorithm(const layout &l, uint32_t alignment)
 {
     return alignment >= 16 && l.ld * size_of(l.type) % 16 == 0;
@@ -140,8 +141,8 @@ static layout aux_layout(const desc &d, const layout &out)
     return {LAYOUT, out.type, out.rows, out.cols, d.aux_ld};
 }
 
-// As the library says of the slope of GELU: a distance between columns that is a multiple of 8, in 16 bits. Without
-// the operand's pointer it would choose for one that is aligned to nothing.
+// As the library says of the slope of GELU: a distance between columns that is a multiple of 8, in
+// 16 bits. Without the operand's pointer it would choose for one that is aligned to nothing.
 static bool has_epilogue(const desc &d, const layout &out)
 {
     if (d.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return true;

@@ -1,5 +1,6 @@
-// Instructions: operands by their syntax, actions by their names. What is not here is refused by name, never
-// guessed: among it atomics on global memory and branches to computed places, which the project's kernels do without.
+// Instructions: operands by their syntax, actions by their names. What is not here is refused by
+// name, never guessed: among it atomics on global memory and branches to computed places, which the
+// project's kernels do without.
 #include <algorithm>
 #include <set>
 #include <sstream>
@@ -226,7 +227,8 @@ void body::decode_address_space(const vector<string> &m, instruction &i)
 
 // ---- one instruction ----
 
-// Alike for all instructions that are decoded alike. Kept as long as the process lives: modules are, too.
+// Alike for all instructions that are decoded alike. Kept as long as the process lives: modules
+// are, too.
 static const string *form_of(const string &full, const instruction &i)
 {
     static auto *forms = new std::set<string>; // kernels register before main

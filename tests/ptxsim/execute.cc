@@ -1,8 +1,9 @@
 // The scheduler: see execute.h.
 //
-// Lanes that part ways are run in groups, the group at the lowest address first, until a branch or the place where
-// another group stands: so they meet again as early as the code allows. A lane that comes to a collective or a
-// barrier waits there for the lanes that it needs; when nobody can run on, the program is wrong.
+// Lanes that part ways are run in groups, the group at the lowest address first, until a branch or
+// the place where another group stands: so they meet again as early as the code allows. A lane that
+// comes to a collective or a barrier waits there for the lanes that it needs; when nobody can run
+// on, the program is wrong.
 #include "tests/ptxsim/execute.h"
 
 #include <chrono>

@@ -1,6 +1,6 @@
-// Running kernels: blocks one after another, their warps interleaved by a seed, lanes of a warp in step as
-// long as they agree on the way. What goes wrong ends the process with a message: source line, kernel, block,
-// thread, instruction.
+// Running kernels: blocks one after another, their warps interleaved by a seed, lanes of a warp in
+// step as long as they agree on the way. What goes wrong ends the process with a message: source
+// line, kernel, block, thread, instruction.
 #pragma once
 
 #include <cstdint>
@@ -73,9 +73,9 @@ inline stamp stamp_of_warp(const warp &w)
     return stamp_of(w.in->turn, w.in->barriers, (uint32_t)w.number, w.warp_barriers);
 }
 
-// Runs a launch to its end. False: no GPU would take this configuration. `early`: blocks may start while the kernel before
-// is at work, so that until they have waited for it (griddepcontrol.wait), which every thread must, they may write no
-// global memory, nor read what that kernel has written.
+// Runs a launch to its end. False: no GPU would take this configuration. `early`: blocks may start
+// while the kernel before is at work, so that until they have waited for it (griddepcontrol.wait),
+// which every thread must, they may write no global memory, nor read what that kernel has written.
 bool launch(kernel &k, dim grid, dim size, size_t dynamic_shared_bytes, void *const *arguments, bool early);
 
 // How warps take turns from now on; the order of blocks too.

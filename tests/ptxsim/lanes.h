@@ -1,5 +1,5 @@
-// Values in registers, and loops over lanes, for the operations. A register holds 4 or 8 bytes a lane; values of
-// fewer bits lie in the low ones; what is above them does not matter.
+// Values in registers, and loops over lanes, for the operations. A register holds 4 or 8 bytes a
+// lane; values of fewer bits lie in the low ones; what is above them does not matter.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,8 @@ template <class T> inline slot<T> bits_from(T v)
     return bits;
 }
 
-// d = f(a) for the lanes. All lanes at once is the common case, which the compiler turns into vectors.
+// d = f(a) for the lanes. All lanes at once is the common case, which the compiler turns into
+// vectors.
 template <class D, class A, class F>
 inline void each(warp &w, const instruction &i, uint32_t lanes, F f)
 {

@@ -1,8 +1,10 @@
-// Memory under watch: every byte knows whether it was written, and who touched it last in this launch.
+// Memory under watch: every byte knows whether it was written, and who touched it last in this
+// launch.
 //
-// Two accesses race if one of them writes, they touch a byte in common, and nothing orders them. Threads of
-// different blocks are never ordered within a launch; threads of a block are by a block barrier between the two;
-// threads of a warp by a warp barrier too. This is checked as kernels run, on every byte.
+// Two accesses race if one of them writes, they touch a byte in common, and nothing orders them.
+// Threads of different blocks are never ordered within a launch; threads of a block are by a block
+// barrier between the two; threads of a warp by a warp barrier too. This is checked as kernels run,
+// on every byte.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +14,12 @@
 
 namespace ptxsim {
 
-// Who: block 24 bits, block barriers passed 16, warp 6, warp barriers passed since 12, lane 6. 0: nobody.
+// Who: block 24 bits, block barriers passed 16, warp 6, warp barriers passed since 12, lane 6. 0:
+// nobody.
 using stamp = uint64_t;
 stamp stamp_of(uint32_t block, uint32_t barriers, uint32_t warp, uint32_t warp_barriers);
-// Atomics of one block do not race with each other: to the shadow they are all one thread's. Between them and any
-// other access there has to be a block barrier.
+// Atomics of one block do not race with each other: to the shadow they are all one thread's.
+// Between them and any other access there has to be a block barrier.
 stamp stamp_of_atomics(uint32_t block, uint32_t barriers);
 enum { MAX_BARRIERS = 0xFFFF, MAX_WARP_BARRIERS = 0xFFF, MAX_BLOCKS = 0xFFFFFE };
 struct stamp_fields { uint32_t block; int32_t warp, lane; }; // -1: several, or atomics
@@ -24,7 +27,8 @@ stamp_fields fields_of(stamp s);
 
 enum byte_state : uint8_t { BYTE_UNWRITTEN = 0, BYTE_WRITTEN, BYTE_IN_FLIGHT, BYTE_OUTSIDE };
 
-// Bytes that are zero at first. Those that nobody touches take no memory: so a tensor may be larger than the machine.
+// Bytes that are zero at first. Those that nobody touches take no memory: so a tensor may be larger
+// than the machine.
 class sparse_bytes {
 public:
     explicit sparse_bytes(size_t bytes);

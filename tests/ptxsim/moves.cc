@@ -1,5 +1,5 @@
-// Moves, loads and stores. Every access to memory is checked here: its place, its alignment, that what is read
-// was written, and that nobody else is at it.
+// Moves, loads and stores. Every access to memory is checked here: its place, its alignment, that
+// what is read was written, and that nobody else is at it.
 #include "tests/ptxsim/lanes.h"
 #include "tests/ptxsim/traffic.h"
 
@@ -282,8 +282,8 @@ void run_copy_wait(warp &w, const instruction &i, uint32_t lanes)
     }
 }
 
-// ---- ldmatrix: count 8 x 8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8;
-// mode: transposed ----
+// ---- ldmatrix: count 8 x 8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l
+// / 8; mode: transposed ----
 
 void run_ldmatrix(warp &w, const instruction &i, uint32_t)
 {

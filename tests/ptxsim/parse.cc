@@ -1,5 +1,5 @@
-// From the text of a PTX module to kernels: directives, declarations, names. Instructions are decoded in
-// decode.cc.
+// From the text of a PTX module to kernels: directives, declarations, names. Instructions are
+// decoded in decode.cc.
 #include "tests/ptxsim/parse.h"
 
 #include <cctype>
@@ -288,7 +288,8 @@ void body::statement(const string &first, int32_t line)
     decode(op, i);
 }
 
-// Where code of sm_90 waits for the kernel before it, older code has a label that says so (cuda/gpu.cuh).
+// Where code of sm_90 waits for the kernel before it, older code has a label that says so
+// (cuda/gpu.cuh).
 void body::label(const string &name, int32_t line)
 {
     labels[name] = (int32_t)k.code.size();

@@ -1,8 +1,8 @@
-// A parsed PTX module: what the parser makes and the executor runs. Immutable while kernels run, except
-// for each instruction's `executed` flag (coverage) and its tallies of memory traffic.
+// A parsed PTX module: what the parser makes and the executor runs. Immutable while kernels run,
+// except for each instruction's `executed` flag (coverage) and its tallies of memory traffic.
 //
-// Every register, immediate and special register of a kernel has a place in one register file a warp: 32
-// lanes of 4 bytes (types up to 32 bits, and predicates) or of 8.
+// Every register, immediate and special register of a kernel has a place in one register file a
+// warp: 32 lanes of 4 bytes (types up to 32 bits, and predicates) or of 8.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,8 @@ struct warp;
 struct instruction;
 using action = void (*)(warp &, const instruction &, uint32_t lanes);
 
-// Of requests to memory: units moved, and those that the bytes asked for need at best. See traffic.h.
+// Of requests to memory: units moved, and those that the bytes asked for need at best. See
+// traffic.h.
 struct tally { uint64_t taken = 0, least = 0; };
 
 struct instruction {
@@ -95,8 +96,8 @@ enum special_register {
 // Dynamic shared memory begins here.
 size_t dynamic_shared_offset(const kernel &k);
 
-// The module of a PTX text; an instruction that is not known, and whatever else cannot be understood, ends the
-// process with a message that names it. Modules live as long as the process.
+// The module of a PTX text; an instruction that is not known, and whatever else cannot be
+// understood, ends the process with a message that names it. Modules live as long as the process.
 module *load_module(const std::string &text);
 const std::vector<std::unique_ptr<module>> &all_modules();
 

@@ -1,5 +1,6 @@
-// The CUDA runtime's functions that nvcc's objects and cuda/ call, on the interpreter. Copies to the host
-// arrive when the stream is synchronized and not before: whoever reads them earlier reads what was there.
+// The CUDA runtime's functions that nvcc's objects and cuda/ call, on the interpreter. Copies to
+// the host arrive when the stream is synchronized and not before: whoever reads them earlier reads
+// what was there.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 
@@ -115,8 +116,8 @@ static bool forbidden()
     return captures;
 }
 
-// The GPU that the thread works on gets a context by any call that needs one, hundreds of megabytes of it; nobody has
-// asked for one where no stream was made.
+// The GPU that the thread works on gets a context by any call that needs one, hundreds of megabytes
+// of it; nobody has asked for one where no stream was made.
 static void need_context(const char *what)
 {
     const runtime &r = the_runtime();
@@ -147,7 +148,8 @@ static size_t own_shared_bytes(const kernel &k)
     return bytes;
 }
 
-// Stream 0 is that of the GPU that the thread works on. Nothing orders it and streams that were made with flags.
+// Stream 0 is that of the GPU that the thread works on. Nothing orders it and streams that were
+// made with flags.
 static bool usable(cudaStream_t stream)
 {
     if (!stream && the_runtime().n_streams > 0) fail("stream 0 is used beside others, which do not wait for it");
@@ -203,7 +205,8 @@ static cudaError_t run(const void *stub, dim3 grid, dim3 size, void **arguments,
 
 extern "C" {
 
-// A fat binary: a header, then entries of a kind (1: PTX), their header's size, their size and flags.
+// A fat binary: a header, then entries of a kind (1: PTX), their header's size, their size and
+// flags.
 void **__cudaRegisterFatBinary(void *wrapper)
 {
     enum { PTX = 1 };

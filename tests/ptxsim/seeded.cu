@@ -1,5 +1,5 @@
-/* Kernels that are wrong, one bug each, and one that is right: so that the interpreter's checks cannot rot. See
- * test_ptxsim.cc, which says what each has to be told. */
+/* Kernels that are wrong, one bug each, and one that is right: so that the interpreter's checks
+ * cannot rot. See test_ptxsim.cc, which says what each has to be told. */
 #include "cuda/gpu.cuh"
 #include "tests/ptxsim/ptxsim.h"
 #include "tests/ptxsim/seeded.h"
@@ -93,7 +93,8 @@ static int compiled_for(void)
 bool seeded_has_tensor_cores(void) { return compiled_for() >= 75; }
 bool seeded_copies_are_async(void) { return compiled_for() >= 80; }
 
-/* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last ---- */
+/* ---- wrong, each in its way; n = 64 threads, x [64] of which the host wrote all but the last
+ * ---- */
 
 __global__ void bug_kernel(enum seeded_bug bug, int *x, int n)
 {

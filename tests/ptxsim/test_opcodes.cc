@@ -1,5 +1,5 @@
-// The interpreter's instructions: one case each, or more, with results that are known without it; and no kernel of
-// cuda/ has an instruction without a case.
+// The interpreter's instructions: one case each, or more, with results that are known without it;
+// and no kernel of cuda/ has an instruction without a case.
 #include <cmath>
 #include <cstdarg>
 #include <csetjmp>
@@ -31,10 +31,11 @@ static string module_text(const string &body)
            "ld.param.u64 %rd0, [k_param_0];\n" + body + "ret;\n}\n";
 }
 
-// ---- one thread: memory and parameters hold {0, a, b, c}; so do registers 1 to 3 of each type ----
+// ---- one thread: memory and parameters hold {0, a, b, c}; so do registers 1 to 3 of each type
+// ----
 
-// The result: register 8 of a type, s f r d D (f64) p; or all of the registers 4 to 7 of a type, S F R, or all of
-// memory, M, of which `want` is the hash.
+// The result: register 8 of a type, s f r d D (f64) p; or all of the registers 4 to 7 of a type, S
+// F R, or all of memory, M, of which `want` is the hash.
 struct operation { const char *text; char result; uint64_t a, b, c, want; };
 
 static uint64_t f(float x)
@@ -456,7 +457,8 @@ static float f16_of(uint32_t bits) // of 0, 1, 2 and -3 alone
     return bits == 0x3C00 ? 1 : bits == 0x4000 ? 2 : bits == 0xC200 ? -3 : 0;
 }
 
-// PTX ISA, "Matrix Fragments for mma.m16n8k16" and m16n8k8: element i of a lane's registers of A (row, column).
+// PTX ISA, "Matrix Fragments for mma.m16n8k16" and m16n8k8: element i of a lane's registers of A
+// (row, column).
 static uint32_t half_of(const uint32_t *registers, int i) { return registers[i / 2] >> i % 2 * 16 & 0xFFFF; }
 
 static void product_of(const thread_words *all, int thread, uint32_t out[RESULTS], int depth, float value(uint32_t))
@@ -535,8 +537,8 @@ static void own_two_and_zeros(const thread_words *all, int t, uint32_t out[RESUL
     memcpy(out, all[t].in, 8);
 }
 
-// %r13: the thread; %r16: its lane; %rd1: its words; %r15: shared memory; %rd2 and %r14: the thread's 16 bytes of it;
-// %p1: is the thread's number odd?
+// %r13: the thread; %r16: its lane; %rd1: its words; %r15: shared memory; %rd2 and %r14: the
+// thread's 16 bytes of it; %p1: is the thread's number odd?
 static const struct { const char *text; answer want; } together[] = {
     {"shfl.sync.bfly.b32 %r9, %r1, 5, 31, -1; mov.u32 %r10, 1;", from_xor_5},
     {"shfl.sync.bfly.b32 %r9|%p2, %r1, 5, 31, -1; selp.u32 %r10, 1, 0, %p2;", from_xor_5},
@@ -576,7 +578,8 @@ static const struct { const char *text; answer want; } together[] = {
     {"mov.u32 %r9, 1;", yes},
 };
 
-// 16-bit halves that are 0, 1, 2 and -3, in bf16 or f16: as operands of products they give exact sums.
+// 16-bit halves that are 0, 1, 2 and -3, in bf16 or f16: as operands of products they give exact
+// sums.
 static void fill(thread_words *all, bool f16)
 {
     static const uint32_t bf16_bits[] = {0, 0x3F80, 0x4000, 0xC040}, f16_bits[] = {0, 0x3C00, 0x4000, 0xC200};
@@ -654,7 +657,8 @@ static void test_what_is_not_known_is_named(void **)
     assert_true(left_out.find("'abs.s64' was never run; the kernel k has it") != string::npos);
 }
 
-// Last: the kernels of cuda/ are in this program, and none of them was run; what they are made of was, above.
+// Last: the kernels of cuda/ are in this program, and none of them was run; what they are made of
+// was, above.
 static void test_every_form_has_a_case(void **) { assert_true(ptxsim_every_form_was_run()); }
 
 int main()

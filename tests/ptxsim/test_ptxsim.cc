@@ -1,4 +1,5 @@
-// The interpreter itself: bugs that it has to find, and what it counts. Its instructions are test_opcodes.cc's.
+// The interpreter itself: bugs that it has to find, and what it counts. Its instructions are
+// test_opcodes.cc's.
 #include <csetjmp>
 #include <cstdarg>
 #include <cstddef>
@@ -117,7 +118,8 @@ static struct ptxsim_traffic added(void (*run)(int), int stride, const char *ker
             b.least_sectors - a.least_sectors};
 }
 
-// 32 stores of a whole row of banks, and the load: of 4 bytes by the whole warp, of 16 by its quarters.
+// 32 stores of a whole row of banks, and the load: of 4 bytes by the whole warp, of 16 by its
+// quarters.
 static void test_bank_conflicts_are_counted(void **)
 {
     static const struct { int stride; uint64_t wavefronts; } cases[] = {{0, 1}, {1, 1}, {8, 8}, {32, 32}, {3, 1}};
@@ -141,7 +143,8 @@ static void test_copies_and_matrices_are_counted(void **)
 {
     if (!seeded_copies_are_async()) skip();
     struct ptxsim_traffic t = added(run_product, 0, "product_kernel");
-    // Copies: 4 + 2 quarters of a warp. ldmatrix: 4 matrices, twice the least. Two loads of 8 rows of 16 bytes each.
+    // Copies: 4 + 2 quarters of a warp. ldmatrix: 4 matrices, twice the least. Two loads of 8 rows
+    // of 16 bytes each.
     assert_int_equal(t.least_wavefronts, 6 + 4 + 2);
     assert_int_equal(t.wavefronts, 6 + 8 + 4);
     // In: 512 and 256 bytes. Out: 4 stores, each of 8 rows of 16 bytes, one row a sector.
@@ -179,7 +182,8 @@ static void write_text(const char *path, const char *text)
     fclose(f);
 }
 
-// In a child, which exits with 1 when budgets are exceeded. The stride: a load of 32 sectors for 4, and a store of 4.
+// In a child, which exits with 1 when budgets are exceeded. The stride: a load of 32 sectors for 4,
+// and a store of 4.
 static void check_budgets(int with_report)
 {
     seeded_strides(8);

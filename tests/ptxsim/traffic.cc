@@ -7,8 +7,9 @@ namespace ptxsim {
 
 enum { BANKS = 32, BANK_BYTES = 4, SECTOR_BYTES = 32 };
 
-// The most different units that lanes [from, to) want of one bank; 0: none of them takes part. A unit is what
-// one lane gets at once, so as many lanes as there are units in a row of banks are served together.
+// The most different units that lanes [from, to) want of one bank; 0: none of them takes part. A
+// unit is what one lane gets at once, so as many lanes as there are units in a row of banks are
+// served together.
 static uint64_t wavefronts_of(const request &r, int from, int to, uint64_t unit)
 {
     int8_t head[BANKS], next[LANES];
